@@ -1,0 +1,45 @@
+"""A client of containerd's CRI socket, as thin as one can be."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import grpc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from google.protobuf.message import Message
+
+DEFAULT_TIMEOUT_S = 120  # kubelet's runtimeRequestTimeout
+
+Reply = TypeVar("Reply", bound="Message")
+
+
+class Cri:
+    """Calls of runtime.v1.RuntimeService on one socket; an answer of failure is a grpc.RpcError."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.insecure_channel(f"unix://{socket}")
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._channel.close()
+
+    def call(
+        self,
+        method: str,
+        request: Message,
+        reply: type[Reply],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Reply:
+        """Call *method* and wait for its answer, connecting again first where that is needed."""
+        call = self._channel.unary_unary(
+            f"/runtime.v1.RuntimeService/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        answer: Reply = call(request, timeout=timeout_s, wait_for_ready=True)
+        return answer

@@ -1,0 +1,272 @@
+"""A throwaway Kubernetes node: Debian's containerd, runc and CRIU in namespaces of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Self
+
+from grit_runtime.proto import cri_pb2
+from integration import images, keeper, rootfs
+from integration.cri import Cri
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from integration.network import Connection, Network
+    from integration.rootfs import Edition
+
+CHECKPOINT_ROOT = Path("/mnt/grit-agent")
+RUNC = "/usr/sbin/runc"
+ENVIRONMENT = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 60
+LOG_TAIL_BYTES = 16_384
+
+RUNTIME_LAUNCHER = """\
+#!{python} -ISE
+import sys
+
+sys.path.append("{site_packages}")
+from grit_runtime.oci.main import main
+
+sys.exit(main(sys.argv, "{runc}"))
+"""
+CLI_LAUNCHER = """\
+#!{python} -I
+import sys
+
+from grit_runtime.cli.main import main
+
+sys.exit(main())
+"""
+
+
+class LostNodeError(Exception):
+    """The node itself ended, or never came to be: nothing is known about what was tested on it."""
+
+
+class Node:
+    """One node, from entering its context to leaving it; nothing of it stays behind."""
+
+    def __init__(self, edition: Edition, *, name: str, network: Network) -> None:
+        self.edition = edition
+        self.name = name
+        self.network = network
+        self.id = f"{keeper.NAME_PREFIX}{name}-{secrets.token_hex(4)}"
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            lower = stack.enter_context(rootfs.use(self.edition))
+            self.pid = self._start_keeper(lower)
+            stack.callback(self._stop_keeper)
+            self.root = Path(f"/proc/{self.pid}/root")
+            self.connection = self.network.connect(self.pid)
+            self._configure()
+            self._install_project()
+            self.start_containerd()
+            self.cri = Cri(self.root / "run/containerd/containerd.sock")
+            stack.callback(self.cri.close)
+            self._wait_until_ready()
+            for image in images.ensure(self.edition, lower):
+                self._import_image(image)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 -- as in subprocess.run
+        timeout_s: float = 60,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run *argv* on the node to its end, output captured apart."""
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        with self.popen(
+            argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(input, timeout=timeout_s)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        self.assert_alive()
+        done = subprocess.CompletedProcess(list(argv), process.returncode, stdout, stderr)
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"{self.name}: {' '.join(argv)} ended {done.returncode}: {stdout}{stderr}"
+            )
+        return done
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | IO[str] = subprocess.DEVNULL,
+        stdout: int | IO[str] | None = None,
+        stderr: int | IO[str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start *argv* on the node, in a process group of its own; its pid is that of the nsenter
+        which waits for it."""
+        self.assert_alive()
+        enter = ["nsenter", "--all", f"--target={self.pid}", "--", *argv]
+        return subprocess.Popen(
+            keeper.join_argv(self.id, enter, below="system"),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=ENVIRONMENT,
+            start_new_session=True,
+            text=True,
+        )
+
+    def assert_alive(self) -> None:
+        """Raise LostNodeError if the node has ended."""
+        if self._keeper.poll() is not None:
+            raise LostNodeError(f"node {self.name} ended by itself")
+
+    def start_containerd(self) -> None:
+        """Start containerd; its log is appended to /var/log/containerd.log."""
+        with (self.root / "var/log/containerd.log").open("a") as log:
+            self._containerd = self.popen(["containerd"], stdout=log, stderr=log)
+
+    def stop_containerd(self) -> None:
+        """Stop containerd alone, as an upgrade does: the shims and their containers go on."""
+        os.killpg(self._containerd.pid, signal.SIGTERM)
+        self._containerd.wait(STOP_TIMEOUT_S)
+
+    def collect_logs(self) -> str:
+        """All that may tell why a test failed, with a headline for each part."""
+        parts = [f"==== node {self.name} ({self.edition.suite}) ===="]
+        for path in self._log_paths():
+            parts += [f"---- {path.relative_to(self.root)}", _tail(path)]
+        for command in ("ps axfo pid,stat,wchan:20,cgroup:60,args", "ip addr", "cat /proc/1/mounts"):
+            parts += [f"---- {command}", self.run(command.split(), check=False).stdout]
+        return "\n".join(parts)
+
+    def _log_paths(self) -> list[Path]:
+        found = [self.root / "var/log/containerd.log"]
+        for below in ("var/log/grit", "var/log/pods"):
+            found += sorted(path for path in (self.root / below).rglob("*") if path.is_file())
+        for below in ("mnt", "run/containerd", "run/grit", "var/lib/grit"):
+            found += sorted((self.root / below).rglob("*.log"))
+        return found
+
+    def _start_keeper(self, lower: Path) -> int:
+        """The pid of the node's first process, which its keeper has started."""
+        node_dir = rootfs.CACHE / "nodes" / self.id
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-m", "integration.keeper", str(node_dir), str(lower), self.name],
+            cwd=rootfs.REPO,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # the keeper outlives an interrupt at the terminal
+            text=True,
+        )
+        assert self._keeper.stdout is not None
+        pid = self._keeper.stdout.readline()
+        if not pid:
+            raise LostNodeError(f"node {self.name} did not start: {self._keeper.communicate()[1]}")
+        return int(pid)
+
+    def _stop_keeper(self) -> None:
+        _, stderr = self._keeper.communicate(timeout=STOP_TIMEOUT_S)
+        if self._keeper.returncode != 0:
+            raise LostNodeError(f"node {self.name} left something behind: {stderr}")
+
+    def _configure(self) -> None:
+        config_dir = self.root / "etc/containerd"
+        config = Path(__file__).with_name(f"containerd-{self.edition.containerd}.toml").read_text()
+        handler = f"runtime-config/containerd-{self.edition.containerd}.toml"
+        handler = (rootfs.REPO / handler).read_text()
+        if self.edition.containerd == "1.7":
+            config += handler
+        else:
+            (config_dir / "conf.d").mkdir(parents=True, exist_ok=True)
+            (config_dir / "conf.d/grit.toml").write_text(handler)
+        (config_dir / "config.toml").write_text(config)
+        cni_dir = self.root / "etc/cni/net.d"
+        cni_dir.mkdir(parents=True, exist_ok=True)
+        (cni_dir / "10-pods.conflist").write_text(json.dumps(_pod_network(self.connection)))
+
+    def _install_project(self) -> None:
+        """Put this checkout and its two launchers where an installer would."""
+        site_packages = Path("/") / rootfs.site_packages(self.edition)
+        package = self.root / site_packages.relative_to("/") / "grit_runtime"
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(rootfs.REPO / "grit_runtime", package, ignore=ignored)
+        python = f"/usr/bin/python{self.edition.python}"
+        write_launchers(self.root, python=python, site_packages=site_packages, runc=RUNC)
+        self.run([python, "-m", "compileall", "-q", f"{site_packages}/grit_runtime"])
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._is_ready(deadline - time.monotonic()):
+            time.sleep(0.05)
+
+    def _is_ready(self, timeout_s: float) -> bool:
+        if self._containerd.poll() is not None or timeout_s < 0:
+            raise LostNodeError(f"containerd is not ready:\n{self.collect_logs()}")
+        reply = self.cri.call(
+            "Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse, timeout_s=timeout_s
+        )
+        return all(condition.status for condition in reply.status.conditions)
+
+    def _import_image(self, image: Path) -> None:
+        with image.open() as file:
+            process = self.popen(["ctr", "-n", "k8s.io", "images", "import", "-"], stdin=file)
+            if process.wait(START_TIMEOUT_S) != 0:
+                raise LostNodeError(f"node {self.name} did not take image {image.name}")
+
+
+def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) -> None:
+    """Write grit-runtime and grit for the node at *root*, whose other paths are its own."""
+    launchers = {
+        "grit-runtime": RUNTIME_LAUNCHER.format(
+            python=python, site_packages=site_packages, runc=runc
+        ),
+        "grit": CLI_LAUNCHER.format(python=f"/{rootfs.VENV}/bin/python"),
+    }
+    for name, text in launchers.items():
+        path = root / "usr/local/bin" / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+
+def _pod_network(connection: Connection) -> dict[str, object]:
+    bridge = {
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": connection.pod_subnet}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    }
+    return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, {"type": "loopback"}]}
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,445 @@
+"""Taking a checkpoint of a pod: freeze, dump, copy, seal, and the undoing of each.
+
+Every step with an effect is recorded in the pod's journal before it is taken. Whoever finds the
+journal without a living writer (the supervisor, a later grit command) undoes it with `undo`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from contextlib import suppress
+from typing import Literal, NamedTuple
+
+from grit_runtime import log
+from grit_runtime.config import Config
+from grit_runtime.errors import AlreadyExistsError, CommandError, FailedPreconditionError
+from grit_runtime.host import (
+    criu,
+    digest,
+    images,
+    journal,
+    linux,
+    overlay,
+    process,
+    rootfs_diff,
+    runc,
+)
+from grit_runtime.host import node as this_node
+from grit_runtime.host.journal import Journal
+from grit_runtime.host.runc import Runc
+from grit_runtime.model import manifest as manifests
+from grit_runtime.model.annotations import checkpoint_name
+from grit_runtime.model.manifest import Manifest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.host.containerd import Container, Pod
+
+LOG_DIR = "/var/log/grit"
+
+After = Literal["running", "frozen", "stopped"]
+
+_JOURNAL = "checkpoint.journal"
+_NO_PLUGINS_DIR = "/run/grit/no-plugins"
+_GHOST_LIMIT_BYTES = 64 << 20
+_CONTAINER_LOG_LIMIT_BYTES = 10 << 20
+
+# How long an interrupted CRIU may take to let go of its tasks by itself. Killed in the middle it
+# would leave its parasite code in them.
+_CRIU_LETS_GO_S = 30.0
+
+
+class Order(NamedTuple):
+    """What is asked: the pod with the containers meant, the checkpoint's name, what comes after."""
+
+    pod: Pod
+    name: str
+    after: After
+    replace: bool
+    pod_is_going: bool
+    containerd_version: str
+
+
+class Sealed(NamedTuple):
+    path: str
+    manifest: Manifest
+
+
+def checkpoint(order: Order, config: Config) -> Sealed:
+    """Take the checkpoint; on any failure the source runs as before and nothing is left.
+
+    Blocks for as long as the dump takes. GritError says what went wrong.
+    """
+    final_dir = _preflight(order, config)
+    held = _begin(order.pod)
+    try:
+        sealed = _take(order, config, final_dir, held)
+    except BaseException:
+        undo(held)
+        raise
+    if order.after == "frozen":
+        held.close()
+    else:
+        _end(held)
+    return sealed
+
+
+def undo(held: Journal) -> None:
+    """Take back what the journal records, newest first; a stop that had begun is completed."""
+    steps = held.steps()
+    if steps:
+        begin = steps[0]
+        tool = Runc("runc", ("--root", begin["runc_root"]), begin["token"])
+        process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S)
+        stopping = any(step["step"] == "stop" for step in steps)
+        for step in reversed(steps):
+            match step["step"]:
+                case "freeze" if stopping:
+                    runc.stop(tool, step["container"])
+                case "freeze":
+                    runc.resume(tool, step["container"])
+                case "directory":
+                    shutil.rmtree(step["path"], ignore_errors=True)
+    _end(held)
+
+
+def recover() -> list[str]:
+    """Undo every checkpoint whose engine has died; the journals that were undone."""
+    return [path for path in journal.beneath(journal.PODS_DIR, f"*/{_JOURNAL}") if _recover_one(path)]
+
+
+def supervise(path: str) -> None:
+    """Wait for the engine that writes the journal at *path*, and undo it if the engine has died."""
+    _recover_one(path, wait=True)
+
+
+def resume(pod: Pod) -> None:
+    """Let a pod that a checkpoint left frozen run on; FailedPreconditionError if none did."""
+    held = journal.adopt(_journal_path(pod))
+    if held is None:
+        raise FailedPreconditionError(
+            f"pod {pod.namespace}/{pod.name} is not held frozen by a checkpoint"
+        )
+    undo(held)
+
+
+def _preflight(order: Order, config: Config) -> str:
+    """The directory that the checkpoint will get; refuses what could not end well."""
+    pod = order.pod
+    name = f"pod {pod.namespace}/{pod.name}"
+    if order.after == "stopped" and pod.is_kubelets and not order.pod_is_going:
+        raise FailedPreconditionError(
+            f"{name}: kubelet restarts what stops in it; delete the pod and say --pod-is-going, "
+            "or use --after frozen"
+        )
+    for container in pod.containers:
+        if container.state not in ("running", "exited"):
+            raise FailedPreconditionError(
+                f"{name}: container {container.name} is {container.state}, expected running"
+            )
+    if not _running(pod):
+        raise FailedPreconditionError(f"{name}: no container is running")
+    final_dir = f"{config.checkpoint_root}/{pod.namespace}/{checkpoint_name(order.name)}"
+    if os.path.lexists(final_dir) and not order.replace:
+        raise AlreadyExistsError(f"checkpoint {final_dir} exists; choose another name or --replace")
+    return final_dir
+
+
+def _begin(pod: Pod) -> Journal:
+    """The pod's journal, with the supervisor watching it."""
+    path = _journal_path(pod)
+    left = journal.adopt(path)
+    if left is not None:
+        if _is_frozen(left):
+            left.close()
+            raise FailedPreconditionError(
+                f"pod {pod.namespace}/{pod.name} is held frozen by a checkpoint; "
+                "run grit resume first"
+            )
+        undo(left)
+    held = journal.begin(path)
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0)
+    os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "grit_runtime.cli.main", "recover", "--wait", path],
+        os.environ,
+        file_actions=[null, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)],
+        setsid=True,
+    )
+    return held
+
+
+def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed:
+    timeline = log.Timeline()
+    token = secrets.token_hex(8)
+    tool = Runc("runc", ("--root", config.runc_root), token)
+    running = _running(order.pod)
+    staging_dir = f"{os.path.dirname(final_dir)}/.{order.name}.{token}"
+    work_dir = f"{journal.PODS_DIR}/{order.pod.sandbox_id}/dump"
+
+    held.record("begin", token=token, runc_root=config.runc_root)
+    for path in (staging_dir, work_dir):
+        held.record("directory", path=path)
+        os.makedirs(path, mode=0o700)
+
+    begin = time.monotonic()
+    with timeline.phase("freeze"):
+        for container in running:
+            _freeze(tool, container, held)
+    dumped = [
+        _dump(tool, order.pod, container, f"{staging_dir}/{container.name}", work_dir, timeline)
+        for container in running
+    ]
+    if order.after == "running":
+        with timeline.phase("thaw"):
+            for container in running:
+                runc.resume(tool, container.id)
+        timeline.add("frozen", seconds=time.monotonic() - begin)
+
+    exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
+    sealed = _seal(order, [*dumped, *exited], staging_dir, final_dir, token, timeline)
+    shutil.rmtree(work_dir)
+    if order.after == "frozen":
+        held.record("frozen")
+    if order.after == "stopped":
+        held.record("stop")
+        for container in running:
+            runc.stop(tool, container.id)
+    return sealed
+
+
+def _freeze(tool: Runc, container: Container, held: Journal) -> None:
+    """Freeze a container, unless somebody else holds it frozen already: then it stays so."""
+    if runc.state(tool, container.id).status == "running":
+        held.record("freeze", container=container.id)
+        runc.pause(tool, container.id)
+
+
+def _dump(
+    tool: Runc,
+    pod: Pod,
+    container: Container,
+    directory: str,
+    work_dir: str,
+    timeline: log.Timeline,
+) -> manifests.Container:
+    """Everything of one frozen container, into *directory*."""
+    bundle_dir = runc.state(tool, container.id).bundle_dir
+    images_dir = f"{directory}/checkpoint"
+    criu_dir = f"{work_dir}/{container.name}"
+    os.makedirs(criu_dir)
+    os.makedirs(images_dir)
+    with timeline.phase("dump", container=container.name) as entry:
+        # The shim unmounts the rootfs as soon as a container ends, so its place is read before.
+        upper_dir = overlay.upper_dir(f"{bundle_dir}/rootfs")
+        _criu_dump(tool, pod, container, images_dir, criu_dir)
+        entry["size_bytes"] = _size_bytes(images_dir)
+    with timeline.phase("rw layer", container=container.name) as entry:
+        entry["size_bytes"] = rootfs_diff.save(upper_dir, f"{directory}/rootfs-diff.tar").size_bytes
+    for name in ("dump.log", "stats-dump"):
+        shutil.copyfile(f"{criu_dir}/{name}", f"{directory}/{name}")
+    _copy_log(container.log_path, f"{directory}/container.log")
+    shutil.copyfile(f"{bundle_dir}/config.json", f"{directory}/spec.dump")
+    _write_json(f"{directory}/config.dump", _config_dump(container))
+    _write_json(f"{directory}/status.dump", _status_dump(container))
+    return _described(container, images_dir)
+
+
+def _criu_dump(
+    tool: Runc, pod: Pod, container: Container, images_dir: str, criu_dir: str
+) -> None:
+    os.makedirs(_NO_PLUGINS_DIR, mode=0o700, exist_ok=True)
+    flags = ["--leave-running", "--file-locks", "--image-path", images_dir, "--work-path", criu_dir]
+    # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
+    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}"]
+    if "link-remap" in runc.checkpoint_flags(tool):
+        flags.append("--link-remap")  # runc that has the flag sends "off" without it
+    else:
+        lines.append("link-remap")
+    config_path = f"{criu_dir}/criu.conf"
+    criu.write_config(config_path, lines)
+    try:
+        tool.call("checkpoint", *flags, container.id, env={"CRIU_CONFIG_FILE": config_path})
+    except CommandError as error:
+        reason = criu.decisive_line(f"{criu_dir}/dump.log") or str(error)
+        kept = _keep_log(f"{criu_dir}/dump.log", pod, container)
+        raise CommandError(
+            f"container {container.name}: dump failed: {reason}{_disk_full(images_dir)}; see {kept}"
+        ) from None
+
+
+def _seal(
+    order: Order,
+    containers: list[manifests.Container],
+    staging_dir: str,
+    final_dir: str,
+    token: str,
+    timeline: log.Timeline,
+) -> Sealed:
+    """Digest everything, write the manifest last, and give the directory its name."""
+    with timeline.phase("digest") as entry:
+        files = digest.tree(staging_dir)
+        entry["size_bytes"] = sum(file.size_bytes for file in files)
+    tool = Runc("runc", (), token)
+    manifest = Manifest(
+        version=manifests.VERSION,
+        name=order.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        pod=manifests.Pod(
+            order.pod.namespace, order.pod.name, order.pod.uid, order.pod.sandbox_id
+        ),
+        containers=tuple(containers),
+        files=tuple(files),
+        node=this_node.facts(
+            token, runc=runc.version(tool), containerd=order.containerd_version
+        ),
+        options=manifests.Options(
+            file_locks=True, link_remap=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES
+        ),
+        timeline=manifests.phases(timeline.phases),
+    )
+    with timeline.phase("seal"):
+        with open(f"{staging_dir}/{manifests.FILE_NAME}", "xb") as file:
+            file.write(manifests.dump(manifest))
+        linux.sync_filesystem(staging_dir)
+        if os.path.lexists(final_dir):
+            linux.exchange(staging_dir, final_dir)
+            shutil.rmtree(staging_dir)
+        else:
+            os.rename(staging_dir, final_dir)
+        linux.sync_filesystem(os.path.dirname(final_dir))
+    return Sealed(final_dir, manifest)
+
+
+def _described(container: Container, images_dir: str) -> manifests.Container:
+    """What the images say of the container, for people and for the restore's checks."""
+    dump = images.read(images_dir)
+    return _manifest_container(
+        container,
+        processes=len(dump.tasks),
+        mounts=tuple(
+            manifests.Mount(key=mount.key, destination=mount.destination)
+            for mount in dump.mounts
+            if mount.key
+        ),
+    )
+
+
+def _exited(container: Container) -> manifests.Container:
+    return _manifest_container(container, processes=0, mounts=())
+
+
+def _manifest_container(
+    container: Container, *, processes: int, mounts: tuple[manifests.Mount, ...]
+) -> manifests.Container:
+    return manifests.Container(
+        name=container.name,
+        id=container.id,
+        state=container.state,
+        exit_code=container.exit_code if container.state == "exited" else None,
+        image=container.image,
+        image_digest=container.image_digest,
+        processes=processes,
+        mounts=mounts,
+    )
+
+
+def _config_dump(container: Container) -> dict[str, object]:
+    """checkpointctl's config.dump (checkpoint-restore/checkpointctl lib/metadata.go)."""
+    return {
+        "id": container.id,
+        "name": container.name,
+        "rootfsImage": container.image,
+        "rootfsImageRef": container.image_digest,
+        "rootfsImageName": container.image,
+        "runtime": "io.containerd.runc.v2",
+        "createdTime": _rfc3339(container.created_ns),
+        "checkpointedTime": _rfc3339(time.time_ns()),
+        "restoredTime": "0001-01-01T00:00:00Z",
+        "restored": False,
+    }
+
+
+def _status_dump(container: Container) -> dict[str, object]:
+    """checkpointctl's status.dump: containerd's container status (the same file)."""
+    return {
+        "CreatedAt": container.created_ns,
+        "StartedAt": container.started_ns,
+        "FinishedAt": 0,
+        "ExitCode": 0,
+        "Pid": 0,
+        "Reason": "",
+        "Message": "",
+    }
+
+
+def _copy_log(source: str, target: str) -> None:
+    """The last whole lines of the container's log, 10 MiB at most."""
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb") as log_file, open(target, "xb") as out:
+        size = os.fstat(fd).st_size
+        if size > _CONTAINER_LOG_LIMIT_BYTES:
+            log_file.seek(size - _CONTAINER_LOG_LIMIT_BYTES)
+            log_file.readline()
+        shutil.copyfileobj(log_file, out)
+
+
+def _keep_log(dump_log: str, pod: Pod, container: Container) -> str:
+    kept = f"{LOG_DIR}/{pod.namespace}/{pod.name}/{container.name}/dump.log"
+    os.makedirs(os.path.dirname(kept), mode=0o700, exist_ok=True)
+    if os.path.exists(dump_log):  # runc can fail before CRIU has begun
+        shutil.copyfile(dump_log, kept)
+    return kept
+
+
+def _disk_full(directory: str) -> str:
+    room = os.statvfs(directory)
+    full = room.f_bavail * room.f_frsize < 1 << 20
+    return f" (no space left on the filesystem of {directory})" if full else ""
+
+
+def _recover_one(path: str, *, wait: bool = False) -> bool:
+    held = journal.adopt(path, wait=wait)
+    if held is None:
+        return False
+    if _is_frozen(held):
+        held.close()
+        return False
+    undo(held)
+    return True
+
+
+def _is_frozen(held: Journal) -> bool:
+    return any(step["step"] == "frozen" for step in held.steps())
+
+
+def _journal_path(pod: Pod) -> str:
+    return f"{journal.PODS_DIR}/{pod.sandbox_id}/{_JOURNAL}"
+
+
+def _end(held: Journal) -> None:
+    held.end()
+    with suppress(OSError):  # the pod may have other state
+        os.rmdir(os.path.dirname(held.path))
+
+
+def _running(pod: Pod) -> list[Container]:
+    return [container for container in pod.containers if container.state == "running"]
+
+
+def _size_bytes(directory: str) -> int:
+    return sum(entry.stat().st_size for entry in os.scandir(directory))
+
+
+def _write_json(path: str, value: dict[str, object]) -> None:
+    with open(path, "x", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+
+
+def _rfc3339(time_ns: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 10**9))

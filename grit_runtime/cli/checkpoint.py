@@ -1,0 +1,55 @@
+import json
+from typing import cast
+
+import click
+
+from grit_runtime import checkpoint as engine
+from grit_runtime import config, restore
+from grit_runtime.host.containerd import Containerd
+from grit_runtime.model.manifest import plain
+
+
+@click.command()
+@click.argument("target")
+@click.option("--name", help="Name of the checkpoint; the pod's name if not given.")
+@click.option(
+    "--after",
+    type=click.Choice(["running", "frozen", "stopped"]),
+    default="running",
+    show_default=True,
+    help="What becomes of the source once the checkpoint is sealed. frozen: held until grit resume "
+    "or the pod's deletion, which is what a migration wants; stopped: killed.",
+)
+@click.option("--replace", is_flag=True, help="Replace a checkpoint of the same name.")
+@click.option(
+    "--pod-is-going",
+    is_flag=True,
+    help="With --after stopped: the pod is being deleted, so kubelet will not restart it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
+def checkpoint(
+    target: str, name: str | None, after: str, replace: bool, pod_is_going: bool, as_json: bool
+) -> None:
+    """Checkpoint TARGET: NAMESPACE/POD, a pod sandbox's id, or one container's id.
+
+    All containers are frozen before the first is dumped. The checkpoint goes to
+    CHECKPOINT_ROOT/NAMESPACE/NAME (root: /mnt/grit-agent unless configured otherwise); its path is
+    printed when it is sealed, progress goes to standard error. Whatever fails or is interrupted,
+    the source runs on as before and nothing half-written is left.
+    """
+    settings = config.load()
+    engine.recover()
+    restore.recover()
+    with Containerd(settings.containerd_address) as containerd:
+        pod = containerd.find(target)
+        version = containerd.version()
+    order = engine.Order(
+        pod=pod,
+        name=name or pod.name,
+        after=cast("engine.After", after),  # click.Choice has checked it
+        replace=replace,
+        pod_is_going=pod_is_going,
+        containerd_version=version,
+    )
+    sealed = engine.checkpoint(order, settings)
+    click.echo(json.dumps(plain(sealed.manifest), indent=1) if as_json else sealed.path)

@@ -1,0 +1,45 @@
+"""grit: the operator's door. Each command is a file beside this one, without logic of its own."""
+
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from grit_runtime.cli.checkpoint import checkpoint
+from grit_runtime.cli.inspect import inspect
+from grit_runtime.cli.recover import recover
+from grit_runtime.cli.resume import resume
+from grit_runtime.cli.verify import verify
+from grit_runtime.errors import GritError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def grit() -> None:
+    """Checkpoint running pods and look after checkpoints.
+
+    A checkpoint is restored by giving a new pod the runtime class "grit" and the annotation
+    grit.dev/restore-name: NAME; no command is needed for that.
+    """
+
+
+for _command in (checkpoint, resume, recover, inspect, verify):
+    grit.add_command(_command)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        grit()
+    except (GritError, OSError) as error:
+        click.echo(f"grit: {error}", err=True)
+        sys.exit(1)
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    """An exception, so that what is under way is undone."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+import click
+
+from grit_runtime import checkpoint, log, restore
+
+
+@click.command()
+@click.option("--wait", "journal", hidden=True, help="Supervise the checkpoint of this journal.")
+def recover(journal: str | None) -> None:
+    """Undo what killed checkpoints and restores left behind.
+
+    Frozen containers run on, half-written directories are removed, half-restored containers are
+    ended. A supervisor does this by itself when a checkpoint is killed, the pod's next container
+    or its deletion when a restore is; this is for when those died too. Safe at any time.
+    """
+    if journal:
+        log.to_file(f"{checkpoint.LOG_DIR}/supervisor.log")
+        checkpoint.supervise(journal)
+        return
+    for path in checkpoint.recover():
+        click.echo(f"undone: {path}")
+    restore.recover()

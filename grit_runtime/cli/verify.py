@@ -1,0 +1,24 @@
+import sys
+
+import click
+
+from grit_runtime.host import checkpoint_dir, confine
+
+
+@click.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+def verify(directory: str) -> None:
+    """Read every byte of the checkpoint in DIRECTORY and compare it with the manifest.
+
+    Exits 0 if all is as it was sealed; otherwise prints a line for each difference and exits 1.
+    """
+    dir_fd = confine.open_dir(directory)
+    sealed = checkpoint_dir.read_manifest(dir_fd, directory)
+    problems = checkpoint_dir.problems(dir_fd, sealed.manifest)
+    for problem in problems:
+        click.echo(f"{directory}: {problem}", err=True)
+    if problems:
+        sys.exit(1)
+    files = sealed.manifest.files
+    size = sum(file.size_bytes for file in files)
+    click.echo(f"{directory}: {len(files)} files, {size} bytes, as sealed")

@@ -1,0 +1,41 @@
+"""/etc/grit/config.toml: what an operator may change. An absent file means all defaults."""
+
+from typing import NamedTuple
+
+from grit_runtime.errors import InvalidArgumentError
+
+PATH = "/etc/grit/config.toml"
+
+
+class Config(NamedTuple):
+    checkpoint_root: str = "/mnt/grit-agent"
+    containerd_address: str = "/run/containerd/containerd.sock"
+    runc_root: str = "/run/containerd/runc/k8s.io"
+
+
+def load(path: str = PATH) -> Config:
+    """The configuration in *path*; unknown keys and wrong types are InvalidArgumentError."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115  the import below is paid only when there is a file
+    except FileNotFoundError:
+        return Config()
+    import tomllib  # noqa: PLC0415
+
+    with file:
+        try:
+            table = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidArgumentError(f"{path}: not TOML: {error}") from None
+    for key, value in table.items():
+        if key not in Config._fields:
+            raise InvalidArgumentError(f"{path}: unknown key {key}{_nearest(key)}")
+        if not isinstance(value, str) or not value.startswith("/"):
+            raise InvalidArgumentError(f"{path}: {key} must be an absolute path, is {value!r}")
+    return Config(**table)
+
+
+def _nearest(key: str) -> str:
+    import difflib  # noqa: PLC0415  a start with a good file does not pay for it
+
+    near = difflib.get_close_matches(key, Config._fields, n=1)
+    return f", did you mean {near[0]}" if near else f"; known keys: {', '.join(Config._fields)}"

@@ -1,0 +1,37 @@
+"""The exceptions of grit-runtime. Imports nothing.
+
+A message is one line, lower case: it names the object, what was expected, and what to do. OSError
+is not wrapped; it carries its path. Doors (cli, oci, shim) turn these into exit codes and log lines.
+"""
+
+
+class GritError(Exception):
+    """What a person or an orchestrator is told; anything else that escapes is a bug."""
+
+
+class InvalidArgumentError(GritError):
+    """The caller asked for something that cannot be meant: a bad annotation, name or option."""
+
+
+class NotFoundError(GritError):
+    """A pod, container, checkpoint or program that should be there is not."""
+
+
+class AlreadyExistsError(GritError):
+    """The name is taken."""
+
+
+class FailedPreconditionError(GritError):
+    """The object is in a state that does not allow the request."""
+
+
+class ImageError(GritError):
+    """A checkpoint holds bytes that are not what they claim to be."""
+
+
+class PrivilegeError(GritError):
+    """A dumped task holds more than the live pod spec grants."""
+
+
+class CommandError(GritError):
+    """A program we ran failed; the message ends in its own decisive line."""

@@ -1,0 +1,83 @@
+"""A checkpoint's directory: reaching it safely, reading its manifest, holding it to its word.
+
+Layout: design of the directory in the README; every path below the root is opened link by link
+without following symbolic links.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import NamedTuple
+
+from grit_runtime.errors import ImageError, NotFoundError
+from grit_runtime.host import confine, digest
+from grit_runtime.model import manifest as manifests
+from grit_runtime.model.manifest import Manifest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MANIFEST_LIMIT_BYTES = 64 << 20
+
+
+class Sealed(NamedTuple):
+    """A manifest, and the sha256 (hex) of its bytes, which names this very checkpoint."""
+
+    manifest: Manifest
+    sha256: str
+
+
+def open_named(root: str, names: Sequence[str]) -> int:
+    """Fd of the directory that *names* lead to beneath *root*; NotFoundError if there is none."""
+    try:
+        return confine.open_dir(root, *names)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"checkpoint {'/'.join((root, *names))} does not exist on this node; "
+            "is it copied here and is the name right?"
+        ) from None
+
+
+def is_private(root: str, names: Sequence[str], dir_fd: int) -> bool:
+    """Whether only root can change the directory, what leads to it, and what it holds."""
+    for end in range(len(names)):
+        fd = confine.open_dir(root, *names[:end])
+        try:
+            if not confine.is_private(os.fstat(fd)):
+                return False
+        finally:
+            os.close(fd)
+    return confine.untrusted_entry(dir_fd) is None
+
+
+def read_manifest(dir_fd: int, path: str) -> Sealed:
+    """The manifest; ImageError if the checkpoint was never sealed or the manifest is not one."""
+    try:
+        fd = confine.open_regular(dir_fd, manifests.FILE_NAME)
+    except FileNotFoundError:
+        raise ImageError(
+            f"checkpoint {path} is incomplete: it has no {manifests.FILE_NAME}; it is still being "
+            "written or copied, or its checkpoint failed"
+        ) from None
+    with open(fd, "rb") as file:
+        data = file.read(_MANIFEST_LIMIT_BYTES)
+    return Sealed(manifests.parse(data), hashlib.sha256(data).hexdigest())
+
+
+def problems(dir_fd: int, manifest: Manifest) -> list[str]:
+    """Where the directory differs from its manifest, one line each; reads every byte."""
+    wanted = {file.path: file for file in manifest.files}
+    found = {entry.path for entry in confine.walk(dir_fd) if not stat.S_ISDIR(entry.stat.st_mode)}
+    found.discard(manifests.FILE_NAME)
+    lines = [f"{path} is missing" for path in sorted(wanted.keys() - found)]
+    lines += [f"{path} is not in the manifest" for path in sorted(found - wanted.keys())]
+    present = sorted(wanted.keys() & found)
+    for path, (size_bytes, value) in digest.digest_tree(dir_fd, present).items():
+        if size_bytes != wanted[path].size_bytes:
+            lines.append(f"{path} has {size_bytes} bytes, expected {wanted[path].size_bytes}")
+        elif value != wanted[path].digest:
+            lines.append(f"{path} is damaged: its digest is {value}, expected {wanted[path].digest}")
+    return lines

@@ -1,0 +1,80 @@
+"""CRIU: its configuration file, its log, its version. runc runs it; we only steer and read.
+
+Source: criu/config.c (parse_statement), criu/log.c at v4.2.
+"""
+
+import os
+from typing import NamedTuple
+
+from grit_runtime.errors import CommandError, InvalidArgumentError
+from grit_runtime.host import process
+
+_LOG_TAIL_BYTES = 256 << 10
+
+# Errors that CRIU logs and survives, on every run without CAP_SYS_RESOURCE or after any failure.
+_NOISE = (
+    "rlimit: Can't setup RLIMIT_NOFILE for self",
+    "cgroupd: recv req error",
+)
+
+
+class Version(NamedTuple):
+    major: int
+    minor: int
+    patch: int
+
+
+def version(token: str) -> Version:
+    """The version of the criu on PATH; CommandError if there is none."""
+    text = process.run(["criu", "--version"], token=token).decode()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "Version":
+            return parse_version(value.strip())
+    raise CommandError(f"criu --version: expected a line 'Version: X.Y', got {text[:80]!r}")
+
+
+def parse_version(text: str) -> Version:
+    """``4.2.1`` or ``4.2`` as three numbers; ValueError otherwise."""
+    numbers = [int(part) for part in text.split(".")[:3]]
+    return Version(*numbers, *[0] * (3 - len(numbers)))
+
+
+def write_config(path: str, lines: list[str]) -> None:
+    """Write a private CRIU configuration file: one option a line, no dashes."""
+    for line in lines:
+        if "\n" in line or "#" in line:
+            raise InvalidArgumentError(
+                f"{line!r} cannot stand in a CRIU configuration file: it holds a newline or a '#'"
+            )
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def decisive_line(log_path: str) -> str | None:
+    """The line of a CRIU log that says why it failed, without stamp and prefix; None if none does.
+
+    The first error is the cause, those after it are consequences. A restore that misses an image
+    logs a warning alone ("No pagemap-1.img image"), so the last warning is taken without an error.
+    """
+    try:
+        with open(log_path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    errors = [line for line in lines if "Error (" in line and not any(n in line for n in _NOISE)]
+    if errors:
+        return _message(errors[0])
+    warnings = [line for line in lines if "Warn " in line or "No " in line and ".img image" in line]
+    return _message(warnings[-1]) if warnings else None
+
+
+def _message(line: str) -> str:
+    """``(00.02) 1: Error (criu/mount.c:25): mnt: Can't ...`` -> ``criu/mount.c:25: mnt: Can't ...``"""
+    for kind in ("Error (", "Warn  (", "Warn ("):
+        if kind in line:
+            return line.split(kind, 1)[1].replace("):", ":", 1).strip()
+    return line.strip()

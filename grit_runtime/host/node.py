@@ -1,0 +1,28 @@
+"""Facts about this node that decide whether a process can go on on it."""
+
+import os
+
+from grit_runtime.host import criu
+from grit_runtime.model.compatibility import instruction_sets
+from grit_runtime.model.manifest import Node
+
+
+def facts(token: str, *, runc: str = "", containerd: str = "") -> Node:
+    """Kernel, CPU and CRIU of this node; the versions of runc and containerd come from the caller."""
+    uname = os.uname()
+    return Node(
+        kernel=uname.release,
+        machine=uname.machine,
+        cpu_features=instruction_sets(_cpu_flags()),
+        criu=".".join(map(str, criu.version(token))),
+        runc=runc,
+        containerd=containerd,
+    )
+
+
+def _cpu_flags() -> list[str]:
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return line.partition(":")[2].split()
+    return []

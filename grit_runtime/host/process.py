@@ -1,0 +1,154 @@
+"""Children that cannot outlive us, and finding what a dead one left running.
+
+Every program that grit runs carries a token in its environment. A child of a child (CRIU under
+runc) inherits it, so that after a crash the survivors are found by it, whoever their parent is.
+"""
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+
+from grit_runtime.errors import CommandError, FailedPreconditionError
+from grit_runtime.host import linux
+
+TOKEN = "GRIT_OPERATION"
+
+_OUTPUT_LIMIT_BYTES = 1 << 20
+
+
+def run(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> bytes:
+    """Run *argv* to its end and return what it printed; the child dies when this process does.
+
+    Blocks. CommandError carries the last line the program wrote to standard error.
+    """
+    out_read, out_write = os.pipe()
+    err_fd = os.memfd_create("stderr")
+    with open(out_read, "rb") as out, open(err_fd, "rb"):
+        pid = spawn(argv, token=token, env=env, stdin=os.devnull, stdout=out_write, stderr=err_fd)
+        os.close(out_write)
+        try:
+            output = out.read(_OUTPUT_LIMIT_BYTES)
+            status = wait(pid)
+        except BaseException:
+            kill(pid)
+            raise
+        if status != 0:
+            raise CommandError(f"{argv[0]} {_verb(argv)}: {_last_line(err_fd)}")
+    return output
+
+
+def spawn(
+    argv: list[str],
+    *,
+    token: str,
+    env: dict[str, str] | None = None,
+    stdin: str | int = 0,
+    stdout: int = 1,
+    stderr: int = 2,
+) -> int:
+    """Start *argv* and return its pid; the caller owns it and the descriptors it gave.
+
+    The child gets SIGKILL when the calling thread ends, also by SIGKILL.
+    """
+    environment = {**os.environ, TOKEN: token, **(env or {})}
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        linux.die_with_parent(parent)
+        if isinstance(stdin, str):
+            stdin = os.open(stdin, os.O_RDONLY)
+        for target, source in enumerate((stdin, stdout, stderr)):
+            os.dup2(source, target)
+        # Python ignores these two, and exec keeps what is ignored.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def wait(pid: int) -> int:
+    """Exit status of the child: its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill(pid: int) -> None:
+    """End a child that has not been waited for, and reap it."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def carrying(token: str) -> list[int]:
+    """Pids of all live processes, ours excepted, that carry *token* in their environment."""
+    wanted = f"{TOKEN}={token}".encode()
+    return [
+        int(name)
+        for name in os.listdir("/proc")
+        if name.isdigit() and int(name) != os.getpid() and wanted in _environ(name).split(b"\0")
+    ]
+
+
+def wait_gone(token: str, *, deadline_s: float) -> None:
+    """Wait until no process carries *token*; what is left at the deadline is killed."""
+    end = time.monotonic() + deadline_s
+    while pids := carrying(token):
+        for pid in pids:
+            if not wait_exit(pid, timeout_s=max(0.0, end - time.monotonic())):
+                kill_and_wait(pid)
+
+
+def kill_and_wait(pid: int, *, timeout_s: float = 10.0) -> None:
+    """SIGKILL a process that need not be our child, and wait until it has ended.
+
+    FailedPreconditionError if it does not end: it hangs in the kernel, or its cgroup is frozen.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    if not wait_exit(pid, timeout_s=timeout_s):
+        raise FailedPreconditionError(
+            f"process {pid} did not end {timeout_s:.0f} s after SIGKILL; "
+            f"look at /proc/{pid}/stack and whether its cgroup is frozen"
+        )
+
+
+def wait_exit(pid: int, *, timeout_s: float) -> bool:
+    """Wait until the process *pid* has ended; False when *timeout_s* has passed."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    with open(fd, "rb"):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+
+def _environ(pid: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read()
+    except (ProcessLookupError, FileNotFoundError, PermissionError):
+        return b""
+
+
+def _verb(argv: list[str]) -> str:
+    """The command word of a runc-like command line, for messages."""
+    words = iter(argv[1:])
+    for word in words:
+        if word in ("--root", "--log", "--log-format"):
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
+def _last_line(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    tail = os.pread(fd, 4096, max(0, size - 4096)).decode(errors="replace").strip()
+    return tail.rsplit("\n", 1)[-1] or "failed and said nothing"

@@ -1,0 +1,98 @@
+"""What a checkpoint holds, for people and for scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grit_runtime.host import checkpoint_dir, confine, images
+from grit_runtime.model import manifest as manifests
+from grit_runtime.wire.criu_image import text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.model.manifest import Container
+
+
+def inspect(directory: str) -> dict[str, Any]:
+    """The manifest as plain JSON values, and for each dumped container its processes."""
+    dir_fd = confine.open_dir(directory)
+    sealed = checkpoint_dir.read_manifest(dir_fd, directory)
+    found: dict[str, Any] = manifests.plain(sealed.manifest)
+    for container, shown in zip(sealed.manifest.containers, found["containers"], strict=True):
+        shown["tasks"] = _tasks(dir_fd, container) if container.state == "running" else []
+        shown["size_bytes"] = sum(
+            file.size_bytes
+            for file in sealed.manifest.files
+            if file.path.startswith(f"{container.name}/")
+        )
+    return {"directory": directory, "manifest_sha256": sealed.sha256, **found}
+
+
+def tree(found: dict[str, Any]) -> str:
+    """The same as an indented text."""
+    pod, node = found["pod"], found["node"]
+    lines = [
+        f"checkpoint {found['name']} of pod {pod['namespace']}/{pod['name']} (uid {pod['uid']})",
+        f"  taken {found['created']} on kernel {node['kernel']} {node['machine']}, "
+        f"CRIU {node['criu']}, runc {node['runc']}, containerd {node['containerd']}",
+        f"  {len(found['files'])} files, {_size(sum(f['size_bytes'] for f in found['files']))}",
+    ]
+    for container in found["containers"]:
+        lines += _container_lines(container)
+    lines.append("  timeline")
+    lines += [_phase_line(phase) for phase in found["timeline"]]
+    return "\n".join(lines)
+
+
+def _container_lines(container: dict[str, Any]) -> list[str]:
+    ended = container["exit_code"]
+    state = "running" if ended is None else f"had exited with {ended}"
+    lines = [
+        f"  container {container['name']}: {state}, {_size(container['size_bytes'])}",
+        f"    image {container['image']} {container['image_digest']}",
+    ]
+    if container["tasks"]:
+        lines.append("    processes")
+        lines += _task_lines(container["tasks"], parent=0, indent=6)
+    if container["mounts"]:
+        lines.append("    mounts from outside")
+        lines += [f"      {mount['destination']}" for mount in container["mounts"]]
+    return lines
+
+
+def _task_lines(tasks: list[dict[str, Any]], *, parent: int, indent: int) -> list[str]:
+    lines = []
+    for task in tasks:
+        if task["ppid"] == parent:
+            threads = f", {task['threads']} threads" if task["threads"] > 1 else ""
+            lines.append(f"{' ' * indent}{task['pid']} {task['comm']} (uid {task['uid']}{threads})")
+            lines += _task_lines(tasks, parent=task["pid"], indent=indent + 2)
+    return lines
+
+
+def _phase_line(phase: dict[str, Any]) -> str:
+    whose = f" {phase['container']}" if phase["container"] else ""
+    size = f"  {_size(phase['size_bytes'])}" if phase["size_bytes"] is not None else ""
+    return f"    {phase['phase'] + whose:<28}{phase['seconds']:>9.3f} s{size}"
+
+
+def _tasks(dir_fd: int, container: Container) -> list[dict[str, Any]]:
+    dump = images.read(confine.descend(dir_fd, (container.name, "checkpoint")))
+    return [
+        {
+            "pid": task.pid,
+            "ppid": task.ppid,
+            "threads": len(task.threads),
+            "comm": text(dump.cores[task.pid].tc.comm),
+            "uid": dump.cores[task.pid].thread_core.creds.uid,
+        }
+        for task in dump.tasks
+    ]
+
+
+def _size(size_bytes: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024  # type: ignore[assignment]
+    return f"{size_bytes:.1f} GiB"

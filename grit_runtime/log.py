@@ -1,0 +1,71 @@
+"""One line per state change, as logfmt, on standard error or appended to a file.
+
+Standard error of the OCI wrapper is the container's own, so the wrapper logs to a file.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_fd = 2
+
+
+def to_file(path: str) -> None:
+    """Append the lines of this process to *path* from now on; its directories are made."""
+    global _fd  # noqa: PLW0603  one process logs to one place
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    _fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def info(event: str, **fields: object) -> None:
+    _write("info", event, fields)
+
+
+def warning(event: str, **fields: object) -> None:
+    _write("warning", event, fields)
+
+
+def error(event: str, **fields: object) -> None:
+    _write("error", event, fields)
+
+
+def is_terminal() -> bool:
+    """Whether a person reads the lines as they come."""
+    return _fd == 2 and sys.stderr.isatty()
+
+
+def _write(level: str, event: str, fields: dict[str, object]) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
+    os.write(_fd, f"time={stamp} level={level} msg={_quoted(event)}{pairs}\n".encode())
+
+
+def _quoted(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    if text and not any(c in ' "=\n' for c in text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+class Timeline:
+    """The phases of one checkpoint or restore, each logged as it ends.
+
+    `phases` is a list of ``{"phase": str, "seconds": float, "size_bytes": int?, "container": str?}``.
+    """
+
+    def __init__(self) -> None:
+        self.phases: list[dict[str, object]] = []
+
+    @contextmanager
+    def phase(self, name: str, **fields: object) -> Iterator[dict[str, object]]:
+        """Time the block; what the block puts into the yielded dict is kept with the phase."""
+        begin = time.monotonic()
+        yield fields
+        self.add(name, seconds=time.monotonic() - begin, **fields)
+
+    def add(self, name: str, *, seconds: float, **fields: object) -> None:
+        entry = {**fields, "seconds": round(seconds, 4)}
+        self.phases.append({"phase": name, **entry})
+        info(name, **entry)

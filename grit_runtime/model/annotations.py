@@ -1,0 +1,102 @@
+"""What a pod's annotations ask for. Pure; nothing here touches a file.
+
+The keys are a contract with users; identity comes from the annotations that containerd's CRI
+plugin writes itself (internal/cri/annotations/annotations.go), which a pod cannot set.
+"""
+
+import re
+from typing import NamedTuple
+
+from grit_runtime.errors import InvalidArgumentError
+
+RESTORE_NAME = "grit.dev/restore-name"
+CHECKPOINT = "grit.dev/checkpoint"
+ON_FAILURE = "grit.dev/on-failure"
+
+_PREFIX = "grit.dev/"
+_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE)
+_CRI = "io.kubernetes.cri."
+_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}")
+
+
+class Identity(NamedTuple):
+    """Who a container is, as containerd says."""
+
+    namespace: str
+    pod: str
+    pod_uid: str
+    sandbox_id: str
+    container: str
+
+
+class RestoreOrder(NamedTuple):
+    """Restore from the directory reached by `path` (components beneath checkpoint_root)."""
+
+    path: tuple[str, ...]
+    identity: Identity | None  # None: run by hand, without containerd's CRI plugin
+
+
+def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreOrder | None:
+    """What the container's annotations order, or None for an ordinary start.
+
+    InvalidArgumentError names the annotation that cannot be followed.
+    """
+    if annotations.get(_CRI + "container-type", "container") != "container":
+        return None
+    asked = {key: value for key, value in annotations.items() if key.startswith(_PREFIX)}
+    for key in asked:
+        if key not in _KNOWN:
+            raise InvalidArgumentError(
+                f"annotation {key} is unknown; known are {', '.join(_KNOWN)}"
+            )
+    if asked.get(ON_FAILURE, "fail") != "fail":
+        raise InvalidArgumentError(
+            f"annotation {ON_FAILURE}: expected fail, is {asked[ON_FAILURE]!r}"
+        )
+    if RESTORE_NAME not in asked and CHECKPOINT not in asked:
+        return None
+    identity = _identity(annotations)
+    if CHECKPOINT in asked:
+        return RestoreOrder(_beneath(asked[CHECKPOINT], checkpoint_root, identity), identity)
+    if identity is None:
+        raise InvalidArgumentError(
+            f"annotation {RESTORE_NAME} needs the pod's identity, which only containerd's CRI "
+            f"plugin gives; by hand name the directory with {CHECKPOINT}"
+        )
+    return RestoreOrder((identity.namespace, checkpoint_name(asked[RESTORE_NAME])), identity)
+
+
+def checkpoint_name(name: str) -> str:
+    """*name* if it can name a checkpoint: one path component that no shell or tool misreads."""
+    if not _NAME.fullmatch(name):
+        raise InvalidArgumentError(
+            f"checkpoint name {name!r}: expected letters, digits, '-', '_' and '.', "
+            "beginning with a letter or digit"
+        )
+    return name
+
+
+def _identity(annotations: dict[str, str]) -> Identity | None:
+    keys = ("sandbox-namespace", "sandbox-name", "sandbox-uid", "sandbox-id", "container-name")
+    values = [annotations.get(_CRI + key, "") for key in keys]
+    if not any(values):
+        return None
+    for key, value in zip(keys, values, strict=True):
+        if not value or "/" in value or value in (".", ".."):
+            raise InvalidArgumentError(f"annotation {_CRI}{key}: unusable value {value!r}")
+    return Identity(*values)
+
+
+def _beneath(directory: str, checkpoint_root: str, identity: Identity | None) -> tuple[str, ...]:
+    allowed = checkpoint_root + (f"/{identity.namespace}" if identity else "")
+    parts = directory.split("/")
+    if ".." in parts or not directory.startswith(allowed + "/"):
+        raise InvalidArgumentError(
+            f"annotation {CHECKPOINT}: {directory!r} is not beneath {allowed}/"
+        )
+    names = tuple(part for part in directory[len(checkpoint_root) :].split("/") if part != "")
+    if len(names) < (2 if identity else 1) or "." in names:
+        raise InvalidArgumentError(
+            f"annotation {CHECKPOINT}: {directory!r} is not a directory beneath {allowed}/"
+        )
+    return names

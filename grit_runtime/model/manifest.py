@@ -1,0 +1,183 @@
+"""manifest.json: what a checkpoint holds, on what it was taken, how long it took. Pure.
+
+The classes are the format: `parse` and `dump` follow their fields, manifest.schema.json is made
+from them. A manifest is hostile input, so every field is checked for its type and range.
+"""
+
+import json
+import types
+import typing
+from typing import Any, NamedTuple, TypeVar, cast
+
+from grit_runtime.errors import ImageError
+
+VERSION = 1
+FILE_NAME = "manifest.json"
+
+T = TypeVar("T")
+
+
+class Pod(NamedTuple):
+    namespace: str
+    name: str
+    uid: str
+    sandbox_id: str
+
+
+class Mount(NamedTuple):
+    """A mount that CRIU left to the runtime: its key in the images and its place inside."""
+
+    key: str
+    destination: str
+
+
+class Container(NamedTuple):
+    name: str
+    id: str
+    state: str  # "running": has images; "exited": had ended before
+    exit_code: int | None
+    image: str
+    image_digest: str
+    processes: int
+    mounts: tuple[Mount, ...]
+
+
+class File(NamedTuple):
+    path: str
+    size_bytes: int
+    digest: str
+
+
+class Node(NamedTuple):
+    kernel: str
+    machine: str
+    cpu_features: tuple[str, ...]
+    criu: str
+    runc: str
+    containerd: str
+
+
+class Options(NamedTuple):
+    """The dump options that the restore must repeat."""
+
+    file_locks: bool
+    link_remap: bool
+    ghost_limit_bytes: int
+
+
+class Phase(NamedTuple):
+    phase: str
+    seconds: float
+    container: str | None
+    size_bytes: int | None
+
+
+class Manifest(NamedTuple):
+    version: int
+    name: str
+    created: str  # RFC 3339, UTC
+    pod: Pod
+    containers: tuple[Container, ...]
+    files: tuple[File, ...]
+    node: Node
+    options: Options
+    timeline: tuple[Phase, ...]
+
+
+def phases(timeline: list[dict[str, Any]]) -> tuple[Phase, ...]:
+    """The phases of a Timeline, as the manifest keeps them."""
+    return tuple(
+        Phase(p["phase"], p["seconds"], p.get("container"), p.get("size_bytes")) for p in timeline
+    )
+
+
+def dump(manifest: Manifest) -> bytes:
+    return json.dumps(plain(manifest), indent=1).encode() + b"\n"
+
+
+def parse(data: bytes) -> Manifest:
+    """The manifest in *data*; ImageError names the first field that is not what it should be."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"{FILE_NAME}: not JSON: {error}; take the checkpoint again") from None
+    if isinstance(value, dict) and value.get("version") != VERSION:
+        raise ImageError(
+            f"{FILE_NAME}: version is {value.get('version')!r}, this grit reads {VERSION}"
+        )
+    return _checked(Manifest, value, FILE_NAME)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a manifest."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "grit-runtime checkpoint manifest",
+        **_schema(Manifest),
+    }
+
+
+def plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return {name: plain(field) for name, field in value._asdict().items()}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _checked(wanted: type[T], value: Any, where: str) -> T:
+    """*value* as *wanted*: a NamedTuple, tuple[X, ...], X | None, or a plain JSON type."""
+    if hasattr(wanted, "_fields"):
+        return _checked_record(wanted, value, where)
+    arguments = typing.get_args(wanted)
+    if isinstance(wanted, types.UnionType):
+        return cast("T", None) if value is None else cast("T", _checked(arguments[0], value, where))
+    if arguments:
+        if not isinstance(value, list):
+            raise ImageError(f"{where}: expected a list, is {_shown(value)}")
+        items = (_checked(arguments[0], item, f"{where}[{at}]") for at, item in enumerate(value))
+        return cast("T", tuple(items))
+    if wanted is float and type(value) is int:
+        value = float(value)
+    # bool is an int to isinstance, and JSON's true is no number
+    if type(value) is not wanted or (wanted is int and not 0 <= value < 1 << 63):
+        raise ImageError(f"{where}: expected {wanted.__name__}, is {_shown(value)}")
+    return cast("T", value)
+
+
+def _checked_record(wanted: type[T], value: Any, where: str) -> T:
+    if not isinstance(value, dict):
+        raise ImageError(f"{where}: expected an object, is {_shown(value)}")
+    hints = typing.get_type_hints(wanted)
+    for name in value.keys() ^ hints.keys():
+        raise ImageError(f"{where}: {'unknown' if name in value else 'missing'} field {name}")
+    return wanted(**{name: _checked(hints[name], value[name], f"{where}: {name}") for name in hints})
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60]
+
+
+def _schema(wanted: Any) -> dict[str, Any]:
+    if hasattr(wanted, "_fields"):
+        hints = typing.get_type_hints(wanted)
+        return {
+            "type": "object",
+            "properties": {name: _schema(hint) for name, hint in hints.items()},
+            "required": list(hints),
+            "additionalProperties": False,
+        }
+    arguments = typing.get_args(wanted)
+    if isinstance(wanted, types.UnionType):
+        return {"anyOf": [_schema(arguments[0]), {"type": "null"}]}
+    if arguments:
+        return {"type": "array", "items": _schema(arguments[0])}
+    return dict(_JSON_TYPES[wanted])
+
+
+_JSON_TYPES: dict[type, dict[str, Any]] = {
+    str: {"type": "string"},
+    bool: {"type": "boolean"},
+    int: {"type": "integer", "minimum": 0},
+    float: {"type": "number"},
+}

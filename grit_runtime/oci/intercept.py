@@ -1,0 +1,123 @@
+"""The calls that a restore changes: `create` becomes it, `start` finds it done, `delete` ends it.
+
+containerd's shim reads a runtime's failure from the file of ``--log`` (the last line of level
+error) and its exit code, so ours are written as runc writes its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+
+from grit_runtime import config, log
+from grit_runtime.errors import GritError
+from grit_runtime.oci.main import PODS_DIR, exec_runc, global_options, options, pod_dirs_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+# Options of `create` that `restore` has under the same name and meaning.
+_SHARED_VALUES = ("console-socket", "pid-file")
+_SHARED_FLAGS = ("no-pivot",)
+
+
+def intercept(argv: list[str], at: int, runc: str) -> NoReturn:
+    """Run the command at argv[at], by a restore where one is ordered; ends the process."""
+    try:
+        handled = _COMMANDS[argv[at]](argv, at, runc)
+    except (GritError, OSError) as error:
+        _fail(argv, at, str(error))
+    if handled:
+        sys.exit(0)
+    exec_runc(runc, argv)
+
+
+def _create(argv: list[str], at: int, runc: str) -> bool:
+    named, operands = options(argv[at + 1 :])
+    bundle_dir = os.path.abspath(named.get("bundle") or named.get("b") or ".")
+    with open(f"{bundle_dir}/config.json", "rb") as file:
+        spec = json.load(file)
+
+    from grit_runtime.model.annotations import restore_order  # noqa: PLC0415
+
+    settings = config.load()
+    order = restore_order(spec.get("annotations", {}), settings.checkpoint_root)
+    if order is None:
+        return False
+
+    from grit_runtime import restore  # noqa: PLC0415  a cold start does not pay for it
+
+    request = restore.Request(
+        container_id=operands[0],
+        bundle_dir=bundle_dir,
+        spec=spec,
+        runc=restore.Runc(runc, _kept_options(argv, at), secrets.token_hex(8)),
+        flags=_shared_flags(named),
+        order=order,
+        checkpoint_root=settings.checkpoint_root,
+    )
+    log.to_file(f"{request.log_dir}/grit.log")
+    try:
+        return restore.restore(request)
+    except (GritError, OSError) as error:
+        log.error("restore failed", container_id=request.container_id, reason=error)
+        raise
+
+
+def _start(argv: list[str], at: int, _runc: str) -> bool:
+    from grit_runtime.restore import claim_start  # noqa: PLC0415
+
+    return any(claim_start(path) for path in pod_dirs_of(options(argv[at + 1 :])[1][0]))
+
+
+def _delete(argv: list[str], at: int, _runc: str) -> bool:
+    from grit_runtime import restore  # noqa: PLC0415
+
+    container_id = options(argv[at + 1 :])[1][0]
+    for path in pod_dirs_of(container_id):
+        if path == f"{PODS_DIR}/{container_id}":
+            restore.sweep(path)
+            shutil.rmtree(path, ignore_errors=True)
+        restore.forget(path)
+    return False
+
+
+_COMMANDS = {"create": _create, "start": _start, "delete": _delete}
+
+
+def _kept_options(argv: list[str], at: int) -> tuple[str, ...]:
+    """The caller's global options, less those of the log, which is written by us."""
+    named = global_options(argv, at)
+    return tuple(
+        f"--{name}={value}" if value else f"--{name}"
+        for name, value in named.items()
+        if name not in ("log", "log-format", "debug")
+    )
+
+
+def _shared_flags(named: dict[str, str]) -> tuple[str, ...]:
+    values = [word for name in _SHARED_VALUES if name in named for word in (f"--{name}", named[name])]
+    flags = [f"--{name}" for name in _SHARED_FLAGS if name in named]
+    return (*values, *flags)
+
+
+def _fail(argv: list[str], at: int, message: str) -> NoReturn:
+    named = global_options(argv, at)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if named.get("log-format") == "json":
+        line = json.dumps({"level": "error", "msg": message, "time": stamp})
+    else:
+        line = f'time="{stamp}" level=error msg={json.dumps(message)}'
+    if "log" in named:
+        with open(named["log"], "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    else:
+        message = line
+    sys.stderr.write(message + "\n")
+    sys.exit(1)

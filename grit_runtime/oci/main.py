@@ -1,0 +1,104 @@
+"""grit-runtime: the OCI runtime that containerd calls. Most calls are exec'd straight into runc.
+
+Every runc command of every pod starts here, so this module imports nothing but os and sys, and
+decides by the cheapest look that is right: `create` of a bundle whose config.json never says
+``grit.dev/``, and `start` and `delete` of a container that no restore has touched, are runc's.
+"""
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+PODS_DIR = "/run/grit/pods"
+
+# runc's options that take a value, by the place where they may stand (runc main.go, create.go).
+_GLOBAL_VALUES = frozenset(("log", "log-format", "root", "criu", "rootless"))
+_COMMAND_VALUES = frozenset(
+    ("b", "bundle", "console-socket", "pidfd-socket", "pid-file", "preserve-fds")
+)
+
+
+def main(argv: list[str], runc: str) -> "NoReturn":
+    """Run *argv* as runc would; *runc* is the real program's absolute path."""
+    at = _options_end(argv, 1, _GLOBAL_VALUES)
+    command = argv[at] if at < len(argv) else ""
+    if command in ("create", "start", "delete") and _is_ours(command, argv[at + 1 :]):
+        from grit_runtime.oci.intercept import intercept  # noqa: PLC0415  the hot path ends above
+
+        intercept(argv, at, runc)
+    exec_runc(runc, argv)
+
+
+def exec_runc(runc: str, argv: list[str]) -> "NoReturn":
+    """Become runc, with the caller's arguments untouched."""
+    try:
+        os.execv(runc, argv)
+    except OSError as error:
+        sys.stderr.write(f"grit-runtime: cannot run {runc}: {error.strerror}; install runc there\n")
+        sys.exit(1)
+
+
+def options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options (by name, without dashes; "" for flags) and the operands of a runc command.
+
+    Both of runc's spellings are read: one dash or two, the value after ``=`` or as the next word.
+    """
+    end = _options_end(arguments, 0, _COMMAND_VALUES)
+    return _named(arguments[:end], _COMMAND_VALUES), arguments[end:]
+
+
+def global_options(argv: list[str], end: int) -> dict[str, str]:
+    """runc's global options in argv[1:end]."""
+    return _named(argv[1:end], _GLOBAL_VALUES)
+
+
+def pod_dirs_of(container_id: str) -> list[str]:
+    """Where restores of this container left state: its own directory, or its pod's if it is a sandbox."""
+    try:
+        pods = os.listdir(PODS_DIR)
+    except FileNotFoundError:
+        return []
+    found = [f"{PODS_DIR}/{pod}/{container_id}" for pod in pods]
+    found.append(f"{PODS_DIR}/{container_id}")
+    return [path for path in found if os.path.isdir(path)]
+
+
+def _is_ours(command: str, arguments: list[str]) -> bool:
+    named, operands = options(arguments)
+    if command == "create":
+        bundle = named.get("bundle") or named.get("b") or "."
+        return _mentions_grit(os.path.join(bundle, "config.json"))
+    return bool(operands) and bool(pod_dirs_of(operands[0]))
+
+
+def _mentions_grit(config_path: str) -> bool:
+    try:
+        with open(config_path, "rb") as file:
+            return b"grit.dev/" in file.read()
+    except OSError:
+        return False  # runc says what is wrong with the bundle, in its own words
+
+
+def _options_end(words: list[str], at: int, with_value: frozenset[str]) -> int:
+    """Index of the first operand: options end there, or after ``--``."""
+    while at < len(words) and words[at].startswith("-") and words[at] != "-":
+        if words[at] == "--":
+            return at + 1
+        at += 2 if words[at].lstrip("-") in with_value else 1
+    return min(at, len(words))
+
+
+def _named(words: list[str], with_value: frozenset[str]) -> dict[str, str]:
+    named = {}
+    at = 0
+    while at < len(words):
+        name, equals, value = words[at].lstrip("-").partition("=")
+        if not equals and name in with_value and at + 1 < len(words):
+            at += 1
+            value = words[at]
+        named[name] = value
+        at += 1
+    return named

@@ -1,0 +1,482 @@
+"""Restoring a container from a checkpoint, in the place of starting it.
+
+Called at `create`, with the bundle that containerd made for the new pod. Everything comes from two
+sides: the live pod's config.json, which is trusted, and the checkpoint, which is not.
+
+An attempt is a directory of its own with a journal. Whoever finds the journal without a living
+writer and without the step "restored" undoes it: the pod's next create, the sandbox's delete,
+`grit recover`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from grit_runtime import log
+from grit_runtime.errors import CommandError, FailedPreconditionError, ImageError
+from grit_runtime.host import (
+    bundle,
+    cgroup,
+    checkpoint_dir,
+    confine,
+    criu,
+    images,
+    journal,
+    namespaces,
+    overlay,
+    process,
+    rootfs_diff,
+    runc,
+)
+from grit_runtime.host import node as this_node
+from grit_runtime.host.journal import Journal
+from grit_runtime.host.runc import Runc
+from grit_runtime.model import compatibility, mount_plan, privilege
+from grit_runtime.proto import criu_pb2
+from grit_runtime.wire import criu_image
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.host.checkpoint_dir import Sealed
+    from grit_runtime.host.images import Dump
+    from grit_runtime.model.annotations import Identity, RestoreOrder
+    from grit_runtime.model.manifest import Container, Manifest
+
+LOG_DIR = "/var/log/grit"
+
+_POD_LOGS_DIR = "/var/log/pods"
+_RESTORED_DIR = "/var/lib/grit/restored"
+_COPIES_DIR = "/var/lib/grit/copies"
+_JOURNAL = "attempt.journal"
+_COPY_LIMIT_ENTRIES = 100_000
+_CONTAINER_LOG_LIMIT_BYTES = 10 << 20
+
+
+class Request(NamedTuple):
+    """One `create` call, as it is to become a `restore`."""
+
+    container_id: str
+    bundle_dir: str
+    spec: dict[str, Any]  # the bundle's config.json
+    runc: Runc
+    flags: tuple[str, ...]  # of `create`, those that `restore` knows too
+    order: RestoreOrder
+    checkpoint_root: str
+
+    @property
+    def checkpoint_path(self) -> str:
+        return "/".join((self.checkpoint_root, *self.order.path))
+
+    @property
+    def attempt_dir(self) -> str:
+        identity = self.order.identity
+        sandbox_id = identity.sandbox_id if identity else self.container_id
+        return f"{journal.PODS_DIR}/{sandbox_id}/{self.container_id}"
+
+    @property
+    def log_dir(self) -> str:
+        identity = self.order.identity
+        if identity is None:
+            return f"{LOG_DIR}/{self.container_id}"
+        return f"{LOG_DIR}/{identity.namespace}/{identity.pod}/{identity.container}"
+
+
+def restore(request: Request) -> bool:
+    """Restore the container; False if it is to be started cold instead, which is logged with why.
+
+    Blocks until the container runs. When it raises, nothing of the attempt is left: no process,
+    mount or file.
+    """
+    sweep(os.path.dirname(request.attempt_dir), starting=_name(request))
+    attempt = journal.begin(f"{request.attempt_dir}/{_JOURNAL}")
+    try:
+        attempt.record("begin", container=_name(request))
+        restored = _attempt(request, attempt)
+    except BaseException:
+        undo(attempt)
+        raise
+    if restored:
+        attempt.close()
+    else:
+        undo(attempt)
+    return restored
+
+
+def claim_start(attempt_dir: str) -> bool:
+    """Whether `start` of this container is already done, by its restore; true once.
+
+    A start says that `create` was heard to succeed, so it is here that the restore becomes a fact:
+    from now on this pod does not restore this container from this checkpoint again.
+    """
+    held = journal.adopt(f"{attempt_dir}/{_JOURNAL}")
+    if held is None:
+        return False
+    steps = {step["step"]: step for step in held.steps()}
+    claimed = "restored" in steps and "started" not in steps
+    if claimed:
+        _write_record(steps["restored"])
+        held.record("started")
+    held.close()
+    return claimed
+
+
+def sweep(pod_dir: str, *, starting: str | None = None) -> None:
+    """Undo the pod's attempts whose writer has died before the container was restored.
+
+    *starting* is the container about to be created again: an attempt of it that was restored and
+    never started is one whose success nobody heard of.
+    """
+    for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
+        held = journal.adopt(path)
+        if held is None:
+            continue
+        steps = {step["step"]: step for step in held.steps()}
+        unheard = "started" not in steps and steps["begin"]["container"] == starting
+        if "restored" in steps and not unheard:
+            held.close()
+        else:
+            log.warning("undoing an attempt that died", journal=path)
+            undo(held)
+
+
+def forget(attempt_dir: str) -> None:
+    """The container is being deleted: drop what is kept of its restore, undo a dead attempt."""
+    held = journal.adopt(f"{attempt_dir}/{_JOURNAL}")
+    if held is None:
+        return
+    if any(step["step"] == "restored" for step in held.steps()):
+        _end(held)
+    else:
+        undo(held)
+
+
+def recover() -> None:
+    """Undo the dead attempts of every pod."""
+    for pod_dir in journal.beneath(journal.PODS_DIR, "*"):
+        sweep(pod_dir)
+
+
+def undo(attempt: Journal) -> None:
+    """Leave nothing of the attempt: no process, container, cgroup, mount, log or file."""
+    for step in reversed(attempt.steps()):
+        match step["step"]:
+            case "restore":
+                _kill(step)
+            case "mount":
+                with suppress(OSError):  # it may have died before it mounted
+                    overlay.unmount(step["path"])
+            case "log":
+                _empty_log(step["path"], int(step["size_bytes"]))
+            case "copy":
+                shutil.rmtree(step["path"], ignore_errors=True)
+    _end(attempt)
+
+
+def _attempt(request: Request, attempt: Journal) -> bool:
+    timeline = log.Timeline()
+    checkpoint_fd = _open_checkpoint(request, attempt)
+    sealed = checkpoint_dir.read_manifest(checkpoint_fd, request.checkpoint_path)
+    container = _container(sealed.manifest, request)
+    reason = _cold_reason(request, sealed, container)
+    if container is None or reason:
+        log.info("starting cold", container_id=request.container_id, reason=reason)
+        return False
+
+    with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
+        _verify(checkpoint_fd, sealed.manifest, request)
+    with timeline.phase("check"):
+        _compare(sealed.manifest, request)
+        images_fd = confine.descend(checkpoint_fd, (container.name, "checkpoint"))
+        dump = images.read(images_fd)
+        privilege.check(dump, request.spec)
+    with timeline.phase("rw layer"):
+        _apply_rw_layer(request, checkpoint_fd, container.name)
+    with timeline.phase("plan"):
+        plan = _plan(request, dump)
+        _configure_criu(request, plan)
+        images_dir = _mount_images(request, attempt, images_fd, dump)
+    _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
+    with timeline.phase("restore"):
+        _runc_restore(request, attempt, sealed.manifest, images_dir)
+    overlay.unmount(images_dir)
+    attempt.record("restored", **_record(request, sealed, timeline))
+    return True
+
+
+def _open_checkpoint(request: Request, attempt: Journal) -> int:
+    """The checkpoint's directory, or a private copy if others than root could change it meanwhile."""
+    root, names = request.checkpoint_root, request.order.path
+    dir_fd = checkpoint_dir.open_named(root, names)
+    if checkpoint_dir.is_private(root, names, dir_fd):
+        return dir_fd
+    log.warning("others than root can write to the checkpoint: copying", path=request.checkpoint_path)
+    copy = f"{_COPIES_DIR}/{request.runc.token}"
+    attempt.record("copy", path=copy)
+    os.makedirs(copy, mode=0o700)
+    copy_fd = confine.open_dir(copy)
+    room = os.statvfs(copy)
+    confine.copy_tree(
+        dir_fd,
+        copy_fd,
+        max_entries=_COPY_LIMIT_ENTRIES,
+        max_bytes=room.f_bavail * room.f_frsize,
+    )
+    os.close(dir_fd)
+    return copy_fd
+
+
+def _container(manifest: Manifest, request: Request) -> Container | None:
+    """The container of the manifest that is meant; by hand, where nobody names it, its only one."""
+    identity = request.order.identity
+    if identity is None:
+        running = [c for c in manifest.containers if c.state == "running"]
+        if len(running) != 1:
+            raise FailedPreconditionError(
+                f"checkpoint {request.checkpoint_path} holds {len(running)} containers, expected one "
+                "where no pod names the container"
+            )
+        return running[0]
+    return next((c for c in manifest.containers if c.name == identity.container), None)
+
+
+def _cold_reason(request: Request, sealed: Sealed, container: Container | None) -> str | None:
+    """Why the container is to be started as if there were no checkpoint, if it is."""
+    if container is None:
+        return "the checkpoint does not list this container"
+    if container.state != "running":
+        return "it had ended before the checkpoint"
+    record = _record_path(request, sealed)
+    if record is not None and os.path.exists(record):
+        return "it was restored from this checkpoint before; a checkpoint is restored once"
+    return None
+
+
+def _verify(checkpoint_fd: int, manifest: Manifest, request: Request) -> None:
+    wrong = checkpoint_dir.problems(checkpoint_fd, manifest)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ImageError(
+            f"checkpoint {request.checkpoint_path}: {wrong[0]}{more}; copy or take it again"
+        )
+
+
+def _compare(manifest: Manifest, request: Request) -> None:
+    reasons = compatibility.refusals(manifest.node, this_node.facts(request.runc.token))
+    if reasons:
+        raise FailedPreconditionError(
+            f"checkpoint {request.checkpoint_path} {'; it '.join(reasons)}"
+        )
+
+
+def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
+    layer_fd = confine.open_regular(checkpoint_fd, f"{name}/rootfs-diff.tar")
+    root_fd = confine.open_dir(bundle.rootfs(request.bundle_dir, request.spec))
+    with open(layer_fd, "rb") as layer:
+        rootfs_diff.apply(layer, root_fd, allowed_devices=privilege.devices(request.spec))
+    os.close(root_fd)
+
+
+def _plan(request: Request, dump: Dump) -> mount_plan.MountPlan:
+    live = bundle.live_mounts(request.spec, bundle.rootfs(request.bundle_dir, request.spec))
+    plan = mount_plan.plan_mounts(mount_plan.dumped_mounts(dump.mounts), live)
+    reason = mount_plan.missing_reason(plan)
+    if reason:
+        raise FailedPreconditionError(f"checkpoint {request.checkpoint_path}: {reason}")
+    return plan
+
+
+def _configure_criu(request: Request, plan: mount_plan.MountPlan) -> None:
+    """Write CRIU's configuration file, and name it in config.json where runc looks for it."""
+    path = f"{request.attempt_dir}/criu.conf"
+    criu.write_config(path, mount_plan.config_lines(plan))
+    annotations = {**request.spec["annotations"], "org.criu.config": path}
+    config = f"{request.bundle_dir}/config.json"
+    with open(f"{config}.grit", "w", encoding="utf-8") as file:
+        json.dump({**request.spec, "annotations": annotations}, file)
+    os.replace(f"{config}.grit", config)
+
+
+def _mount_images(request: Request, attempt: Journal, images_fd: int, dump: Dump) -> str:
+    """A read-only view of the images, with those in front that name the old pod.
+
+    A mount, because links fail: absolute symbolic ones in CRIU, which opens images after it has
+    changed its mount namespace, and hard ones across filesystems.
+    """
+    rewritten_dir = f"{request.attempt_dir}/rewritten"
+    images_dir = f"{request.attempt_dir}/images"
+    os.mkdir(rewritten_dir)
+    os.mkdir(images_dir)
+    for name, data in _rewritten(request.spec, images_fd, dump).items():
+        with open(f"{rewritten_dir}/{name}", "xb") as file:
+            file.write(data)
+    attempt.record("mount", path=images_dir)
+    overlay.mount_layers([rewritten_dir, f"/proc/self/fd/{images_fd}"], images_dir)
+    return images_dir
+
+
+def _rewritten(spec: dict[str, Any], images_fd: int, dump: Dump) -> dict[str, bytes]:
+    """The images whose content CRIU would write into the new pod's UTS and IPC namespaces.
+
+    It sets hostname and limits even of a namespace that it joins, so the new pod's own go in.
+    """
+    joined = {ns["type"]: ns["path"] for ns in spec["linux"]["namespaces"] if ns.get("path")}
+    files = {}
+    if "uts" in joined:
+        for name in images.named(dump.names, "utsns"):
+            image = images.load(images_fd, name)
+            uts = criu_image.entry(image, criu_pb2.utsns_entry)
+            uts.nodename, uts.domainname = namespaces.host_names(joined["uts"])
+            files[name] = criu_image.serialize(criu_image.with_entry(image, 0, uts))
+    if "ipc" in joined:
+        for name in images.named(dump.names, "ipcns-var"):
+            image = images.load(images_fd, name)
+            ipc = criu_image.entry(image, criu_pb2.ipc_var_entry)
+            for field, numbers in namespaces.ipc_sysctls(joined["ipc"]).items():
+                if field == "sem_ctls":
+                    ipc.sem_ctls[:] = numbers
+                else:
+                    setattr(ipc, field, numbers[0])
+            files[name] = criu_image.serialize(criu_image.with_entry(image, 0, ipc))
+    return files
+
+
+def _carry_log(
+    identity: Identity | None, checkpoint_fd: int, name: str, attempt: Journal
+) -> None:
+    """Put the container's log so far in front of what it will write.
+
+    containerd has the new log open for append already; an empty one is ours to fill.
+    """
+    if identity is None:
+        return
+    pod = f"{identity.namespace}_{identity.pod}_{identity.pod_uid}"
+    directory = f"{_POD_LOGS_DIR}/{pod}/{identity.container}"
+    path = _empty_newest_log(directory)
+    if path is None:
+        log.info("container log not carried: no empty log", directory=directory)
+        return
+    source_fd = confine.open_regular(checkpoint_fd, f"{name}/container.log")
+    with open(source_fd, "rb") as source:
+        data = source.read(_CONTAINER_LOG_LIMIT_BYTES)
+    attempt.record("log", path=path, size_bytes=str(len(data)))
+    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb") as target:
+        target.write(data)
+
+
+def _empty_newest_log(directory: str) -> str | None:
+    """The log with the highest attempt number, if it is a regular file and empty."""
+    with suppress(FileNotFoundError):
+        numbers = [name[:-4] for name in os.listdir(directory) if name.endswith(".log")]
+        attempts = [int(number) for number in numbers if number.isdigit()]
+        if attempts:
+            path = f"{directory}/{max(attempts)}.log"
+            if os.path.isfile(path) and not os.path.islink(path) and not os.path.getsize(path):
+                return path
+    return None
+
+
+def _empty_log(path: str, size_bytes: int) -> None:
+    """Empty the log again, unless more than what we carried has come into it."""
+    with suppress(FileNotFoundError):
+        if os.path.getsize(path) == size_bytes:
+            os.truncate(path, 0)
+
+
+def _runc_restore(request: Request, attempt: Journal, manifest: Manifest, images_dir: str) -> None:
+    """`runc restore --detach` with the caller's standard streams, which become the container's."""
+    cgroups_path = request.spec["linux"].get("cgroupsPath", "")
+    if cgroups_path and cgroup.pids(cgroups_path):
+        # An attempt that fails ends all that is in the container's cgroup.
+        raise FailedPreconditionError(f"cgroup {cgroups_path} already holds processes")
+    restore_log = f"{request.log_dir}/restore.log"
+    runc_log = f"{request.log_dir}/runc.log"
+    for stale in (restore_log, runc_log):
+        with suppress(FileNotFoundError):
+            os.unlink(stale)
+    flags = ["--detach", "--bundle", request.bundle_dir, *request.flags]
+    flags += ["--image-path", images_dir, "--work-path", request.log_dir]
+    if manifest.options.file_locks:
+        flags.append("--file-locks")
+    lsm = privilege.lsm_profile(request.spec)
+    if lsm:
+        flags += ["--lsm-profile", lsm]
+    tool = request.runc
+    attempt.record(
+        "restore",
+        token=tool.token,
+        program=tool.program,
+        global_options=list(tool.global_options),
+        container_id=request.container_id,
+        cgroups_path=cgroups_path,
+    )
+    logged = tool._replace(
+        global_options=(*tool.global_options, "--log", runc_log, "--log-format", "json")
+    )
+    pid = process.spawn(logged.argv("restore", *flags, request.container_id), token=tool.token)
+    try:
+        status = process.wait(pid)
+    except BaseException:
+        process.kill(pid)
+        raise
+    if status != 0:
+        reason = criu.decisive_line(restore_log) or runc.last_error(runc_log) or f"exit {status}"
+        raise CommandError(
+            f"restore of container {request.container_id} from {request.checkpoint_path} failed: "
+            f"{reason}; see {restore_log}"
+        )
+
+
+def _kill(step: dict[str, Any]) -> None:
+    """End what a `runc restore` has begun, whoever of runc, CRIU and the tasks still lives."""
+    tool = Runc(step["program"], tuple(step["global_options"]), step["token"])
+    process.wait_gone(tool.token, deadline_s=0)
+    if step["cgroups_path"]:
+        cgroup.kill(step["cgroups_path"])
+    runc.delete(tool, step["container_id"])
+
+
+def _record(request: Request, sealed: Sealed, timeline: log.Timeline) -> dict[str, Any]:
+    """What is kept of a restore for as long as the node lives."""
+    return {
+        "path": _record_path(request, sealed),
+        "checkpoint": request.checkpoint_path,
+        "manifest_sha256": sealed.sha256,
+        "container_id": request.container_id,
+        "restored": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "timeline": timeline.phases,
+    }
+
+
+def _write_record(step: dict[str, Any]) -> None:
+    path = step["path"]
+    if path is None:  # by hand, where there is no pod to remember
+        return
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump(step, file, indent=1)
+    os.replace(f"{path}.new", path)
+
+
+def _record_path(request: Request, sealed: Sealed) -> str | None:
+    identity = request.order.identity
+    if identity is None:
+        return None
+    return f"{_RESTORED_DIR}/{identity.pod_uid}/{identity.container}.{sealed.sha256[:32]}.json"
+
+
+def _name(request: Request) -> str:
+    identity = request.order.identity
+    return identity.container if identity else request.container_id
+
+
+def _end(held: Journal) -> None:
+    shutil.rmtree(os.path.dirname(held.path))
+    held.close()
+    with suppress(OSError):  # the pod has other attempts
+        os.rmdir(os.path.dirname(os.path.dirname(held.path)))
+

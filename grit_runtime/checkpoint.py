@@ -16,11 +16,11 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from grit_runtime import log
-from grit_runtime.config import Config
 from grit_runtime.errors import AlreadyExistsError, CommandError, FailedPreconditionError
 from grit_runtime.host import (
+    checkpoint_dir,
+    confine,
     criu,
-    digest,
     images,
     journal,
     linux,
@@ -30,15 +30,17 @@ from grit_runtime.host import (
     runc,
 )
 from grit_runtime.host import node as this_node
-from grit_runtime.host.journal import Journal
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import manifest as manifests
+from grit_runtime.model import mount_plan
 from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.model.manifest import Manifest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from grit_runtime.config import Config
     from grit_runtime.host.containerd import Container, Pod
+    from grit_runtime.host.journal import Journal
 
 LOG_DIR = "/var/log/grit"
 
@@ -68,6 +70,16 @@ class Order(NamedTuple):
 class Sealed(NamedTuple):
     path: str
     manifest: Manifest
+
+
+class _Dumps(NamedTuple):
+    """What the dumps of one checkpoint have in common."""
+
+    tool: Runc
+    pod: Pod
+    staging_dir: str
+    work_dir: str
+    timeline: log.Timeline
 
 
 def checkpoint(order: Order, config: Config) -> Sealed:
@@ -105,12 +117,16 @@ def undo(held: Journal) -> None:
                     runc.resume(tool, step["container"])
                 case "directory":
                     shutil.rmtree(step["path"], ignore_errors=True)
+                case _:
+                    pass  # nothing to take back
     _end(held)
 
 
 def recover() -> list[str]:
     """Undo every checkpoint whose engine has died; the journals that were undone."""
-    return [path for path in journal.beneath(journal.PODS_DIR, f"*/{_JOURNAL}") if _recover_one(path)]
+    return [
+        path for path in journal.beneath(journal.PODS_DIR, f"*/{_JOURNAL}") if _recover_one(path)
+    ]
 
 
 def supervise(path: str) -> None:
@@ -191,10 +207,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     with timeline.phase("freeze"):
         for container in running:
             _freeze(tool, container, held)
-    dumped = [
-        _dump(tool, order.pod, container, f"{staging_dir}/{container.name}", work_dir, timeline)
-        for container in running
-    ]
+    dumps = _Dumps(tool, order.pod, staging_dir, work_dir, timeline)
+    dumped = [_dump(dumps, container) for container in running]
     if order.after == "running":
         with timeline.phase("thaw"):
             for container in running:
@@ -202,7 +216,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         timeline.add("frozen", seconds=time.monotonic() - begin)
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
-    sealed = _seal(order, [*dumped, *exited], staging_dir, final_dir, token, timeline)
+    manifest = _manifest(order, [*dumped, *exited], dumps)
+    _seal(manifest, staging_dir, final_dir)
     shutil.rmtree(work_dir)
     if order.after == "frozen":
         held.record("frozen")
@@ -210,7 +225,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         held.record("stop")
         for container in running:
             runc.stop(tool, container.id)
-    return sealed
+    return Sealed(final_dir, manifest)
 
 
 def _freeze(tool: Runc, container: Container, held: Journal) -> None:
@@ -220,27 +235,21 @@ def _freeze(tool: Runc, container: Container, held: Journal) -> None:
         runc.pause(tool, container.id)
 
 
-def _dump(
-    tool: Runc,
-    pod: Pod,
-    container: Container,
-    directory: str,
-    work_dir: str,
-    timeline: log.Timeline,
-) -> manifests.Container:
-    """Everything of one frozen container, into *directory*."""
-    bundle_dir = runc.state(tool, container.id).bundle_dir
+def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
+    """Everything of one frozen container, into its directory of the checkpoint."""
+    directory = f"{dumps.staging_dir}/{container.name}"
     images_dir = f"{directory}/checkpoint"
-    criu_dir = f"{work_dir}/{container.name}"
-    os.makedirs(criu_dir)
+    criu_dir = f"{dumps.work_dir}/{container.name}"
     os.makedirs(images_dir)
-    with timeline.phase("dump", container=container.name) as entry:
-        # The shim unmounts the rootfs as soon as a container ends, so its place is read before.
-        upper_dir = overlay.upper_dir(f"{bundle_dir}/rootfs")
-        _criu_dump(tool, pod, container, images_dir, criu_dir)
-        entry["size_bytes"] = _size_bytes(images_dir)
-    with timeline.phase("rw layer", container=container.name) as entry:
-        entry["size_bytes"] = rootfs_diff.save(upper_dir, f"{directory}/rootfs-diff.tar").size_bytes
+    os.makedirs(criu_dir)
+    bundle_dir = runc.state(dumps.tool, container.id).bundle_dir
+    # The shim unmounts the rootfs as soon as a container ends, so its place is read before.
+    upper_dir = overlay.upper_dir(f"{bundle_dir}/rootfs")
+    with dumps.timeline.phase("dump", container=container.name) as entry:
+        _criu_dump(dumps, container, images_dir, criu_dir)
+        entry["size_bytes"] = sum(file.stat().st_size for file in os.scandir(images_dir))
+    with dumps.timeline.phase("rw layer", container=container.name) as entry:
+        entry["size_bytes"] = _save_rw_layer(upper_dir, f"{directory}/rootfs-diff.tar")
     for name in ("dump.log", "stats-dump"):
         shutil.copyfile(f"{criu_dir}/{name}", f"{directory}/{name}")
     _copy_log(container.log_path, f"{directory}/container.log")
@@ -250,82 +259,87 @@ def _dump(
     return _described(container, images_dir)
 
 
-def _criu_dump(
-    tool: Runc, pod: Pod, container: Container, images_dir: str, criu_dir: str
-) -> None:
+def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: str) -> None:
     os.makedirs(_NO_PLUGINS_DIR, mode=0o700, exist_ok=True)
     flags = ["--leave-running", "--file-locks", "--image-path", images_dir, "--work-path", criu_dir]
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
     lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}"]
-    if "link-remap" in runc.checkpoint_flags(tool):
+    if "link-remap" in runc.checkpoint_flags(dumps.tool):
         flags.append("--link-remap")  # runc that has the flag sends "off" without it
     else:
         lines.append("link-remap")
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:
-        tool.call("checkpoint", *flags, container.id, env={"CRIU_CONFIG_FILE": config_path})
+        dumps.tool.call("checkpoint", *flags, container.id, env={"CRIU_CONFIG_FILE": config_path})
     except CommandError as error:
         reason = criu.decisive_line(f"{criu_dir}/dump.log") or str(error)
-        kept = _keep_log(f"{criu_dir}/dump.log", pod, container)
+        kept = _keep_log(f"{criu_dir}/dump.log", dumps.pod, container)
         raise CommandError(
             f"container {container.name}: dump failed: {reason}{_disk_full(images_dir)}; see {kept}"
         ) from None
 
 
-def _seal(
-    order: Order,
-    containers: list[manifests.Container],
-    staging_dir: str,
-    final_dir: str,
-    token: str,
-    timeline: log.Timeline,
-) -> Sealed:
-    """Digest everything, write the manifest last, and give the directory its name."""
-    with timeline.phase("digest") as entry:
-        files = digest.tree(staging_dir)
+def _save_rw_layer(upper_dir: str, path: str) -> int:
+    upper_fd = confine.open_dir(upper_dir)
+    try:
+        with open(path, "xb") as file:
+            rootfs_diff.save(upper_fd, file.fileno())
+    finally:
+        os.close(upper_fd)
+    return os.path.getsize(path)
+
+
+def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps) -> Manifest:
+    """Digest what lies in the staging directory and describe it."""
+    with dumps.timeline.phase("digest") as entry:
+        files = checkpoint_dir.contents(dumps.staging_dir)
         entry["size_bytes"] = sum(file.size_bytes for file in files)
-    tool = Runc("runc", (), token)
-    manifest = Manifest(
+    pod = order.pod
+    return Manifest(
         version=manifests.VERSION,
         name=order.name,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        pod=manifests.Pod(
-            order.pod.namespace, order.pod.name, order.pod.uid, order.pod.sandbox_id
-        ),
+        created=_rfc3339(time.time_ns()),
+        pod=manifests.Pod(pod.namespace, pod.name, pod.uid, pod.sandbox_id),
         containers=tuple(containers),
-        files=tuple(files),
+        files=files,
         node=this_node.facts(
-            token, runc=runc.version(tool), containerd=order.containerd_version
+            dumps.tool.token,
+            runc=runc.version(dumps.tool),
+            containerd=order.containerd_version,
         ),
         options=manifests.Options(
             file_locks=True, link_remap=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES
         ),
-        timeline=manifests.phases(timeline.phases),
+        timeline=manifests.phases(dumps.timeline.phases),
     )
-    with timeline.phase("seal"):
-        with open(f"{staging_dir}/{manifests.FILE_NAME}", "xb") as file:
-            file.write(manifests.dump(manifest))
-        linux.sync_filesystem(staging_dir)
-        if os.path.lexists(final_dir):
-            linux.exchange(staging_dir, final_dir)
-            shutil.rmtree(staging_dir)
-        else:
-            os.rename(staging_dir, final_dir)
-        linux.sync_filesystem(os.path.dirname(final_dir))
-    return Sealed(final_dir, manifest)
+
+
+def _seal(manifest: Manifest, staging_dir: str, final_dir: str) -> None:
+    """Write the manifest last, have it all on the medium, and give the directory its name."""
+    with open(f"{staging_dir}/{manifests.FILE_NAME}", "xb") as file:
+        file.write(manifests.dump(manifest))
+    linux.sync_filesystem(staging_dir)
+    if os.path.lexists(final_dir):
+        linux.exchange(staging_dir, final_dir)
+        shutil.rmtree(staging_dir)
+    else:
+        os.rename(staging_dir, final_dir)
+    linux.sync_filesystem(os.path.dirname(final_dir))
 
 
 def _described(container: Container, images_dir: str) -> manifests.Container:
     """What the images say of the container, for people and for the restore's checks."""
-    dump = images.read(images_dir)
+    images_fd = confine.open_dir(images_dir)
+    dump = images.read(images_fd)
+    os.close(images_fd)
     return _manifest_container(
         container,
         processes=len(dump.tasks),
         mounts=tuple(
             manifests.Mount(key=mount.key, destination=mount.destination)
-            for mount in dump.mounts
-            if mount.key
+            for mount in mount_plan.dumped_mounts(dump.mounts)
+            if mount.key is not None
         ),
     )
 
@@ -430,10 +444,6 @@ def _end(held: Journal) -> None:
 
 def _running(pod: Pod) -> list[Container]:
     return [container for container in pod.containers if container.state == "running"]
-
-
-def _size_bytes(directory: str) -> int:
-    return sum(entry.stat().st_size for entry in os.scandir(directory))
 
 
 def _write_json(path: str, value: dict[str, object]) -> None:

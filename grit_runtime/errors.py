@@ -1,7 +1,7 @@
 """The exceptions of grit-runtime. Imports nothing.
 
 A message is one line, lower case: it names the object, what was expected, and what to do. OSError
-is not wrapped; it carries its path. Doors (cli, oci, shim) turn these into exit codes and log lines.
+is not wrapped; it carries its path. The doors (cli, oci) turn these into exit codes and log lines.
 """
 
 

@@ -33,8 +33,8 @@ def tree(found: dict[str, Any]) -> str:
     pod, node = found["pod"], found["node"]
     lines = [
         f"checkpoint {found['name']} of pod {pod['namespace']}/{pod['name']} (uid {pod['uid']})",
-        f"  taken {found['created']} on kernel {node['kernel']} {node['machine']}, "
-        f"CRIU {node['criu']}, runc {node['runc']}, containerd {node['containerd']}",
+        f"  taken {found['created']} on kernel {node['kernel']} {node['machine']}",
+        f"  by CRIU {node['criu']}, runc {node['runc']}, containerd {node['containerd']}",
         f"  {len(found['files'])} files, {_size(sum(f['size_bytes'] for f in found['files']))}",
     ]
     for container in found["containers"]:

@@ -16,7 +16,9 @@ def to_file(path: str) -> None:
     """Append the lines of this process to *path* from now on; its directories are made."""
     global _fd  # noqa: PLW0603  one process logs to one place
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    _fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    _fd = os.open(
+        path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
 
 
 def info(event: str, **fields: object) -> None:
@@ -52,7 +54,7 @@ def _quoted(value: object) -> str:
 class Timeline:
     """The phases of one checkpoint or restore, each logged as it ends.
 
-    `phases` is a list of ``{"phase": str, "seconds": float, "size_bytes": int?, "container": str?}``.
+    An entry of `phases` has "phase" and "seconds", and "container" and "size_bytes" where they fit.
     """
 
     def __init__(self) -> None:

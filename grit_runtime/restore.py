@@ -34,7 +34,6 @@ from grit_runtime.host import (
     runc,
 )
 from grit_runtime.host import node as this_node
-from grit_runtime.host.journal import Journal
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import compatibility, mount_plan, privilege
 from grit_runtime.proto import criu_pb2
@@ -44,6 +43,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.host.checkpoint_dir import Sealed
     from grit_runtime.host.images import Dump
+    from grit_runtime.host.journal import Journal
     from grit_runtime.model.annotations import Identity, RestoreOrder
     from grit_runtime.model.manifest import Container, Manifest
 
@@ -174,6 +174,8 @@ def undo(attempt: Journal) -> None:
                 _empty_log(step["path"], int(step["size_bytes"]))
             case "copy":
                 shutil.rmtree(step["path"], ignore_errors=True)
+            case _:
+                pass  # nothing to take back
     _end(attempt)
 
 
@@ -209,12 +211,14 @@ def _attempt(request: Request, attempt: Journal) -> bool:
 
 
 def _open_checkpoint(request: Request, attempt: Journal) -> int:
-    """The checkpoint's directory, or a private copy if others than root could change it meanwhile."""
+    """The checkpoint's directory, or a private copy of one that others than root can change."""
     root, names = request.checkpoint_root, request.order.path
     dir_fd = checkpoint_dir.open_named(root, names)
     if checkpoint_dir.is_private(root, names, dir_fd):
         return dir_fd
-    log.warning("others than root can write to the checkpoint: copying", path=request.checkpoint_path)
+    log.warning(
+        "others than root can write to the checkpoint: copying", path=request.checkpoint_path
+    )
     copy = f"{_COPIES_DIR}/{request.runc.token}"
     attempt.record("copy", path=copy)
     os.makedirs(copy, mode=0o700)
@@ -231,14 +235,14 @@ def _open_checkpoint(request: Request, attempt: Journal) -> int:
 
 
 def _container(manifest: Manifest, request: Request) -> Container | None:
-    """The container of the manifest that is meant; by hand, where nobody names it, its only one."""
+    """The container that is meant; by hand, where nobody names it, the only one."""
     identity = request.order.identity
     if identity is None:
         running = [c for c in manifest.containers if c.state == "running"]
         if len(running) != 1:
             raise FailedPreconditionError(
-                f"checkpoint {request.checkpoint_path} holds {len(running)} containers, expected one "
-                "where no pod names the container"
+                f"checkpoint {request.checkpoint_path} holds {len(running)} containers, expected "
+                "one where no pod names the container"
             )
         return running[0]
     return next((c for c in manifest.containers if c.name == identity.container), None)
@@ -345,9 +349,7 @@ def _rewritten(spec: dict[str, Any], images_fd: int, dump: Dump) -> dict[str, by
     return files
 
 
-def _carry_log(
-    identity: Identity | None, checkpoint_fd: int, name: str, attempt: Journal
-) -> None:
+def _carry_log(identity: Identity | None, checkpoint_fd: int, name: str, attempt: Journal) -> None:
     """Put the container's log so far in front of what it will write.
 
     containerd has the new log open for append already; an empty one is ours to fill.
@@ -479,4 +481,3 @@ def _end(held: Journal) -> None:
     held.close()
     with suppress(OSError):  # the pod has other attempts
         os.rmdir(os.path.dirname(os.path.dirname(held.path)))
-

@@ -21,7 +21,7 @@ def directories(cgroups_path: str) -> list[str]:
 
 def pids(cgroups_path: str) -> set[int]:
     """The processes in this cgroup and those beneath it, as this pid namespace sees them."""
-    found = set()
+    found: set[int] = set()
     for top in directories(cgroups_path):
         for directory, _, _ in os.walk(top):
             with open(f"{directory}/cgroup.procs", encoding="ascii") as file:

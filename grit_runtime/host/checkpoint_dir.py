@@ -14,11 +14,13 @@ from typing import NamedTuple
 from grit_runtime.errors import ImageError, NotFoundError
 from grit_runtime.host import confine, digest
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model.manifest import Manifest
+from grit_runtime.model.manifest import File
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from grit_runtime.model.manifest import Manifest
 
 _MANIFEST_LIMIT_BYTES = 64 << 20
 
@@ -67,10 +69,20 @@ def read_manifest(dir_fd: int, path: str) -> Sealed:
     return Sealed(manifests.parse(data), hashlib.sha256(data).hexdigest())
 
 
+def contents(path: str) -> tuple[File, ...]:
+    """Every file beneath the directory at *path*, with its digest: what a manifest lists."""
+    dir_fd = confine.open_dir(path)
+    try:
+        digests = digest.digest_tree(dir_fd, sorted(_files(dir_fd)))
+    finally:
+        os.close(dir_fd)
+    return tuple(File(name, size, value) for name, (size, value) in digests.items())
+
+
 def problems(dir_fd: int, manifest: Manifest) -> list[str]:
     """Where the directory differs from its manifest, one line each; reads every byte."""
     wanted = {file.path: file for file in manifest.files}
-    found = {entry.path for entry in confine.walk(dir_fd) if not stat.S_ISDIR(entry.stat.st_mode)}
+    found = _files(dir_fd)
     found.discard(manifests.FILE_NAME)
     lines = [f"{path} is missing" for path in sorted(wanted.keys() - found)]
     lines += [f"{path} is not in the manifest" for path in sorted(found - wanted.keys())]
@@ -79,5 +91,9 @@ def problems(dir_fd: int, manifest: Manifest) -> list[str]:
         if size_bytes != wanted[path].size_bytes:
             lines.append(f"{path} has {size_bytes} bytes, expected {wanted[path].size_bytes}")
         elif value != wanted[path].digest:
-            lines.append(f"{path} is damaged: its digest is {value}, expected {wanted[path].digest}")
+            lines.append(f"{path} is damaged: digest {value}, expected {wanted[path].digest}")
     return lines
+
+
+def _files(dir_fd: int) -> set[str]:
+    return {entry.path for entry in confine.walk(dir_fd) if not stat.S_ISDIR(entry.stat.st_mode)}

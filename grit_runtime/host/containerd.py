@@ -67,9 +67,11 @@ class Containerd:
             "ListContainers", cri.ListContainersRequest(), cri.ListContainersResponse
         ).containers
         pods = [s for s in sandboxes if s.state == cri.SANDBOX_READY and _names(target, s)]
-        chosen = [] if pods else [c for c in containers if c.id.startswith(target)]
+        chosen: list[cri.Container] = (
+            [] if pods else [c for c in containers if c.id.startswith(target)]
+        )
         if len(pods) + len(chosen) > 1:
-            ids = ", ".join(thing.id[:13] for thing in (*pods, *chosen))
+            ids = ", ".join([s.id[:13] for s in pods] + [c.id[:13] for c in chosen])
             raise InvalidArgumentError(f"{target} names more than one thing: {ids}; give one id")
         if chosen:
             pods = [s for s in sandboxes if s.id == chosen[0].pod_sandbox_id]
@@ -79,16 +81,14 @@ class Containerd:
                 "expected NAMESPACE/POD or an id"
             )
         sandbox = pods[0]
+        meant = chosen or _newest([c for c in containers if c.pod_sandbox_id == sandbox.id])
         return Pod(
             sandbox_id=sandbox.id,
             namespace=sandbox.metadata.namespace,
             name=sandbox.metadata.name,
             uid=sandbox.metadata.uid,
             is_kubelets="io.kubernetes.pod.uid" in sandbox.labels,
-            containers=tuple(
-                self._status(c.id)
-                for c in chosen or _newest([c for c in containers if c.pod_sandbox_id == sandbox.id])
-            ),
+            containers=tuple(self._status(container.id) for container in meant),
         )
 
     def _status(self, container_id: str) -> Container:

@@ -68,12 +68,12 @@ def decisive_line(log_path: str) -> str | None:
     errors = [line for line in lines if "Error (" in line and not any(n in line for n in _NOISE)]
     if errors:
         return _message(errors[0])
-    warnings = [line for line in lines if "Warn " in line or "No " in line and ".img image" in line]
+    warnings = [line for line in lines if "Warn " in line or ".img image" in line]
     return _message(warnings[-1]) if warnings else None
 
 
 def _message(line: str) -> str:
-    """``(00.02) 1: Error (criu/mount.c:25): mnt: Can't ...`` -> ``criu/mount.c:25: mnt: Can't ...``"""
+    """``(00.02) 1: Error (criu/mount.c:25): mnt: No`` as ``criu/mount.c:25: mnt: No``."""
     for kind in ("Error (", "Warn  (", "Warn ("):
         if kind in line:
             return line.split(kind, 1)[1].replace("):", ":", 1).strip()

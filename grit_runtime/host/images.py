@@ -14,7 +14,10 @@ from grit_runtime.errors import ImageError
 from grit_runtime.host import confine
 from grit_runtime.proto import criu_pb2 as criu
 from grit_runtime.wire import criu_image
-from grit_runtime.wire.criu_image import Image
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.wire.criu_image import Image
 
 M = TypeVar("M", bound=Message)
 
@@ -70,7 +73,8 @@ def named(names: tuple[str, ...], kind: str) -> list[str]:
     return [
         name
         for name in names
-        if name.endswith(".img") and name.removesuffix(".img").rstrip("0123456789") in (kind, kind + "-")
+        if name.endswith(".img")
+        and name.removesuffix(".img").rstrip("0123456789") in (kind, kind + "-")
     ]
 
 

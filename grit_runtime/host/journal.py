@@ -55,7 +55,9 @@ def begin(path: str) -> Journal:
     try:
         fd = os.open(path, flags, 0o600)
     except FileExistsError:
-        raise FailedPreconditionError(f"journal {path} exists: another operation holds it") from None
+        raise FailedPreconditionError(
+            f"journal {path} exists: another operation holds it"
+        ) from None
     fcntl.flock(fd, fcntl.LOCK_EX)
     return Journal(path, fd)
 

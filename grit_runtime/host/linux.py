@@ -12,7 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have SIGKILL sent to this process when the parent's calling thread ends; call in the child."""
+    """In a child: get SIGKILL when the parent's thread that forked it ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before prctl
         os._exit(1)
@@ -38,11 +38,8 @@ def sync_filesystem(directory: str) -> None:
 
 def exchange(one: str, other: str) -> None:
     """Swap two paths of one filesystem in one step."""
-    _check(
-        _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE),
-        "renameat2",
-        other,
-    )
+    paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    _check(_libc.renameat2(*paths, _RENAME_EXCHANGE), "renameat2", other)
 
 
 def _check(result: int, call: str, path: str) -> None:

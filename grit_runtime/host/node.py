@@ -8,7 +8,7 @@ from grit_runtime.model.manifest import Node
 
 
 def facts(token: str, *, runc: str = "", containerd: str = "") -> Node:
-    """Kernel, CPU and CRIU of this node; the versions of runc and containerd come from the caller."""
+    """Kernel, CPU and CRIU of this node; what runc and containerd are, the caller knows."""
     uname = os.uname()
     return Node(
         kernel=uname.release,

@@ -13,7 +13,7 @@ from contextlib import suppress
 from grit_runtime.errors import CommandError, FailedPreconditionError
 from grit_runtime.host import linux
 
-TOKEN = "GRIT_OPERATION"
+OPERATION = "GRIT_OPERATION"
 
 _OUTPUT_LIMIT_BYTES = 1 << 20
 
@@ -52,7 +52,7 @@ def spawn(
 
     The child gets SIGKILL when the calling thread ends, also by SIGKILL.
     """
-    environment = {**os.environ, TOKEN: token, **(env or {})}
+    environment = {**os.environ, OPERATION: token, **(env or {})}
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -66,7 +66,7 @@ def spawn(
         # Python ignores these two, and exec keeps what is ignored.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        os.execvpe(argv[0], argv, environment)
+        os.execvpe(argv[0], argv, environment)  # noqa: S606  no shell is the point
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
     finally:
@@ -86,7 +86,7 @@ def kill(pid: int) -> None:
 
 def carrying(token: str) -> list[int]:
     """Pids of all live processes, ours excepted, that carry *token* in their environment."""
-    wanted = f"{TOKEN}={token}".encode()
+    wanted = f"{OPERATION}={token}".encode()
     return [
         int(name)
         for name in os.listdir("/proc")

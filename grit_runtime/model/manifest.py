@@ -7,14 +7,12 @@ from them. A manifest is hostile input, so every field is checked for its type a
 import json
 import types
 import typing
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 from grit_runtime.errors import ImageError
 
 VERSION = 1
 FILE_NAME = "manifest.json"
-
-T = TypeVar("T")
 
 
 class Pod(NamedTuple):
@@ -105,7 +103,8 @@ def parse(data: bytes) -> Manifest:
         raise ImageError(
             f"{FILE_NAME}: version is {value.get('version')!r}, this grit reads {VERSION}"
         )
-    return _checked(Manifest, value, FILE_NAME)
+    manifest: Manifest = _checked(Manifest, value, FILE_NAME)
+    return manifest
 
 
 def schema() -> dict[str, Any]:
@@ -125,33 +124,34 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _checked(wanted: type[T], value: Any, where: str) -> T:
+def _checked(wanted: Any, value: Any, where: str) -> Any:
     """*value* as *wanted*: a NamedTuple, tuple[X, ...], X | None, or a plain JSON type."""
     if hasattr(wanted, "_fields"):
         return _checked_record(wanted, value, where)
     arguments = typing.get_args(wanted)
     if isinstance(wanted, types.UnionType):
-        return cast("T", None) if value is None else cast("T", _checked(arguments[0], value, where))
+        return None if value is None else _checked(arguments[0], value, where)
     if arguments:
         if not isinstance(value, list):
             raise ImageError(f"{where}: expected a list, is {_shown(value)}")
-        items = (_checked(arguments[0], item, f"{where}[{at}]") for at, item in enumerate(value))
-        return cast("T", tuple(items))
+        items = enumerate(value)
+        return tuple(_checked(arguments[0], item, f"{where}[{at}]") for at, item in items)
     if wanted is float and type(value) is int:
         value = float(value)
     # bool is an int to isinstance, and JSON's true is no number
     if type(value) is not wanted or (wanted is int and not 0 <= value < 1 << 63):
         raise ImageError(f"{where}: expected {wanted.__name__}, is {_shown(value)}")
-    return cast("T", value)
+    return value
 
 
-def _checked_record(wanted: type[T], value: Any, where: str) -> T:
+def _checked_record(wanted: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ImageError(f"{where}: expected an object, is {_shown(value)}")
     hints = typing.get_type_hints(wanted)
-    for name in value.keys() ^ hints.keys():
+    for name in sorted(value.keys() ^ hints.keys()):
         raise ImageError(f"{where}: {'unknown' if name in value else 'missing'} field {name}")
-    return wanted(**{name: _checked(hints[name], value[name], f"{where}: {name}") for name in hints})
+    checked = {name: _checked(hints[name], value[name], f"{where}: {name}") for name in hints}
+    return wanted(**checked)
 
 
 def _shown(value: Any) -> str:

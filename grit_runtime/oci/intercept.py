@@ -52,12 +52,13 @@ def _create(argv: list[str], at: int, runc: str) -> bool:
         return False
 
     from grit_runtime import restore  # noqa: PLC0415  a cold start does not pay for it
+    from grit_runtime.host.runc import Runc  # noqa: PLC0415
 
     request = restore.Request(
         container_id=operands[0],
         bundle_dir=bundle_dir,
         spec=spec,
-        runc=restore.Runc(runc, _kept_options(argv, at), secrets.token_hex(8)),
+        runc=Runc(runc, _kept_options(argv, at), secrets.token_hex(8)),
         flags=_shared_flags(named),
         order=order,
         checkpoint_root=settings.checkpoint_root,
@@ -102,7 +103,9 @@ def _kept_options(argv: list[str], at: int) -> tuple[str, ...]:
 
 
 def _shared_flags(named: dict[str, str]) -> tuple[str, ...]:
-    values = [word for name in _SHARED_VALUES if name in named for word in (f"--{name}", named[name])]
+    values = [
+        word for name in _SHARED_VALUES if name in named for word in (f"--{name}", named[name])
+    ]
     flags = [f"--{name}" for name in _SHARED_FLAGS if name in named]
     return (*values, *flags)
 

@@ -35,7 +35,7 @@ def main(argv: list[str], runc: str) -> "NoReturn":
 def exec_runc(runc: str, argv: list[str]) -> "NoReturn":
     """Become runc, with the caller's arguments untouched."""
     try:
-        os.execv(runc, argv)
+        os.execv(runc, argv)  # noqa: S606  no shell is the point
     except OSError as error:
         sys.stderr.write(f"grit-runtime: cannot run {runc}: {error.strerror}; install runc there\n")
         sys.exit(1)
@@ -56,7 +56,7 @@ def global_options(argv: list[str], end: int) -> dict[str, str]:
 
 
 def pod_dirs_of(container_id: str) -> list[str]:
-    """Where restores of this container left state: its own directory, or its pod's if it is a sandbox."""
+    """Where grit keeps state of this container, or of its pod if it is a sandbox."""
     try:
         pods = os.listdir(PODS_DIR)
     except FileNotFoundError:

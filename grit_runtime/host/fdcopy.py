@@ -27,6 +27,13 @@ def copy_range(src_fd: int, dst_fd: int, *, src_offset: int, size_bytes: int) ->
     os.lseek(dst_fd, end + shift, os.SEEK_SET)
 
 
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """All of *data* at the current offset: a disk that fills up takes a part before it refuses."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 def _next_data(fd: int, offset: int, end: int) -> tuple[int, int]:
     """First run of data at or after *offset*, cut at *end*; (end, end) when only a hole is left."""
     try:

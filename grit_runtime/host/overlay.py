@@ -1,0 +1,124 @@
+"""Overlay mounts: where a mounted one keeps its changes, and mounting our own.
+
+Spec: linux Documentation/filesystems/overlayfs.rst, proc_pid_mountinfo(5), mount(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from typing import NamedTuple
+
+from grit_runtime.errors import FailedPreconditionError, NotFoundError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MS_NOEXEC = 8
+_UMOUNT_NOFOLLOW = 8
+
+_FLAGS = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo; *options* are the filesystem's own, "" for one without a value."""
+
+    path: str
+    fs_type: str
+    options: dict[str, str]
+
+
+def upper_dir(rootfs_path: str, *, mountinfo_path: str = "/proc/self/mountinfo") -> str:
+    """The upper directory of the overlay mounted at *rootfs_path*.
+
+    NotFoundError when nothing is mounted there; FailedPreconditionError when it is no overlay, or
+    one whose upper directory says its changes in another way than root's overlays do.
+    """
+    with open(mountinfo_path, "rb") as file:
+        mounts = parse_mountinfo(file.read())
+    path = os.path.realpath(rootfs_path)
+    found = [mount for mount in mounts if mount.path == path]
+    if not found:
+        raise NotFoundError(f"{rootfs_path}: nothing is mounted there, expected a container's root")
+    mount = found[-1]  # the last is on top of the others
+    if mount.fs_type != "overlay":
+        raise FailedPreconditionError(
+            f"{rootfs_path}: is a mount of type {mount.fs_type}, expected overlay: "
+            "have containerd use the overlayfs snapshotter"
+        )
+    upper = mount.options.get("upperdir", "")
+    if not upper.startswith("/") or "userxattr" in mount.options:
+        raise FailedPreconditionError(
+            f"{rootfs_path}: the overlay's upperdir is {upper!r}"
+            f"{' with userxattr' * ('userxattr' in mount.options)}, "
+            "expected an absolute path and trusted attributes"
+        )
+    return re.sub(r"\\(.)", r"\1", upper)  # shown as mounted, with the escapes of _escaped
+
+
+def parse_mountinfo(data: bytes) -> list[Mount]:
+    """The mounts in the text of /proc/PID/mountinfo, in its order."""
+    return [_parse_line(line) for line in data.split(b"\n") if line]
+
+
+def mount_layers(lower: Sequence[str], path: str) -> None:
+    """Mount a read-only overlay of two or more directories, the topmost first, at *path*.
+
+    A directory held open can be given as /proc/self/fd/N. Nothing in it runs, is a device or
+    changes identity. OSError names *path*.
+    """
+    _mount(path, f"lowerdir={':'.join(map(_escaped, lower))}", _FLAGS | _MS_RDONLY)
+
+
+def mount_overlay(lower: Sequence[str], upper: str, work: str, path: str) -> None:
+    """Mount an overlay at *path* that keeps its changes in *upper*; otherwise as mount_layers.
+
+    *work* is an empty directory of the same filesystem as *upper*.
+    """
+    lowers = ":".join(map(_escaped, lower))
+    options = f"lowerdir={lowers},upperdir={_escaped(upper)},workdir={_escaped(work)}"
+    _mount(path, options, _FLAGS)
+
+
+def unmount(path: str) -> None:
+    """Unmount what was mounted last at *path*, which may not be a symbolic link."""
+    _call("umount2", path, os.fsencode(path), _UMOUNT_NOFOLLOW)
+
+
+def _parse_line(line: bytes) -> Mount:
+    """``36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue``"""
+    before, _, after = line.partition(b" - ")
+    fs_type, _, options = after.split(b" ")
+    pairs = (option.partition(b"=") for option in options.split(b","))
+    return Mount(
+        path=_unescaped(before.split(b" ")[4]),
+        fs_type=fs_type.decode(),
+        options={key.decode(): _unescaped(value) for key, _, value in pairs},
+    )
+
+
+def _unescaped(text: bytes) -> str:
+    """The kernel writes blanks, commas and backslashes as three octal digits."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), text))
+
+
+def _escaped(path: str) -> str:
+    """*path* as a value among an overlay's options, where commas and colons part."""
+    return re.sub(r"([\\:,])", r"\\\1", path)
+
+
+def _mount(path: str, options: str, flags: int) -> None:
+    arguments = (b"overlay", os.fsencode(path), b"overlay", ctypes.c_ulong(flags))
+    _call("mount", path, *arguments, os.fsencode(options))
+
+
+def _call(name: str, path: str, *arguments: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}", path)

@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grit_runtime.errors import ImageError
+from grit_runtime.model import manifest as manifests
+
+SCHEMA = Path(manifests.__file__).with_name("manifest.schema.json")
+
+MANIFEST = manifests.Manifest(
+    version=1,
+    name="nightly",
+    created="2026-11-22T06:00:00Z",
+    pod=manifests.Pod("shop", "cart-7", "uid-7", "sandbox-7"),
+    containers=(
+        manifests.Container(
+            name="app",
+            id="c0ffee",
+            state="running",
+            exit_code=None,
+            image="registry.local/app:1",
+            image_digest="sha256:aa",
+            processes=3,
+            mounts=(manifests.Mount("/etc/hosts", "/etc/hosts"),),
+        ),
+    ),
+    files=(manifests.File("app/checkpoint/pstree.img", 40, "sha256:bb"),),
+    node=manifests.Node("6.18", "x86_64", ("avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9"),
+    options=manifests.Options(file_locks=True, link_remap=True, ghost_limit_bytes=1 << 26),
+    timeline=(manifests.Phase("dump", 0.25, "app", 4096), manifests.Phase("thaw", 1.0, None, None)),
+)
+
+
+def changed(path: str, value: Any) -> bytes:
+    """The manifest as JSON with the field at *path* (dots and numbers) replaced."""
+    whole = manifests.plain(MANIFEST)
+    at: Any = whole
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in parents:
+        at = at[part]
+    at[last] = value
+    return json.dumps(whole).encode()
+
+
+def test_what_was_written_is_read_back() -> None:
+    assert manifests.parse(manifests.dump(MANIFEST)) == MANIFEST
+
+
+def test_the_schema_in_the_repository_is_the_formats() -> None:
+    assert json.loads(SCHEMA.read_text()) == manifests.schema()
+
+
+def test_a_manifest_fits_the_schema() -> None:
+    jsonschema.validate(json.loads(manifests.dump(MANIFEST)), json.loads(SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("version", 2, "version is 2, this grit reads 1"),
+        ("version", True, "expected int"),
+        ("name", 7, "name: expected str, is 7"),
+        ("files.0.size_bytes", -1, r"files\[0\]: size_bytes: expected int, is -1"),
+        ("files.0.size_bytes", True, "size_bytes: expected int"),
+        ("files.0.size_bytes", 1 << 63, "size_bytes: expected int"),
+        ("files", {}, "files: expected a list"),
+        ("pod", [], "pod: expected an object"),
+        ("pod.extra", "x", "pod: unknown field extra"),
+        ("containers.0.exit_code", "0", "exit_code: expected int"),
+        ("timeline.0.seconds", "fast", "seconds: expected float"),
+    ],
+)
+def test_a_field_that_is_not_what_it_should_be_is_named(
+    path: str, value: Any, reason: str
+) -> None:
+    with pytest.raises(ImageError, match=reason):
+        manifests.parse(changed(path, value))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'"x"', b"null"])
+def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"manifest\.json"):
+        manifests.parse(data)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=10,
+)
+
+
+@given(json_values, st.sampled_from([*manifests.Manifest._fields, "pod.uid", "files.0.path"]))
+def test_any_value_in_any_field_gives_a_manifest_or_our_error(value: Any, path: str) -> None:
+    try:
+        assert isinstance(manifests.parse(changed(path, value)), manifests.Manifest)
+    except ImageError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from grit_runtime import config
+from grit_runtime.errors import InvalidArgumentError
+
+
+def test_an_absent_file_means_all_defaults(tmp_path: Path) -> None:
+    assert config.load(str(tmp_path / "none.toml")) == config.Config()
+
+
+def test_a_key_is_taken_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('checkpoint_root = "/srv/checkpoints"\n')
+    assert config.load(str(path)).checkpoint_root == "/srv/checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('checkpoint_rot = "/srv"', "unknown key checkpoint_rot, did you mean checkpoint_root"),
+        ('colour = "red"', "unknown key colour; known keys: checkpoint_root"),
+        ('checkpoint_root = "srv"', "must be an absolute path, is 'srv'"),
+        ("checkpoint_root = 7", "must be an absolute path, is 7"),
+        ("checkpoint_root", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidArgumentError, match=reason):
+        config.load(str(path))

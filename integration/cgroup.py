@@ -63,9 +63,7 @@ def remove(name: str) -> None:
 
 def leftovers(prefix: str) -> set[str]:
     """Names of the top cgroups that begin with *prefix*."""
-    return {
-        path.name for hierarchy in hierarchies() for path in hierarchy.path.glob(f"{prefix}*")
-    }
+    return {path.name for hierarchy in hierarchies() for path in hierarchy.path.glob(f"{prefix}*")}
 
 
 def _delegate_controllers(path: Path) -> None:

@@ -17,8 +17,17 @@ DEFAULT_TIMEOUT_S = 120  # kubelet's runtimeRequestTimeout
 Reply = TypeVar("Reply", bound="Message")
 
 
+class CriError(Exception):
+    """What containerd answered instead of a reply."""
+
+    def __init__(self, method: str, code: grpc.StatusCode, details: str | None) -> None:
+        super().__init__(f"{method}: {code.name}: {details}")
+        self.code = code
+        self.details = details or ""
+
+
 class Cri:
-    """Calls of runtime.v1.RuntimeService on one socket; an answer of failure is a grpc.RpcError."""
+    """Calls of runtime.v1 on one socket."""
 
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.insecure_channel(f"unix://{socket}")
@@ -33,13 +42,17 @@ class Cri:
         request: Message,
         reply: type[Reply],
         *,
+        service: str = "RuntimeService",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Reply:
         """Call *method* and wait for its answer, connecting again first where that is needed."""
         call = self._channel.unary_unary(
-            f"/runtime.v1.RuntimeService/{method}",
+            f"/runtime.v1.{service}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=reply.FromString,
         )
-        answer: Reply = call(request, timeout=timeout_s, wait_for_ready=True)
+        try:
+            answer: Reply = call(request, timeout=timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise CriError(method, error.code(), error.details()) from None
         return answer

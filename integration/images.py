@@ -153,28 +153,33 @@ def _entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
 
 def _write_archive(path: Path, name: str, layer: bytes, command: list[str]) -> None:
     packed = Blob(
-        "application/vnd.oci.image.layer.v1.tar+gzip", gzip.compress(layer, compresslevel=1, mtime=0)
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        gzip.compress(layer, compresslevel=1, mtime=0),
     )
     config = Blob(
         "application/vnd.oci.image.config.v1+json",
-        _json({
-            "architecture": ARCHITECTURES[platform.machine()],
-            "os": "linux",
-            "config": {"Entrypoint": command, "Env": ["PATH=/usr/bin:/bin"]},
-            "rootfs": {
-                "type": "layers",
-                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
-            },
-        }),
+        _json(
+            {
+                "architecture": ARCHITECTURES[platform.machine()],
+                "os": "linux",
+                "config": {"Entrypoint": command, "Env": ["PATH=/usr/bin:/bin"]},
+                "rootfs": {
+                    "type": "layers",
+                    "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
+                },
+            }
+        ),
     )
     manifest = Blob(
         "application/vnd.oci.image.manifest.v1+json",
-        _json({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": config.descriptor(),
-            "layers": [packed.descriptor()],
-        }),
+        _json(
+            {
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "config": config.descriptor(),
+                "layers": [packed.descriptor()],
+            }
+        ),
     )
     named = manifest.descriptor() | {"annotations": {"io.containerd.image.name": name}}
     members = {

@@ -137,6 +137,10 @@ class Node:
             text=True,
         )
 
+    def path(self, path: Path) -> Path:
+        """Where this machine finds what is *path* on the node."""
+        return self.root / path.relative_to("/")
+
     def assert_alive(self) -> None:
         """Raise LostNodeError if the node has ended."""
         if self._keeper.poll() is not None:
@@ -157,7 +161,11 @@ class Node:
         parts = [f"==== node {self.name} ({self.edition.suite}) ===="]
         for path in self._log_paths():
             parts += [f"---- {path.relative_to(self.root)}", _tail(path)]
-        for command in ("ps axfo pid,stat,wchan:20,cgroup:60,args", "ip addr", "cat /proc/1/mounts"):
+        for command in (
+            "ps axfo pid,stat,wchan:20,cgroup:60,args",
+            "ip addr",
+            "cat /proc/1/mounts",
+        ):
             parts += [f"---- {command}", self.run(command.split(), check=False).stdout]
         return "\n".join(parts)
 

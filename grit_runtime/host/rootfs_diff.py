@@ -152,7 +152,7 @@ class _Tally:
             limit = getattr(self._limits, field)
             if getattr(self, field) > limit:
                 raise ImageError(
-                    f"layer: over {limit} {field} at {layer.shown(member.name)}: raise the limit"
+                    f"layer: over {limit} {field} at {tar.shown(member.name)}: raise the limit"
                 )
 
 
@@ -266,13 +266,13 @@ def _checked(member: Member, allowed_devices: Set[Device]) -> Place:
     place = layer.parse_name(member.name)
     if not isinstance(place, layer.Present):
         if member.kind != tar.FILE or member.size_bytes:
-            raise ImageError(f"layer: whiteout {layer.shown(member.name)} is no empty file")
+            raise ImageError(f"layer: whiteout {tar.shown(member.name)} is no empty file")
         return place
     if not place.parts and member.kind != tar.DIRECTORY:
-        raise ImageError(f"layer: the root {layer.shown(member.name)} is no directory")
+        raise ImageError(f"layer: the root {tar.shown(member.name)} is no directory")
     if member.kind in _DEVICES and (_DEVICES[member.kind], *member.device) not in allowed_devices:
         raise PrivilegeError(
-            f"layer: {layer.shown(member.name)} is device {_DEVICES[member.kind]} "
+            f"layer: {tar.shown(member.name)} is device {_DEVICES[member.kind]} "
             f"{member.device[0]}:{member.device[1]}, which the pod's spec does not list"
         )
     if member.kind == tar.HARD_LINK:
@@ -286,14 +286,14 @@ def _link_target(member: Member, parts: Parts) -> Parts:
     target = layer.parse_name(member.link)
     if not isinstance(target, layer.Present) or target.parts[: len(parts)] == parts:
         raise ImageError(
-            f"layer: {layer.shown(member.name)} is a hard link to {layer.shown(member.link)}, "
+            f"layer: {tar.shown(member.name)} is a hard link to {tar.shown(member.link)}, "
             "expected another file"
         )
     return target.parts
 
 
 def _naming(member: Member, error: OSError) -> OSError:
-    return OSError(error.errno, error.strerror, layer.shown(member.name))
+    return OSError(error.errno, error.strerror, tar.shown(member.name))
 
 
 def _remove(root_fd: int, place: layer.Whiteout | layer.Opaque) -> int:
@@ -340,7 +340,7 @@ def _descend(root_fd: int, names: Sequence[bytes], member: Member) -> int:
         return confine.descend(root_fd, names)
     except FileNotFoundError as error:
         raise ImageError(
-            f"layer: {layer.shown(member.name)} lies in no directory of the image or the layer"
+            f"layer: {tar.shown(member.name)} lies in no directory of the image or the layer"
         ) from error
 
 
@@ -363,7 +363,7 @@ def _put_hard_link(member: Member, parts: Parts, root_fd: int, parent_fd: int) -
         mode = os.stat(target, dir_fd=target_fd, follow_symlinks=False).st_mode
         if stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
             raise ImageError(
-                f"layer: {layer.shown(member.name)} is a hard link to {layer.shown(member.link)}, "
+                f"layer: {tar.shown(member.name)} is a hard link to {tar.shown(member.link)}, "
                 f"which is {confine.kind(mode)}, expected a file"
             )
         os.link(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from grit_runtime.errors import ImageError
+from grit_runtime.wire import tar
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -60,7 +61,7 @@ def parse_name(name: bytes) -> Place:
         return Opaque(tuple(parents))
     hidden = last.removeprefix(WHITEOUT)
     if hidden in {b"", b".", b".."} or is_reserved(hidden):
-        raise ImageError(f"layer: {shown(name)} is a whiteout of no file name")
+        raise ImageError(f"layer: {tar.shown(name)} is a whiteout of no file name")
     return Whiteout(tuple(parents), hidden)
 
 
@@ -75,9 +76,9 @@ def parse_path(name: bytes) -> Parts:
     parts = tuple(path.split(b"/"))
     for part in parts:
         if part in {b"", b".", b".."} or len(part) > MAX_COMPONENT_BYTES:
-            raise ImageError(f"layer: name {shown(name)}, expected a path beneath the root")
+            raise ImageError(f"layer: name {tar.shown(name)}, expected a path beneath the root")
     if any(is_reserved(part) for part in parts[:-1]):
-        raise ImageError(f"layer: name {shown(name)} lies beneath a whiteout")
+        raise ImageError(f"layer: name {tar.shown(name)} lies beneath a whiteout")
     return parts
 
 
@@ -95,19 +96,15 @@ def is_carried(xattr: bytes) -> bool:
 def check_xattr(xattr: bytes, value: bytes) -> None:
     """ImageError for an attribute that no layer of ours has, or that the kernel would not take."""
     if xattr.startswith(OVERLAY_XATTR):
-        raise ImageError(f"layer: attribute {shown(xattr)} would change how an overlay looks up")
+        raise ImageError(
+            f"layer: attribute {tar.shown(xattr)} would change how an overlay looks up"
+        )
     if not is_carried(xattr) and not xattr.startswith(b"security."):
-        raise ImageError(f"layer: attribute {shown(xattr)}, expected user, trusted or security")
+        raise ImageError(f"layer: attribute {tar.shown(xattr)}, expected user, trusted or security")
     if len(xattr) > MAX_XATTR_NAME_BYTES or b"\0" in xattr or len(value) > MAX_XATTR_BYTES:
-        raise ImageError(f"layer: attribute {shown(xattr)} is larger than the kernel allows")
+        raise ImageError(f"layer: attribute {tar.shown(xattr)} is larger than the kernel allows")
 
 
 def is_reserved(part: bytes) -> bool:
     """Whether no file of a layer can be called *part*."""
     return part.startswith(WHITEOUT)
-
-
-def shown(name: bytes) -> str:
-    """*name* for a message: quoted, on one line, of bounded length."""
-    text = repr(name)[1:]
-    return text if len(text) <= 200 else text[:200] + "..."

@@ -96,6 +96,12 @@ def read_member(read: Callable[[int], bytes]) -> Member | None:
     raise ImageError(f"tar: more than {_MAX_EXTENSIONS} extended headers for one member")
 
 
+def shown(name: bytes) -> str:
+    """*name* for a message: quoted, on one line, of bounded length."""
+    text = repr(name)[1:]
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
 def _header(member: Member) -> bytes:
     major, minor = member.device
     header = _HEADER.pack(
@@ -231,10 +237,12 @@ def _parse_records(body: bytes) -> dict[bytes, bytes]:
 def _extended(member: Member, fields: dict[bytes, bytes]) -> Member:
     for key in fields:
         if key.startswith(b"GNU.sparse."):
-            raise ImageError(f"tar: {member.name!r} is stored sparse, expected all of its data")
+            raise ImageError(
+                f"tar: {shown(member.name)} is stored sparse, expected all of its data"
+            )
     return member._replace(
-        name=fields.get(b"path", member.name),
-        link=fields.get(b"linkpath", member.link),
+        name=fields.get(b"path") or member.name,
+        link=fields.get(b"linkpath") or member.link,
         uid=_decimal_or(fields.get(b"uid"), member.uid),
         gid=_decimal_or(fields.get(b"gid"), member.gid),
         size_bytes=_decimal_or(fields.get(b"size"), member.size_bytes),
@@ -244,7 +252,7 @@ def _extended(member: Member, fields: dict[bytes, bytes]) -> Member:
 
 
 def _decimal_or(text: bytes | None, default: int) -> int:
-    """A pax number; an empty record takes a former one back."""
+    """A pax number; an empty value means the header's own, as for all records."""
     if not text:
         return default
     if not text.isdigit() or len(text) > 20:
@@ -263,10 +271,10 @@ def _parse_time(text: bytes) -> int:
 def _checked(member: Member) -> Member:
     """*member* when each field is in its range: base 256 and pax records can hold any number."""
     if member.kind not in _KINDS:
-        raise ImageError(f"tar: {member.name!r} has type {member.kind!r}, expected 0 to 7")
+        raise ImageError(f"tar: {shown(member.name)} has type {member.kind!r}, expected 0 to 7")
     for name in (member.name, member.link):
         if len(name) > MAX_NAME_BYTES or b"\0" in name:
-            raise ImageError(f"tar: {name[:80]!r}... is no path, it is too long or has a NUL")
+            raise ImageError(f"tar: {shown(name)} is no path, it is too long or has a NUL")
     size_limit = MAX_SIZE_BYTES if member.kind == FILE else 0
     for field, value, limit in (
         ("uid", member.uid, MAX_ID),
@@ -277,9 +285,11 @@ def _checked(member: Member) -> Member:
         ("devminor", member.device[1], (1 << 20) - 1),
     ):
         if not 0 <= value <= limit:
-            raise ImageError(f"tar: {member.name!r}: {field} is {value}, expected 0 to {limit}")
+            raise ImageError(
+                f"tar: {shown(member.name)}: {field} is {value}, expected 0 to {limit}"
+            )
     if member.kind in _LINKS and not member.link:
-        raise ImageError(f"tar: link {member.name!r} leads nowhere")
+        raise ImageError(f"tar: link {shown(member.name)} leads nowhere")
     if member.kind == FILE and member.name.endswith(b"/"):
-        raise ImageError(f"tar: {member.name!r} is a file with the name of a directory")
+        raise ImageError(f"tar: {shown(member.name)} is a file with the name of a directory")
     return member

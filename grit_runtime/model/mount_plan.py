@@ -46,6 +46,13 @@ class LiveMount(NamedTuple):
     options: tuple[str, ...]
 
 
+class DumpedMount(NamedTuple):
+    """A mount of the dump; *key* is the name by which CRIU looks for its source, or None."""
+
+    destination: str
+    key: str | None
+
+
 class Remapped(NamedTuple):
     """An external mount that needs ``external mnt[KEY]:SOURCE``.
 
@@ -72,7 +79,7 @@ def live_mounts(spec: dict[str, Any], resolve: Callable[[str], str]) -> list[Liv
 
     runc keys a mount by the resolved path: /run/secrets/... where config.json says /var/run/...
     """
-    nodes = [*_DEFAULT_NODES, *(node["path"] for node in spec["linux"].get("devices") or ())]
+    nodes = [node["path"] for node in spec["linux"].get("devices") or ()]
     return [LiveMount(path, path, "device", ()) for path in nodes] + [
         LiveMount(
             resolve(mount["destination"]),
@@ -84,28 +91,21 @@ def live_mounts(spec: dict[str, Any], resolve: Callable[[str], str]) -> list[Liv
     ]
 
 
-def external_key(entry: criu.mnt_entry) -> str | None:
-    """The name by which CRIU looks for the mount's source; None if it needs none.
-
-    Before CRIU 3.0 the name stood in the root field, with ext_mount set.
-    """
-    if entry.ext_mount:
-        return text(entry.root)
-    return text(entry.ext_key) if entry.HasField("ext_key") else None
+def dumped_mounts(mounts: Iterable[criu.mnt_entry]) -> list[DumpedMount]:
+    """What the plan needs of a mountpoints image."""
+    return [DumpedMount(text(entry.mountpoint), _key(entry)) for entry in mounts]
 
 
-def plan_mounts(dumped: Iterable[criu.mnt_entry], live: Sequence[LiveMount]) -> MountPlan:
+def plan_mounts(dumped: Sequence[DumpedMount], live: Sequence[LiveMount]) -> MountPlan:
     """Pair every external mount of *dumped* with the live mount at its destination."""
-    sources = {m.destination: m.source for m in live if m.fs_type in {"bind", "device"}}
+    sources = {path: path for path in _DEFAULT_NODES}
+    sources |= {m.destination: m.source for m in live if m.fs_type in {"bind", "device"}}
     cgroups = tuple(f"{m.destination}/" for m in live if m.fs_type == "cgroup")
     keyed = dict(sources)
-    present: set[str] = set()
     kept: list[str] = []
     remapped: list[Remapped] = []
     missing: list[str] = []
-    for entry in dumped:
-        destination, key = text(entry.mountpoint), external_key(entry)
-        present.add(destination)
+    for destination, key in dumped:
         if key is None:
             continue
         if _maps_itself(key, destination, sources) or key.startswith(cgroups):
@@ -114,6 +114,7 @@ def plan_mounts(dumped: Iterable[criu.mnt_entry], live: Sequence[LiveMount]) -> 
             remapped.append(_remapped(destination, key, sources[destination], keyed))
         else:
             missing.append(destination)
+    present = {mount.destination for mount in dumped}
     extra = [m.destination for m in live if m.fs_type == "bind" and m.destination not in present]
     return MountPlan(tuple(kept), tuple(remapped), tuple(missing), tuple(extra))
 
@@ -123,7 +124,7 @@ def with_keys(image: Image, plan: MountPlan) -> Image:
     keys = {mount.destination: mount.key for mount in plan.remapped if mount.rewrite}
     for index, entry in enumerate(entries(image, criu.mnt_entry)):
         key = keys.get(text(entry.mountpoint))
-        if key is not None and external_key(entry) is not None:
+        if key is not None and _key(entry) is not None:
             entry.ClearField("ext_mount")
             entry.ext_key = key.encode("utf-8", "surrogateescape")
             image = with_entry(image, index, entry)
@@ -154,6 +155,12 @@ def config_lines(plan: MountPlan) -> list[str]:
             )
         lines[mount.key] = f"external {value}"
     return list(lines.values())
+
+
+def _key(entry: criu.mnt_entry) -> str | None:
+    if entry.ext_mount:  # before CRIU 3.0 the key stood in the root field
+        return text(entry.root)
+    return text(entry.ext_key) if entry.HasField("ext_key") else None
 
 
 def _fs_type(mount: dict[str, Any]) -> str:

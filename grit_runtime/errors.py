@@ -1,8 +1,10 @@
-"""The exceptions of grit-runtime. Imports nothing.
+"""The exceptions of grit-runtime, and their text.
 
 A message is one line, lower case: it names the object, what was expected, and what to do. OSError
 is not wrapped; it carries its path. The doors (cli, oci) turn these into exit codes and log lines.
 """
+
+import os
 
 
 class GritError(Exception):
@@ -35,3 +37,10 @@ class PrivilegeError(GritError):
 
 class CommandError(GritError):
     """A program we ran failed; the message ends in its own decisive line."""
+
+
+def one_line(error: GritError | OSError) -> str:
+    """What the doors print: our own text, or the object of a failed system call and its reason."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)

@@ -280,8 +280,8 @@ def _compare(manifest: Manifest, request: Request) -> None:
 def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
     layer_fd = confine.open_regular(checkpoint_fd, f"{name}/rootfs-diff.tar")
     root_fd = confine.open_dir(bundle.rootfs(request.bundle_dir, request.spec))
-    with open(layer_fd, "rb") as layer:
-        rootfs_diff.apply(layer, root_fd, allowed_devices=privilege.devices(request.spec))
+    rootfs_diff.apply(layer_fd, root_fd, allowed_devices=bundle.devices(request.spec))
+    os.close(layer_fd)
     os.close(root_fd)
 
 

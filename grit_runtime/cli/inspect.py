@@ -6,7 +6,7 @@ from grit_runtime import inspection
 
 
 @click.command()
-@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+@click.argument("directory")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def inspect(directory: str, as_json: bool) -> None:
     """Show what the checkpoint in DIRECTORY holds: pod, node, containers, processes, mounts.

@@ -11,7 +11,7 @@ from grit_runtime.cli.inspect import inspect
 from grit_runtime.cli.recover import recover
 from grit_runtime.cli.resume import resume
 from grit_runtime.cli.verify import verify
-from grit_runtime.errors import GritError
+from grit_runtime.errors import GritError, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,7 +32,7 @@ def main() -> None:
     try:
         grit()
     except (GritError, OSError) as error:
-        click.echo(f"grit: {error}", err=True)
+        click.echo(f"grit: {one_line(error)}", err=True)
         sys.exit(1)
 
 

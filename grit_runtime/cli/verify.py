@@ -6,7 +6,7 @@ from grit_runtime.host import checkpoint_dir, confine
 
 
 @click.command()
-@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+@click.argument("directory")
 def verify(directory: str) -> None:
     """Read every byte of the checkpoint in DIRECTORY and compare it with the manifest.
 

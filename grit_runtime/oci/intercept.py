@@ -14,7 +14,7 @@ import sys
 import time
 
 from grit_runtime import config, log
-from grit_runtime.errors import GritError
+from grit_runtime.errors import GritError, one_line
 from grit_runtime.oci.main import PODS_DIR, exec_runc, global_options, options, pod_dirs_of
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ def intercept(argv: list[str], at: int, runc: str) -> NoReturn:
     try:
         handled = _COMMANDS[argv[at]](argv, at, runc)
     except (GritError, OSError) as error:
-        _fail(argv, at, str(error))
+        _fail(argv, at, one_line(error))
     if handled:
         sys.exit(0)
     exec_runc(runc, argv)
@@ -67,7 +67,7 @@ def _create(argv: list[str], at: int, runc: str) -> bool:
     try:
         return restore.restore(request)
     except (GritError, OSError) as error:
-        log.error("restore failed", container_id=request.container_id, reason=error)
+        log.error("restore failed", container_id=request.container_id, reason=one_line(error))
         raise
 
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import shutil
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Pod:
         self.container_ids: dict[str, str] = {}
         self.pod_dir = PODS_DIR / spec.uid
         self.log_dir = LOGS_DIR / f"{spec.namespace}_{spec.name}_{spec.uid}"
+        self.removed = False
         self._attempts: dict[str, int] = {}
         self._created: list[str] = []
         self._config = self._sandbox_config()
@@ -123,6 +125,12 @@ class Pod:
         self.node.cri.call(
             "StartContainer", request, cri_pb2.StartContainerResponse, timeout_s=timeout_s
         )
+
+    def run_containers(self) -> None:
+        """Create and start every container, in the order of the spec."""
+        for spec in self.spec.containers:
+            self.create(spec.name)
+            self.start(spec.name)
 
     def restart(self, name: str) -> None:
         """What kubelet does with a container that has ended: a new attempt in the same sandbox."""
@@ -208,6 +216,7 @@ class Pod:
         shutil.rmtree(self.node.path(self.log_dir))
         for path in self._cgroup_dirs():
             path.rmdir()
+        self.removed = True
 
     def _end(self, method: str, request: Message, reply: type[Message]) -> None:
         for _ in range(STOP_ROUNDS):
@@ -431,13 +440,32 @@ class Pod:
 
 
 def run_pod(node: Node, spec: PodSpec) -> Pod:
-    """Run *spec* on *node*: its sandbox, then each container created and started in order."""
+    """Run *spec* on *node*, with every container started, for the caller to stop and remove."""
     pod = Pod(node, spec)
     pod.run_sandbox()
-    for container in spec.containers:
-        pod.create(container.name)
-        pod.start(container.name)
+    pod.run_containers()
     return pod
+
+
+@contextmanager
+def sandbox(node: Node, spec: PodSpec) -> Iterator[Pod]:
+    """The pod *spec* on *node* with none of its containers yet; all of it is removed at the end."""
+    pod = Pod(node, spec)
+    pod.run_sandbox()
+    try:
+        yield pod
+    finally:
+        if not pod.removed:
+            pod.stop(grace_period_s=1)
+            pod.remove()
+
+
+@contextmanager
+def running(node: Node, spec: PodSpec) -> Iterator[Pod]:
+    """The pod *spec* on *node* with every container started, in order."""
+    with sandbox(node, spec) as pod:
+        pod.run_containers()
+        yield pod
 
 
 def _read_log(path: Path) -> Iterator[str]:

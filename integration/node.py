@@ -36,6 +36,13 @@ START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 60
 LOG_TAIL_BYTES = 16_384
 
+CRIU_PRELOAD_SOURCE = Path(__file__).with_name("criu-preload.c")
+CRIU_PRELOAD = "/usr/local/lib/criu-preload.so"
+CRIU_LAUNCHER = f"""\
+#!/bin/sh
+LD_PRELOAD={CRIU_PRELOAD} exec /usr/sbin/criu "$@"
+"""
+
 RUNTIME_LAUNCHER = """\
 #!{python} -ISE
 import sys
@@ -76,8 +83,10 @@ class Node:
             self.root = Path(f"/proc/{self.pid}/root")
             self.connection = self.network.connect(self.pid)
             self._configure()
+            self._install_criu_preload()
             self._install_project()
             self.start_containerd()
+            stack.callback(self._kill_containerd)
             self.cri = Cri(self.root / "run/containerd/containerd.sock")
             stack.callback(self.cri.close)
             self._wait_until_ready()
@@ -146,6 +155,10 @@ class Node:
         if self._keeper.poll() is not None:
             raise LostNodeError(f"node {self.name} ended by itself")
 
+    def kill_keeper(self) -> None:
+        """Kill the process that would clean up after this node, and the node with it."""
+        self._keeper.kill()
+
     def start_containerd(self) -> None:
         """Start containerd; its log is appended to /var/log/containerd.log."""
         with (self.root / "var/log/containerd.log").open("a") as log:
@@ -155,6 +168,12 @@ class Node:
         """Stop containerd alone, as an upgrade does: the shims and their containers go on."""
         os.killpg(self._containerd.pid, signal.SIGTERM)
         self._containerd.wait(STOP_TIMEOUT_S)
+
+    def command_pid(self, process: subprocess.Popen[str]) -> int:
+        """The pid, on this machine, of the command that popen() started as *process*."""
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 1, f"{process.args!r} has not started or has ended"
+        return int(children[0])
 
     def collect_logs(self) -> str:
         """All that may tell why a test failed, with a headline for each part."""
@@ -195,6 +214,11 @@ class Node:
             raise LostNodeError(f"node {self.name} did not start: {self._keeper.communicate()[1]}")
         return int(pid)
 
+    def _kill_containerd(self) -> None:
+        if self._containerd.poll() is None:
+            os.killpg(self._containerd.pid, signal.SIGKILL)
+        self._containerd.wait()
+
     def _stop_keeper(self) -> None:
         _, stderr = self._keeper.communicate(timeout=STOP_TIMEOUT_S)
         if self._keeper.returncode != 0:
@@ -214,6 +238,13 @@ class Node:
         cni_dir = self.root / "etc/cni/net.d"
         cni_dir.mkdir(parents=True, exist_ok=True)
         (cni_dir / "10-pods.conflist").write_text(json.dumps(_pod_network(self.connection)))
+
+    def _install_criu_preload(self) -> None:
+        """Put a criu first on PATH that gets along with a confined machine."""
+        library = self.path(Path(CRIU_PRELOAD))
+        options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run(["gcc", *options, "-o", library, CRIU_PRELOAD_SOURCE], check=True)
+        _write_script(self.root / "usr/local/sbin/criu", CRIU_LAUNCHER)
 
     def _install_project(self) -> None:
         """Put this checkout and its two launchers where an installer would."""
@@ -239,10 +270,9 @@ class Node:
         return all(condition.status for condition in reply.status.conditions)
 
     def _import_image(self, image: Path) -> None:
-        with image.open() as file:
-            process = self.popen(["ctr", "-n", "k8s.io", "images", "import", "-"], stdin=file)
-            if process.wait(START_TIMEOUT_S) != 0:
-                raise LostNodeError(f"node {self.name} did not take image {image.name}")
+        shutil.copy(image, self.root / "run")
+        self.run(["ctr", "-n", "k8s.io", "images", "import", f"/run/{image.name}"])
+        (self.root / "run" / image.name).unlink()
 
 
 def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) -> None:
@@ -254,9 +284,12 @@ def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) 
         "grit": CLI_LAUNCHER.format(python=f"/{rootfs.VENV}/bin/python"),
     }
     for name, text in launchers.items():
-        path = root / "usr/local/bin" / name
-        path.write_text(text)
-        path.chmod(0o755)
+        _write_script(root / "usr/local/bin" / name, text)
+
+
+def _write_script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 def _pod_network(connection: Connection) -> dict[str, object]:

@@ -149,7 +149,7 @@ def _make_venv(root: Path, edition: Edition) -> None:
     _run("chroot", str(root), "python3", "-m", "venv", "--without-pip", f"/{VENV}")
     platforms = [f"--platform={name}_{platform.machine()}" for name in PLATFORMS]
     _run(
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-compile"),
+        *(sys.executable, "-m", "pip", "install", "-qq", "--no-compile"),
         *("--only-binary=:all:", f"--python-version={edition.python}", *platforms),
         f"--target={root / site_packages(edition)}",
         *dependencies(),

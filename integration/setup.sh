@@ -53,7 +53,7 @@ make_venv() {
         done
         /usr/bin/python3 -m venv "$venv"
         list_dependencies >"$venv/requirements.txt"
-        "$python" -m pip install --quiet --requirement "$venv/requirements.txt"
+        "$python" -m pip install -qq --requirement "$venv/requirements.txt"
         touch "$venv/complete"
     fi
     exec {lock}>&-

@@ -1,0 +1,72 @@
+"""Fixtures: a pair of joined nodes of each edition, and their logs where a test fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NamedTuple
+
+import pytest
+
+from integration import images, rootfs
+from integration.network import Network
+from integration.node import Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from integration.rootfs import Edition
+
+PROGRAMS = ("gcc", "mmdebstrap", "nsenter", "setpriv", "unshare", str(images.HOST_BUSYBOX))
+
+
+class Nodes(NamedTuple):
+    """Two nodes of one edition on one network."""
+
+    a: Node
+    b: Node
+
+
+@pytest.fixture(scope="session", params=rootfs.EDITIONS.values(), ids=rootfs.EDITIONS.keys())
+def edition(request: pytest.FixtureRequest) -> Edition:
+    """Every edition in turn; without what nodes are made of, a skip or, if required, a failure."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if os.geteuid() != 0:
+        missing.append("root")
+    if missing:
+        reason = f"no nodes without {', '.join(missing)}; integration/test brings them"
+        if "nodes" in os.environ.get("GRIT_REQUIRE", "").split(","):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    chosen: Edition = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    """The network all nodes are on."""
+    with Network() as network:
+        yield network
+
+
+@pytest.fixture(scope="session")
+def nodes(edition: Edition, network: Network) -> Iterator[Nodes]:
+    """Two nodes that serve all tests of an edition."""
+    with (
+        Node(edition, name="node-a", network=network) as a,
+        Node(edition, name="node-b", network=network) as b,
+    ):
+        yield Nodes(a, b)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the nodes have logged to the report of a test that failed on them."""
+    report = yield
+    if report.failed and report.when == "call":
+        for node in item.funcargs.get("nodes", ()):
+            report.sections.append((f"logs of {node.name}", node.collect_logs()))
+    return report

@@ -1,0 +1,224 @@
+"""The harness itself: nodes run pods as a Kubernetes node does, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from integration import cgroup, images, rootfs
+from integration.kubelet import running, sandbox
+from integration.node import LostNodeError, Node
+from integration.pod_spec import (
+    ContainerSpec,
+    EmptyDir,
+    PodSpec,
+    Resources,
+    Security,
+    VolumeMount,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from integration.conftest import Nodes
+    from integration.network import Network
+    from integration.rootfs import Edition
+
+COUNT = "i=0; while :; do i=$((i + 1)); echo count $i; sleep 0.1; done"
+VANISH_TIMEOUT_S = 30
+
+# Holds a node with a frozen container until it is killed; says what the node may leave traces by.
+OWNER = """
+import sys
+from integration import rootfs
+from integration.kubelet import run_pod
+from integration.network import Network
+from integration.node import Node
+from integration.test_node import shell_pod
+with Network() as network, Node(
+    rootfs.EDITIONS[sys.argv[1]], name="doomed", network=network
+) as node:
+    pod = run_pod(node, shell_pod("frozen", "sleep 1000"))
+    node.run(["runc", "--root", "/run/containerd/runc/k8s.io", "pause", pod.container_ids["main"]])
+    print(node.id, node.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def shell_pod(name: str, script: str, *, handler: str = "runc") -> PodSpec:
+    """A pod whose one container, "main", runs *script*."""
+    main = ContainerSpec(name="main", image=images.BUSYBOX, command=("sh", "-c", script))
+    return PodSpec(name=name, containers=(main,), runtime_handler=handler)
+
+
+@pytest.mark.parametrize("handler", ["runc", "grit"])
+def test_pod_runs_and_logs_under_each_runtime_handler(nodes: Nodes, handler: str) -> None:
+    with running(nodes.a, shell_pod("counter", COUNT, handler=handler)) as pod:
+        assert pod.wait_for_log("main", "count 3\n").startswith("count 1\ncount 2\n")
+
+
+@pytest.mark.parametrize("handler", ["runc", "grit"])
+def test_exec_sees_what_kubelet_gave_the_container(nodes: Nodes, handler: str) -> None:
+    main = ContainerSpec(
+        name="main",
+        image=images.PYTHON,
+        command=("sleep", "1000"),
+        env=(("COLOUR", "blue"),),
+        mounts=(VolumeMount("data", "/data"), VolumeMount("memory", "/memory")),
+        resources=Resources(memory_bytes=64 << 20),
+        security=Security(user=1000, group=1000, groups=(2000,)),
+    )
+    volumes = (EmptyDir("data"), EmptyDir("memory", in_memory=True))
+    spec = PodSpec(name="seen", containers=(main,), volumes=volumes, runtime_handler=handler)
+    script = "id -u; id -G; hostname; echo $COLOUR; cat /etc/hosts; touch /data/a /memory/b; "
+    script += "cat /var/run/secrets/kubernetes.io/serviceaccount/token"
+    with running(nodes.a, spec) as pod:
+        reply = pod.exec_sync("main", ["sh", "-c", script])
+        seen = reply.stdout.decode().splitlines()
+        assert seen[:4] == ["1000", "1000 2000", "seen", "blue"]
+        assert f"{pod.ip}\tseen" in seen
+        assert seen[-1] == f"token of pod {spec.uid}"
+        limit = pod.exec_sync("main", ["cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"])
+        assert int(limit.stdout) == 64 << 20
+
+
+def test_failed_exec_has_its_exit_code_and_both_streams(nodes: Nodes) -> None:
+    with running(nodes.a, shell_pod("exec", "sleep 1000")) as pod:
+        reply = pod.exec_sync("main", ["sh", "-c", "echo out; echo err >&2; exit 7"])
+    assert (reply.stdout, reply.stderr, reply.exit_code) == (b"out\n", b"err\n", 7)
+
+
+def test_ended_container_tells_its_exit_code_and_starts_again_in_the_same_sandbox(
+    nodes: Nodes,
+) -> None:
+    with running(nodes.a, shell_pod("again", "exit 3")) as pod:
+        assert pod.wait_exited("main").exit_code == 3
+        first = pod.container_ids["main"]
+        pod.restart("main")
+        assert pod.wait_exited("main").metadata.attempt == 1
+        assert pod.container_ids["main"] != first
+
+
+def test_sandbox_without_containers_can_be_removed(nodes: Nodes) -> None:
+    with sandbox(nodes.a, shell_pod("empty", COUNT)) as pod:
+        pod_dir = nodes.a.path(pod.pod_dir)
+        assert pod_dir.is_dir()
+    assert not pod_dir.exists()
+
+
+def test_containers_go_on_while_containerd_restarts(nodes: Nodes) -> None:
+    with running(nodes.a, shell_pod("survivor", COUNT)) as pod:
+        pid = pod.pid("main")
+        nodes.a.stop_containerd()
+        nodes.a.start_containerd()
+        assert pod.pid("main") == pid
+        pod.wait_for_log("main", f"count {pod.logs('main').count('count') + 5}\n")
+
+
+def test_pods_of_two_nodes_reach_each_other(nodes: Nodes) -> None:
+    server = shell_pod("server", "echo greetings | nc -l -p 7000")
+    with running(nodes.a, server) as pod, running(nodes.b, shell_pod("client", COUNT)) as client:
+        pod.exec_sync(
+            "main", ["sh", "-c", "until netstat -tln | grep -q :7000; do sleep 0.1; done"]
+        )
+        assert client.exec_sync("main", ["nc", pod.ip, "7000"]).stdout == b"greetings\n"
+
+
+def test_command_that_runs_too_long_is_killed_with_its_children(nodes: Nodes) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        nodes.a.run(["sh", "-c", "sleep 4321 & wait"], timeout_s=0.5)
+    assert nodes.a.run(["pgrep", "-f", "^sleep 4321"], check=False).stdout == ""
+
+
+def test_command_can_be_killed_by_its_own_pid(nodes: Nodes) -> None:
+    with nodes.a.popen(
+        ["sh", "-c", "echo ready; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(nodes.a.command_pid(process), signal.SIGKILL)
+        assert process.wait(5) != 0
+
+
+def test_lost_node_is_told_from_a_failed_command(edition: Edition, network: Network) -> None:
+    with Node(edition, name="lost", network=network) as node:
+        os.kill(node.pid, signal.SIGKILL)
+        with pytest.raises(LostNodeError):
+            for _ in range(100):
+                node.run(["sleep", "0.1"], check=False)
+
+
+def test_node_leaves_nothing_behind(edition: Edition, network: Network) -> None:
+    links = links_of_this_machine()
+    with Node(edition, name="tidy", network=network) as node:
+        namespaces = namespaces_of(node.pid)
+        with running(node, shell_pod("counter", COUNT)):
+            assert traces(node.id, namespaces)
+    assert traces(node.id, namespaces) == []
+    assert links_of_this_machine() == links
+
+
+def test_killed_owner_leaves_nothing_behind(edition: Edition) -> None:
+    links = links_of_this_machine()
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, edition.suite],
+        cwd=rootfs.REPO,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        assert owner.stdout is not None
+        node_id, pid = owner.stdout.readline().split()
+        namespaces = namespaces_of(int(pid))
+        owner.kill()
+    wait_until_vanished(node_id, namespaces)
+    assert links_of_this_machine() == links
+
+
+def test_next_node_sweeps_what_a_killed_keeper_left(edition: Edition, network: Network) -> None:
+    with pytest.raises(LostNodeError), Node(edition, name="orphan", network=network) as node:
+        namespaces = namespaces_of(node.pid)
+        node.kill_keeper()
+    assert traces(node.id, namespaces)
+    with Node(edition, name="sweeper", network=network):
+        assert traces(node.id, namespaces) == []
+
+
+def namespaces_of(pid: int) -> set[str]:
+    """What a process in the namespaces of *pid* links to below /proc/PID/ns."""
+    return {os.readlink(path) for path in Path(f"/proc/{pid}/ns").iterdir()} - {
+        os.readlink(path) for path in Path("/proc/self/ns").iterdir()
+    }
+
+
+def traces(node_id: str, namespaces: set[str]) -> list[str]:
+    """All that is left of a node on this machine."""
+    found = [str(path) for path in (rootfs.CACHE / "nodes").glob(f"{node_id}*")]
+    found += [name for name in cgroup.leftovers("grit-node-") if name == node_id]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            mounts = (process / "mountinfo").read_text()
+            linked = {os.readlink(path) for path in (process / "ns").iterdir()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while this looked
+        if node_id in mounts or linked & namespaces:
+            found.append(str(process))
+    return found
+
+
+def wait_until_vanished(node_id: str, namespaces: set[str]) -> None:
+    """Wait for a keeper that nobody else waits for."""
+    deadline = time.monotonic() + VANISH_TIMEOUT_S
+    while left := traces(node_id, namespaces):
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+
+
+def links_of_this_machine() -> set[str]:
+    """Names of the network links outside all nodes."""
+    return {path.name for path in Path("/sys/class/net").iterdir()}

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
 
-from integration import images, rootfs
+from integration import images, kubelet, rootfs
+from integration.kubelet import running
 from integration.network import Network
 from integration.node import Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
+    from integration.kubelet import Pod
+    from integration.pod_spec import PodSpec
     from integration.rootfs import Edition
+
+    RunPod = Callable[[Node, PodSpec], Pod]
 
 PROGRAMS = ("gcc", "mmdebstrap", "nsenter", "setpriv", "unshare", str(images.HOST_BUSYBOX))
 
 
-class Nodes(NamedTuple):
+class Pair(NamedTuple):
     """Two nodes of one edition on one network."""
 
     a: Node
     b: Node
 
 
-@pytest.fixture(scope="session", params=rootfs.EDITIONS.values(), ids=rootfs.EDITIONS.keys())
+@pytest.fixture(scope="session", params=list(rootfs.EDITIONS.values()), ids=list(rootfs.EDITIONS))
 def edition(request: pytest.FixtureRequest) -> Edition:
     """Every edition in turn; without what nodes are made of, a skip or, if required, a failure."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
@@ -51,13 +57,27 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="session")
-def nodes(edition: Edition, network: Network) -> Iterator[Nodes]:
+def nodes(edition: Edition, network: Network) -> Iterator[Pair]:
     """Two nodes that serve all tests of an edition."""
     with (
         Node(edition, name="node-a", network=network) as a,
         Node(edition, name="node-b", network=network) as b,
     ):
-        yield Nodes(a, b)
+        yield Pair(a, b)
+
+
+@pytest.fixture
+def run_pod() -> Iterator[RunPod]:
+    """Runs a pod on a node; what the test has not removed by itself goes at its end."""
+    with ExitStack() as pods:
+        yield lambda node, spec: pods.enter_context(kubelet.running(node, spec))
+
+
+@pytest.fixture
+def run_pod(nodes: Nodes) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end before their nodes
+    """Runs a pod on a node; all pods of a test are removed when it ends."""
+    with ExitStack() as pods:
+        yield lambda node, spec: pods.enter_context(running(node, spec))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,7 +86,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what the nodes have logged to the report of a test that failed on them."""
     report = yield
-    if report.failed and report.when == "call":
-        for node in item.funcargs.get("nodes", ()):
+    nodes: Pair | None = item.funcargs.get("nodes")
+    if report.failed and report.when == "call" and nodes is not None:
+        for node in nodes:
             report.sections.append((f"logs of {node.name}", node.collect_logs()))
     return report

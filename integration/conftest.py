@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 
 from integration import images, kubelet, rootfs
-from integration.kubelet import running
 from integration.network import Network
 from integration.node import Node
 
@@ -71,13 +70,6 @@ def run_pod() -> Iterator[RunPod]:
     """Runs a pod on a node; what the test has not removed by itself goes at its end."""
     with ExitStack() as pods:
         yield lambda node, spec: pods.enter_context(kubelet.running(node, spec))
-
-
-@pytest.fixture
-def run_pod(nodes: Nodes) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end before their nodes
-    """Runs a pod on a node; all pods of a test are removed when it ends."""
-    with ExitStack() as pods:
-        yield lambda node, spec: pods.enter_context(running(node, spec))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -264,10 +264,6 @@ def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: s
     flags = ["--leave-running", "--file-locks", "--image-path", images_dir, "--work-path", criu_dir]
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
     lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}"]
-    if "link-remap" in runc.checkpoint_flags(dumps.tool):
-        flags.append("--link-remap")  # runc that has the flag sends "off" without it
-    else:
-        lines.append("link-remap")
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:
@@ -308,9 +304,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
             runc=runc.version(dumps.tool),
             containerd=order.containerd_version,
         ),
-        options=manifests.Options(
-            file_locks=True, link_remap=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES
-        ),
+        options=manifests.Options(file_locks=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES),
         timeline=manifests.phases(dumps.timeline.phases),
     )
 

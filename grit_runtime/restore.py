@@ -79,6 +79,10 @@ class Request(NamedTuple):
         return f"{journal.PODS_DIR}/{sandbox_id}/{self.container_id}"
 
     @property
+    def copy_dir(self) -> str:
+        return f"{_COPIES_DIR}/{self.runc.token}"
+
+    @property
     def log_dir(self) -> str:
         identity = self.order.identity
         if identity is None:
@@ -206,6 +210,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
     with timeline.phase("restore"):
         _runc_restore(request, attempt, sealed.manifest, images_dir)
     overlay.unmount(images_dir)
+    shutil.rmtree(request.copy_dir, ignore_errors=True)
     attempt.record("restored", **_record(request, sealed, timeline))
     return True
 
@@ -219,11 +224,10 @@ def _open_checkpoint(request: Request, attempt: Journal) -> int:
     log.warning(
         "others than root can write to the checkpoint: copying", path=request.checkpoint_path
     )
-    copy = f"{_COPIES_DIR}/{request.runc.token}"
-    attempt.record("copy", path=copy)
-    os.makedirs(copy, mode=0o700)
-    copy_fd = confine.open_dir(copy)
-    room = os.statvfs(copy)
+    attempt.record("copy", path=request.copy_dir)
+    os.makedirs(request.copy_dir, mode=0o700)
+    copy_fd = confine.open_dir(request.copy_dir)
+    room = os.statvfs(copy_fd)
     confine.copy_tree(
         dir_fd,
         copy_fd,
@@ -280,7 +284,7 @@ def _compare(manifest: Manifest, request: Request) -> None:
 def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
     layer_fd = confine.open_regular(checkpoint_fd, f"{name}/rootfs-diff.tar")
     root_fd = confine.open_dir(bundle.rootfs(request.bundle_dir, request.spec))
-    rootfs_diff.apply(layer_fd, root_fd, allowed_devices=bundle.devices(request.spec))
+    rootfs_diff.apply(layer_fd, root_fd, allowed_devices=privilege.devices(request.spec))
     os.close(layer_fd)
     os.close(root_fd)
 

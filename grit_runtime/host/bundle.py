@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from grit_runtime.errors import InvalidArgumentError
-from grit_runtime.host.rootfs_diff import Device
 from grit_runtime.model.mount_plan import LiveMount
 
 _LINK_LIMIT = 40  # the kernel's own, path_lookup(7)
@@ -14,14 +13,6 @@ _LINK_LIMIT = 40  # the kernel's own, path_lookup(7)
 
 def rootfs(bundle_dir: str, spec: dict[str, Any]) -> str:
     return os.path.join(bundle_dir, spec["root"]["path"])
-
-
-def devices(spec: dict[str, Any]) -> set[Device]:
-    """The device nodes that config.json gives the container."""
-    return {
-        Device(node["type"], node["major"], node["minor"])
-        for node in spec["linux"].get("devices") or ()
-    }
 
 
 def live_mounts(spec: dict[str, Any], rootfs_dir: str) -> list[LiveMount]:

@@ -73,12 +73,6 @@ def version(runc: Runc) -> str:
     return runc.call("--version").decode().split("\n", 1)[0].rpartition(" ")[2]
 
 
-def checkpoint_flags(runc: Runc) -> frozenset[str]:
-    """The flags that this runc's `checkpoint` knows, without dashes."""
-    words = runc.call("checkpoint", "--help").decode().replace(",", " ").split()
-    return frozenset(word.lstrip("-") for word in words if word.startswith("--"))
-
-
 def delete(runc: Runc, container_id: str) -> None:
     """Kill and forget the container; one that is not there is no error."""
     runc.call("delete", "--force", container_id)

@@ -59,7 +59,6 @@ class Options(NamedTuple):
     """The dump options that the restore must repeat."""
 
     file_locks: bool
-    link_remap: bool
     ghost_limit_bytes: int
 
 

@@ -31,7 +31,7 @@ MANIFEST = manifests.Manifest(
     ),
     files=(manifests.File("app/checkpoint/pstree.img", 40, "sha256:bb"),),
     node=manifests.Node("6.18", "x86_64", ("avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9"),
-    options=manifests.Options(file_locks=True, link_remap=True, ghost_limit_bytes=1 << 26),
+    options=manifests.Options(file_locks=True, ghost_limit_bytes=1 << 26),
     timeline=(manifests.Phase("dump", 0.25, "app", 4096), manifests.Phase("thaw", 1.0, None, None)),
 )
 

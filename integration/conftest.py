@@ -66,7 +66,7 @@ def nodes(edition: Edition, network: Network) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def run_pod() -> Iterator[RunPod]:
+def run_pod(nodes: Pair) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end before their nodes
     """Runs a pod on a node; what the test has not removed by itself goes at its end."""
     with ExitStack() as pods:
         yield lambda node, spec: pods.enter_context(kubelet.running(node, spec))
@@ -78,8 +78,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what the nodes have logged to the report of a test that failed on them."""
     report = yield
-    nodes: Pair | None = item.funcargs.get("nodes")
-    if report.failed and report.when == "call" and nodes is not None:
+    if report.failed and report.when == "call" and "nodes" in item.fixturenames:
+        nodes = item.funcargs["nodes"]
+        assert isinstance(nodes, Pair)
         for node in nodes:
             report.sections.append((f"logs of {node.name}", node.collect_logs()))
     return report

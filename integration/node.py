@@ -152,7 +152,7 @@ class Node:
 
     def assert_alive(self) -> None:
         """Raise LostNodeError if the node has ended."""
-        if self._keeper.poll() is not None:
+        if not (self.root.parent / "ns/mnt").exists():
             raise LostNodeError(f"node {self.name} ended by itself")
 
     def kill_keeper(self) -> None:

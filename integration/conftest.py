@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROGRAMS = ("gcc", "mmdebstrap", "nsenter", "setpriv", "unshare", str(images.HOST_BUSYBOX))
 
 
-class Pair(NamedTuple):
+class Nodes(NamedTuple):
     """Two nodes of one edition on one network."""
 
     a: Node
@@ -56,17 +56,17 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="session")
-def nodes(edition: Edition, network: Network) -> Iterator[Pair]:
+def nodes(edition: Edition, network: Network) -> Iterator[Nodes]:
     """Two nodes that serve all tests of an edition."""
     with (
         Node(edition, name="node-a", network=network) as a,
         Node(edition, name="node-b", network=network) as b,
     ):
-        yield Pair(a, b)
+        yield Nodes(a, b)
 
 
 @pytest.fixture
-def run_pod(nodes: Pair) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end before their nodes
+def run_pod(nodes: Nodes) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end before their nodes
     """Runs a pod on a node; what the test has not removed by itself goes at its end."""
     with ExitStack() as pods:
         yield lambda node, spec: pods.enter_context(kubelet.running(node, spec))
@@ -80,7 +80,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and report.when == "call" and "nodes" in item.fixturenames:
         nodes = item.funcargs["nodes"]
-        assert isinstance(nodes, Pair)
+        assert isinstance(nodes, Nodes)
         for node in nodes:
             report.sections.append((f"logs of {node.name}", node.collect_logs()))
     return report

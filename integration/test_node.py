@@ -25,7 +25,7 @@ from integration.pod_spec import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from integration.conftest import Pair, RunPod
+    from integration.conftest import Nodes, RunPod
     from integration.network import Network
     from integration.rootfs import Edition
 
@@ -60,7 +60,7 @@ def shell_pod(name: str, script: str, *, handler: str = "runc") -> PodSpec:
 
 @pytest.mark.parametrize("handler", ["runc", "grit"])
 def test_pod_runs_and_logs_under_each_runtime_handler(
-    nodes: Pair, run_pod: RunPod, handler: str
+    nodes: Nodes, run_pod: RunPod, handler: str
 ) -> None:
     pod = run_pod(nodes.a, shell_pod("counter", COUNT, handler=handler))
     assert pod.wait_for_log("main", "count 3\n").startswith("count 1\ncount 2\n")
@@ -68,7 +68,7 @@ def test_pod_runs_and_logs_under_each_runtime_handler(
 
 @pytest.mark.parametrize("handler", ["runc", "grit"])
 def test_exec_sees_what_kubelet_gave_the_container(
-    nodes: Pair, run_pod: RunPod, handler: str
+    nodes: Nodes, run_pod: RunPod, handler: str
 ) -> None:
     main = ContainerSpec(
         name="main",
@@ -93,14 +93,14 @@ def test_exec_sees_what_kubelet_gave_the_container(
     assert int(limit.stdout) == 64 << 20
 
 
-def test_failed_exec_has_its_exit_code_and_both_streams(nodes: Pair, run_pod: RunPod) -> None:
+def test_failed_exec_has_its_exit_code_and_both_streams(nodes: Nodes, run_pod: RunPod) -> None:
     pod = run_pod(nodes.a, shell_pod("exec", "sleep 1000"))
     reply = pod.exec_sync("main", ["sh", "-c", "echo out; echo err >&2; exit 7"])
     assert (reply.stdout, reply.stderr, reply.exit_code) == (b"out\n", b"err\n", 7)
 
 
 def test_ended_container_tells_its_exit_code_and_starts_again_in_the_same_sandbox(
-    nodes: Pair,
+    nodes: Nodes,
     run_pod: RunPod,
 ) -> None:
     pod = run_pod(nodes.a, shell_pod("again", "exit 3"))
@@ -111,14 +111,14 @@ def test_ended_container_tells_its_exit_code_and_starts_again_in_the_same_sandbo
     assert pod.container_ids["main"] != first
 
 
-def test_sandbox_without_containers_can_be_removed(nodes: Pair) -> None:
+def test_sandbox_without_containers_can_be_removed(nodes: Nodes) -> None:
     with sandbox(nodes.a, shell_pod("empty", COUNT)) as pod:
         pod_dir = nodes.a.path(pod.pod_dir)
         assert pod_dir.is_dir()
     assert not pod_dir.exists()
 
 
-def test_containers_go_on_while_containerd_restarts(nodes: Pair, run_pod: RunPod) -> None:
+def test_containers_go_on_while_containerd_restarts(nodes: Nodes, run_pod: RunPod) -> None:
     pod = run_pod(nodes.a, shell_pod("survivor", COUNT))
     pid = pod.pid("main")
     nodes.a.stop_containerd()
@@ -127,7 +127,7 @@ def test_containers_go_on_while_containerd_restarts(nodes: Pair, run_pod: RunPod
     pod.wait_for_log("main", f"count {pod.logs('main').count('count') + 5}\n")
 
 
-def test_pods_of_two_nodes_reach_each_other(nodes: Pair, run_pod: RunPod) -> None:
+def test_pods_of_two_nodes_reach_each_other(nodes: Nodes, run_pod: RunPod) -> None:
     server = shell_pod("server", "echo greetings | nc -l -p 7000")
     pod = run_pod(nodes.a, server)
     client = run_pod(nodes.b, shell_pod("client", COUNT))
@@ -135,13 +135,13 @@ def test_pods_of_two_nodes_reach_each_other(nodes: Pair, run_pod: RunPod) -> Non
     assert client.exec_sync("main", ["nc", pod.ip, "7000"]).stdout == b"greetings\n"
 
 
-def test_command_that_runs_too_long_is_killed_with_its_children(nodes: Pair) -> None:
+def test_command_that_runs_too_long_is_killed_with_its_children(nodes: Nodes) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         nodes.a.run(["sh", "-c", "sleep 4321 & wait"], timeout_s=0.5)
     assert nodes.a.run(["pgrep", "-f", "^sleep 4321"], check=False).stdout == ""
 
 
-def test_command_can_be_killed_by_its_own_pid(nodes: Pair) -> None:
+def test_command_can_be_killed_by_its_own_pid(nodes: Nodes) -> None:
     with nodes.a.popen(
         ["sh", "-c", "echo ready; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

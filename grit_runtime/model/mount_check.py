@@ -1,0 +1,208 @@
+"""Whether a dump's mounts show the container more than the live pod's would. Pure.
+
+CRIU mounts what the image says, as root, in the node's mount namespace: any file system type with
+any source and options, and any path of it, read-only or not. An ordinary container can't mount, so
+its dump must have the mounts that runc would make of the live config.json, and in its order: each
+one known, as strict as there, nothing masked uncovered. A container with CAP_SYS_ADMIN may have
+changed all that; for it only the file systems are held against a list.
+
+Spec: checkpoint-restore/criu criu/mount.c collect_mnt_from_image and do_new_mount, criu/
+filesystems.c@2cf8f13; opencontainers/runc libcontainer/rootfs_linux.go@v1.3.6.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from grit_runtime.errors import PrivilegeError
+from grit_runtime.model.mount_plan import dumped_mounts
+from grit_runtime.wire.criu_image import text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping, Sequence, Set
+
+    from grit_runtime.model.mount_plan import LiveMount
+    from grit_runtime.proto import criu_pb2 as criu
+
+# enum fstype of mnt.proto
+_PROC, _SYSFS, _TMPFS, _DEVPTS, _CGROUP, _MQUEUE, _CGROUP2 = 1, 2, 5, 6, 12, 14, 23
+_HARMLESS = frozenset({_PROC, _SYSFS, _TMPFS, _DEVPTS, _CGROUP, _MQUEUE, _CGROUP2})
+_CGROUPS = frozenset({_CGROUP, _CGROUP2})
+# What runc mounts for a type of config.json. cgroup v1 is a tmpfs with the hierarchies bound in it.
+_MADE_OF = {
+    "proc": {_PROC},
+    "sysfs": {_SYSFS},
+    "devpts": {_DEVPTS},
+    "mqueue": {_MQUEUE},
+    "cgroup": {_CGROUP, _CGROUP2},
+    "cgroup2": {_CGROUP2},
+}
+_FLAGS = {"ro": 1, "rro": 1, "nosuid": 2, "nodev": 4}
+_CONSOLE = "/dev/console"
+_REMEDY = "restore into a pod with the mounts and securityContext of the checkpointed one"
+
+
+class Mount(NamedTuple):
+    """One entry, its path and key as text."""
+
+    destination: str
+    key: str | None
+    entry: criu.mnt_entry
+
+
+def check(
+    entries: Sequence[criu.mnt_entry],
+    spec: dict[str, Any],
+    live: Sequence[LiveMount],
+    exposed: Set[str],
+    *,
+    is_admin: bool,
+) -> None:
+    """PrivilegeError at the first mount that the live pod would not have.
+
+    *exposed* are those of the pod's masked and read-only paths that exist on this node.
+    """
+    dumped = dumped_mounts(entries)
+    mounts = [Mount(*pair, entry) for pair, entry in zip(dumped, entries, strict=True)]
+    for mount in mounts:
+        _check_file_system(mount)
+    roots = sum(mount.destination == "/" for mount in mounts)
+    if roots != 1:
+        raise PrivilegeError(f"the dump has {roots} root mounts, expected one")
+    if not is_admin:
+        _check_tree(mounts)
+        _check_each(mounts, spec, live)
+        _check_covered(mounts, exposed)
+
+
+def _check_file_system(mount: Mount) -> None:
+    """No type that reaches the node's disks or kernel; an external mount takes the live source."""
+    entry, place = mount.entry, mount.destination
+    if not place.startswith("/") or ".." in place.split("/"):
+        raise PrivilegeError(f"mount {place}: expected an absolute path without '..'")
+    if entry.with_plugin:
+        raise PrivilegeError(f"mount {place}: asks for a CRIU plugin; expected none")
+    if place == "/":
+        if mount.key is not None:
+            raise PrivilegeError(
+                f"mount /: has the key {mount.key}; expected the root to have none"
+            )
+    elif mount.key is None and entry.fstype not in _HARMLESS:
+        raise PrivilegeError(
+            f"mount {place}: file system type {entry.fstype} of the checkpoint's own; the pod "
+            "allows proc, sysfs, tmpfs, devpts, mqueue and cgroup, and the volumes it has itself"
+        )
+
+
+def _check_tree(mounts: Sequence[Mount]) -> None:
+    """Each mount lies on the one its path says: else what is masked could cover its mask."""
+    at: dict[str, int] = {}
+    ids: set[int] = set()
+    for mount in mounts:
+        if mount.destination in at or mount.entry.mnt_id in ids:
+            raise PrivilegeError(
+                f"mount {mount.destination}: the place or the id {mount.entry.mnt_id} is another "
+                "mount's too; expected each its own"
+            )
+        at[mount.destination] = mount.entry.mnt_id
+        ids.add(mount.entry.mnt_id)
+    for mount in mounts:
+        above = _above(mount.destination, at)
+        if mount.destination != "/" and mount.entry.parent_mnt_id != at[above]:
+            raise PrivilegeError(
+                f"mount {mount.destination}: lies on mount {mount.entry.parent_mnt_id}, expected "
+                f"{at[above]}, the one at {above}"
+            )
+
+
+def _above(path: str, places: Container[str]) -> str:
+    """The longest proper prefix of *path* among *places*, which has the root."""
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        if path in places:
+            break
+    return path
+
+
+def _check_each(mounts: Sequence[Mount], spec: dict[str, Any], live: Sequence[LiveMount]) -> None:
+    twins = {mount.destination: mount for mount in live}
+    at = {mount.destination: mount for mount in mounts}
+    volumes = {m.entry.root_dev for m in mounts if m.key is not None and m.entry.root == b"/"}
+    readonly = frozenset(spec["linux"].get("readonlyPaths") or ())
+    for mount in mounts:
+        if mount.destination == "/":
+            _check_flags(mount, ("ro",) if spec["root"].get("readonly") else ())
+        elif mount.key is not None:
+            _check_volume(mount, mount.key, twins)
+        elif mount.destination in readonly:
+            _check_readonly(mount, at)
+        else:
+            _check_own(mount, twins.get(mount.destination))
+            _check_apart(mount, volumes)
+
+
+def _check_volume(mount: Mount, key: str, twins: Mapping[str, LiveMount]) -> None:
+    """CRIU takes an external mount's flags from the image: it is read-only only if it was."""
+    above = twins.get(key.rpartition("/")[0])
+    twin = twins.get(key) or twins.get(mount.destination)
+    if twin is None and above is not None and above.fs_type == "cgroup":
+        twin = above
+    if twin is not None:
+        _check_flags(mount, twin.options)
+
+
+def _check_readonly(mount: Mount, at: Mapping[str, Mount]) -> None:
+    """A read-only path is a mount of the very place that it lies on."""
+    _check_flags(mount, ("ro",))
+    below = at[_above(mount.destination, at)]
+    entry, base = mount.entry, below.entry
+    rest = mount.destination.removeprefix(below.destination.rstrip("/"))
+    root = text(base.root).rstrip("/") + rest
+    if (entry.fstype, entry.root_dev, text(entry.root)) != (base.fstype, base.root_dev, root):
+        raise PrivilegeError(
+            f"mount {mount.destination}: shows {text(entry.root)} of another place, expected "
+            f"{root} of the mount at {below.destination}"
+        )
+
+
+def _check_own(mount: Mount, twin: LiveMount | None) -> None:
+    """A mount that CRIU makes is one that runc makes for the live pod, or an empty-born tmpfs."""
+    kind, place = mount.entry.fstype, mount.destination
+    made_of = _MADE_OF.get(twin.fs_type, set()) if twin else set()
+    if kind not in made_of and kind != _TMPFS and not (kind == _DEVPTS and place == _CONSOLE):
+        raise PrivilegeError(
+            f"mount {place}: file system type {kind} is not what the pod has there; {_REMEDY}"
+        )
+    if twin is not None:
+        is_v1 = twin.fs_type == "cgroup" and kind == _TMPFS
+        _check_flags(mount, [o for o in twin.options if not (is_v1 and o in {"ro", "rro"})])
+
+
+def _check_apart(mount: Mount, volumes: Set[int]) -> None:
+    """Not a window on a part of another mount, nor on a volume: CRIU binds it to one if it can."""
+    entry, root = mount.entry, text(mount.entry.root)
+    is_part = root != "/" and entry.fstype not in _CGROUPS and mount.destination != _CONSOLE
+    if is_part or entry.root_dev in volumes:
+        raise PrivilegeError(
+            f"mount {mount.destination}: shows {root} of another mount; expected one of its own"
+        )
+
+
+def _check_flags(mount: Mount, options: Iterable[str]) -> None:
+    for option in options:
+        flag = _FLAGS.get(option, 0)
+        if mount.entry.flags & flag != flag:
+            raise PrivilegeError(
+                f"mount {mount.destination}: is not {option} in the checkpoint, as the pod has it; "
+                f"{_REMEDY}"
+            )
+
+
+def _check_covered(mounts: Sequence[Mount], exposed: Set[str]) -> None:
+    open_paths = sorted(exposed - {mount.destination for mount in mounts})
+    if open_paths:
+        raise PrivilegeError(
+            f"the dump leaves {', '.join(open_paths)} open, which the pod masks or makes "
+            f"read-only; {_REMEDY}"
+        )

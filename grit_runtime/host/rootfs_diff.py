@@ -283,13 +283,13 @@ def _checked(member: Member, allowed_devices: Set[Device]) -> Place:
 
 
 def _link_target(member: Member, parts: Parts) -> Parts:
-    target = layer.parse_name(member.link)
-    if not isinstance(target, layer.Present) or target.parts[: len(parts)] == parts:
-        raise ImageError(
-            f"layer: {tar.shown(member.name)} is a hard link to {tar.shown(member.link)}, "
-            "expected another file"
-        )
-    return target.parts
+    match layer.parse_name(member.link):
+        case layer.Present(target) if target and target[: len(parts)] != parts:
+            return target
+    raise ImageError(
+        f"layer: {tar.shown(member.name)} is a hard link to {tar.shown(member.link)}, "
+        "expected another file"
+    )
 
 
 def _naming(member: Member, error: OSError) -> OSError:

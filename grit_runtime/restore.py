@@ -42,10 +42,10 @@ from grit_runtime.wire import criu_image
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.host.checkpoint_dir import Sealed
-    from grit_runtime.host.images import Dump
     from grit_runtime.host.journal import Journal
     from grit_runtime.model.annotations import Identity, RestoreOrder
     from grit_runtime.model.manifest import Container, Manifest
+    from grit_runtime.model.privilege import Dump, Live
 
 LOG_DIR = "/var/log/grit"
 
@@ -199,11 +199,12 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         _compare(sealed.manifest, request)
         images_fd = confine.descend(checkpoint_fd, (container.name, "checkpoint"))
         dump = images.read(images_fd)
-        privilege.check(dump, request.spec)
+        live = bundle.live(request.bundle_dir, request.spec)
+        plan = _plan(request, dump, live)
+        privilege.check(dump, live)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, checkpoint_fd, container.name)
-    with timeline.phase("plan"):
-        plan = _plan(request, dump)
+    with timeline.phase("prepare"):
         _configure_criu(request, plan)
         images_dir = _mount_images(request, attempt, images_fd, dump)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
@@ -289,9 +290,8 @@ def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
     os.close(root_fd)
 
 
-def _plan(request: Request, dump: Dump) -> mount_plan.MountPlan:
-    live = bundle.live_mounts(request.spec, bundle.rootfs(request.bundle_dir, request.spec))
-    plan = mount_plan.plan_mounts(mount_plan.dumped_mounts(dump.mounts), live)
+def _plan(request: Request, dump: Dump, live: Live) -> mount_plan.MountPlan:
+    plan = mount_plan.plan_mounts(mount_plan.dumped_mounts(dump.mounts), live.mounts)
     reason = mount_plan.missing_reason(plan)
     if reason:
         raise FailedPreconditionError(f"checkpoint {request.checkpoint_path}: {reason}")

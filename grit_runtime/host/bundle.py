@@ -1,4 +1,4 @@
-"""The live pod's bundle: its root filesystem and the mounts that its config.json orders."""
+"""The live pod's bundle: what containerd has made for it, as the checks want to know it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,43 @@ import os
 from typing import Any
 
 from grit_runtime.errors import InvalidArgumentError
-from grit_runtime.model.mount_plan import LiveMount
+from grit_runtime.model import mount_plan
+from grit_runtime.model.privilege import Live
 
 _LINK_LIMIT = 40  # the kernel's own, path_lookup(7)
+
+# Namespace types of config.json whose names in /proc/PID/ns differ.
+_PROC_NAMES = {"network": "net", "mount": "mnt"}
 
 
 def rootfs(bundle_dir: str, spec: dict[str, Any]) -> str:
     return os.path.join(bundle_dir, spec["root"]["path"])
 
 
-def live_mounts(spec: dict[str, Any], rootfs_dir: str) -> list[LiveMount]:
-    """The mounts of config.json, each at the place that runc will find for it in the rootfs."""
-    return [
-        LiveMount(
-            destination=resolve(rootfs_dir, mount["destination"]),
-            source=mount.get("source", ""),
-            fs_type=mount.get("type", "bind"),
-            options=tuple(mount.get("options", ())),
-        )
-        for mount in spec.get("mounts", ())
-    ]
+def live(bundle_dir: str, spec: dict[str, Any]) -> Live:
+    """The pod that config.json describes, and what only this node can say of it."""
+    rootfs_dir = rootfs(bundle_dir, spec)
+    linux = spec["linux"]
+    guarded = [*(linux.get("maskedPaths") or ()), *(linux.get("readonlyPaths") or ())]
+    return Live(
+        spec=spec,
+        mounts=tuple(mount_plan.live_mounts(spec, lambda path: resolve(rootfs_dir, path))),
+        exposed=frozenset(path for path in guarded if _exists(rootfs_dir, path)),
+        node_namespaces=frozenset(
+            namespace["type"]
+            for namespace in linux.get("namespaces") or ()
+            if namespace.get("path") and _is_ours(namespace["type"], namespace["path"])
+        ),
+    )
+
+
+def _exists(rootfs_dir: str, path: str) -> bool:
+    """Whether the container will have *path*; proc and sysfs are as they are here."""
+    return os.path.lexists(path if path.startswith(("/proc/", "/sys/")) else rootfs_dir + path)
+
+
+def _is_ours(kind: str, path: str) -> bool:
+    return os.path.samefile(path, f"/proc/self/ns/{_PROC_NAMES.get(kind, kind)}")
 
 
 def resolve(rootfs_dir: str, path: str) -> str:

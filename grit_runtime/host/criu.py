@@ -11,11 +11,11 @@ from grit_runtime.host import process
 
 _LOG_TAIL_BYTES = 256 << 10
 
-# Errors that CRIU logs and survives, on every run without CAP_SYS_RESOURCE or after any failure.
-_NOISE = (
-    "rlimit: Can't setup RLIMIT_NOFILE for self",
-    "cgroupd: recv req error",
-)
+# CRIU begins by probing the kernel, and logs as errors what it finds missing. Raising its own limit
+# of open files, which may fail too, ends that (criu/kerndat.c, criu/util.c rlimit_unlimit_nofile).
+_PROBES_END = "rlimit: "
+# What its helper says whenever the restore itself has ended.
+_NOISE = "cgroupd: recv req error"
 
 
 class Version(NamedTuple):
@@ -65,7 +65,9 @@ def decisive_line(log_path: str) -> str | None:
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return None
-    errors = [line for line in lines if "Error (" in line and not any(n in line for n in _NOISE)]
+    begin = next((at + 1 for at, line in enumerate(lines) if _PROBES_END in line), 0)
+    lines = lines[begin:]
+    errors = [line for line in lines if "Error (" in line and _NOISE not in line]
     if errors:
         return _message(errors[0])
     warnings = [line for line in lines if "Warn " in line or ".img image" in line]

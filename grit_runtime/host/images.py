@@ -6,84 +6,117 @@ Everything is opened without following links. What is read is the dump's word, n
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from grit_runtime.errors import ImageError
 from grit_runtime.host import confine
+from grit_runtime.model.privilege import Device, Dump
 from grit_runtime.proto import criu_pb2 as criu
-from grit_runtime.wire import criu_image
+from grit_runtime.wire import criu_image, tmpfs_image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from grit_runtime.wire.criu_image import Image
 
 M = TypeVar("M", bound=Message)
 
-
-class Dump(NamedTuple):
-    """One container's images, decoded."""
-
-    names: tuple[str, ...]
-    inventory: criu.inventory_entry
-    tasks: tuple[criu.pstree_entry, ...]
-    cores: dict[int, criu.core_entry]  # by the thread's pid in the container
-    mounts: tuple[criu.mnt_entry, ...]
-    seccomp: criu.seccomp_entry | None
+_DEAD = 2  # compel/include/uapi/task-state.h
 
 
 def read(images_fd: int) -> Dump:
     """Decode the metadata images in the directory; ImageError names the file that is not right."""
     names = tuple(sorted(os.listdir(images_fd)))
+    cores = _numbered(images_fd, names, "core", criu.core_entry)
     tasks = _only(images_fd, names, "pstree", criu.pstree_entry)
-    pids = [task.pid for task in tasks]
-    if 0 in pids or len(set(pids)) != len(pids):
-        raise ImageError("image pstree.img: expected each process once, with a pid above 0")
-    threads = [thread for task in tasks for thread in (task.threads or [task.pid])]
-    cores = {}
-    for thread in threads:
-        image = load(images_fd, f"core-{thread}.img")
-        cores[thread] = criu_image.entry(image, criu.core_entry)
-    seccomp = None
-    if "seccomp.img" in names:
-        seccomp = criu_image.entry(load(images_fd, "seccomp.img"), criu.seccomp_entry)
+    _check_tasks(tasks, cores)
     return Dump(
         names=names,
         inventory=_only(images_fd, names, "inventory", criu.inventory_entry)[0],
         tasks=tuple(tasks),
         cores=cores,
+        ids=_numbered(images_fd, names, "ids", criu.task_kobj_ids_entry),
         mounts=tuple(_only(images_fd, names, "mountpoints", criu.mnt_entry)),
-        seccomp=seccomp,
+        files=tuple(_any(images_fd, names, "files", criu.file_entry)),
+        devices=tuple(_device_nodes(images_fd, names)),
+        seccomp=_at_most_one(images_fd, names, "seccomp", criu.seccomp_entry),
+        userns=_at_most_one(images_fd, names, "userns", criu.userns_entry),
+        apparmor=_at_most_one(images_fd, names, "apparmor", criu.apparmor_entry),
+        cgroup=_at_most_one(images_fd, names, "cgroup", criu.cgroup_entry),
     )
 
 
 def load(images_fd: int, name: str) -> Image:
     """One image, its entries still encoded."""
-    try:
-        fd = confine.open_regular(images_fd, name)
-    except FileNotFoundError:
-        raise ImageError(f"image {name} is missing; take the checkpoint again") from None
-    with open(fd, "rb") as file:
+    with open(_open(images_fd, name), "rb") as file:
         return criu_image.parse(file.read(criu_image.MAX_IMAGE_BYTES + 1), name=name)
 
 
 def named(names: tuple[str, ...], kind: str) -> list[str]:
     """The images of one kind: ``pstree.img``, ``mountpoints-12.img``."""
-    return [
-        name
-        for name in names
-        if name.endswith(".img")
-        and name.removesuffix(".img").rstrip("0123456789") in (kind, kind + "-")
-    ]
+    stems = [(name, name.removesuffix(".img").rstrip("0123456789")) for name in names]
+    return [name for name, stem in stems if name.endswith(".img") and stem in (kind, f"{kind}-")]
+
+
+def _check_tasks(tasks: list[criu.pstree_entry], cores: dict[int, criu.core_entry]) -> None:
+    pids = [task.pid for task in tasks]
+    if 0 in pids or len(set(pids)) != len(pids):
+        raise ImageError("image pstree.img: expected each process once, with a pid above 0")
+    for task in tasks:
+        # Of a zombie only its own core is written; its list of threads holds no thread.
+        dead = task.pid in cores and cores[task.pid].tc.task_state == _DEAD
+        for thread in [task.pid] if dead else [task.pid, *task.threads]:
+            if thread not in cores:
+                raise ImageError(f"image core-{thread}.img is missing; take the checkpoint again")
+
+
+def _device_nodes(images_fd: int, names: tuple[str, ...]) -> Iterator[tuple[str, Device]]:
+    """The device nodes in the archives of tmpfs mounts (``tmpfs-dev-72.tar.gz.img``)."""
+    for name in names:
+        if name.startswith("tmpfs-"):
+            with open(_open(images_fd, name), "rb") as file:
+                for node in tmpfs_image.device_nodes(file.read, name=name):
+                    yield node.name, Device(node.type, node.major, node.minor)
+
+
+def _numbered(images_fd: int, names: tuple[str, ...], kind: str, message: type[M]) -> dict[int, M]:
+    """The images of one kind by the number in their name, each of one entry."""
+    numbers = [(name.removesuffix(".img").rpartition("-")[2], name) for name in named(names, kind)]
+    return {
+        int(number): criu_image.entry(load(images_fd, name), message)
+        for number, name in numbers
+        if number.isascii() and number.isdigit()
+    }
 
 
 def _only(images_fd: int, names: tuple[str, ...], kind: str, message: type[M]) -> list[M]:
-    """All entries of the one image of this kind; a container has one mount namespace."""
+    """All entries, at least one, of the one image of this kind."""
+    entries = _any(images_fd, names, kind, message)
+    if not entries:
+        raise ImageError(f"no {kind} image, or an empty one; take the checkpoint again")
+    return entries
+
+
+def _at_most_one(images_fd: int, names: tuple[str, ...], kind: str, message: type[M]) -> M | None:
+    entries = _any(images_fd, names, kind, message)
+    if len(entries) > 1:
+        raise ImageError(f"image {kind}: {len(entries)} entries, expected one")
+    return entries[0] if entries else None
+
+
+def _any(images_fd: int, names: tuple[str, ...], kind: str, message: type[M]) -> list[M]:
+    """All entries of the image of this kind, none if there is no such image."""
     files = named(names, kind)
-    if len(files) != 1:
-        raise ImageError(
-            f"{len(files)} {kind} images, expected one; the directory is no complete dump of one "
-            "container"
-        )
-    return criu_image.entries(load(images_fd, files[0]), message)
+    if len(files) > 1:
+        raise ImageError(f"images {', '.join(files)}: expected one of a container's kind {kind}")
+    return criu_image.entries(load(images_fd, files[0]), message) if files else []
+
+
+def _open(images_fd: int, name: str) -> int:
+    try:
+        return confine.open_regular(images_fd, name)
+    except FileNotFoundError:
+        raise ImageError(f"image {name} is missing; take the checkpoint again") from None

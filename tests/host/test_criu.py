@@ -5,7 +5,11 @@ import pytest
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import criu
 
-NOISE = "(00.000001) Error (criu/cr-service.c:1): rlimit: Can't setup RLIMIT_NOFILE for self\n"
+NOISE = (
+    "(00.004959) Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n"
+    "(00.028937) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self\n"
+    "(00.035687) Error (criu/cgroup.c:2055): cg: cgroupd: recv req error: No such file\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,7 @@ def test_a_manifest_fits_the_schema() -> None:
         ("timeline.0.seconds", "fast", "seconds: expected float"),
     ],
 )
-def test_a_field_that_is_not_what_it_should_be_is_named(
-    path: str, value: Any, reason: str
-) -> None:
+def test_a_field_that_is_not_what_it_should_be_is_named(path: str, value: Any, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         manifests.parse(changed(path, value))
 

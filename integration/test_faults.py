@@ -121,12 +121,11 @@ def test_a_truncated_image_is_named_even_if_the_manifest_was_made_to_fit(
 # What is wrong with the pod
 
 
-def test_a_mount_that_the_new_pod_lacks_is_named(nodes: Nodes, carried: Path) -> None:
+@pytest.mark.usefixtures("carried")
+def test_a_mount_that_the_new_pod_lacks_is_named(nodes: Nodes) -> None:
     counter = workload.counter_pod("target").containers[0]
     bare = ContainerSpec(name=counter.name, image=counter.image, command=counter.command)
-    spec = PodSpec(
-        name="target", containers=(bare,), annotations=restoring(restore_name="carried")
-    )
+    spec = PodSpec(name="target", containers=(bare,), annotations=restoring(restore_name="carried"))
     assert "/scratch" in refused(nodes.b, spec)
 
 
@@ -231,7 +230,9 @@ def test_an_unforged_dump_of_a_confined_pod_is_restored(nodes: Nodes, run_pod: R
     checkpoints.take(source, "sound", "--replace")
     checkpoints.carry(nodes.a, nodes.b, "sound")
     target = run_pod(nodes.b, confined_pod("target", restore_name="sound"))
-    status = target.exec_sync("confined", ["/bin/sh", "-c", "grep -E 'Uid|NoNew|Seccomp:' /proc/1/status"])
+    status = target.exec_sync(
+        "confined", ["/bin/sh", "-c", "grep -E 'Uid|NoNew|Seccomp:' /proc/1/status"]
+    )
     assert b"1000\t1000\t1000\t1000" in status.stdout
     assert b"NoNewPrivs:\t1" in status.stdout
     assert b"Seccomp:\t2" in status.stdout
@@ -306,7 +307,8 @@ def test_a_full_disk_leaves_the_source_running(nodes: Nodes, counter: Pod) -> No
 def test_a_dump_that_criu_refuses_leaves_the_source_running(nodes: Nodes, run_pod: RunPod) -> None:
     program = (
         "import socket, time\n"
-        "a = socket.create_server(('127.0.0.1', 0)); b = socket.create_connection(a.getsockname())\n"
+        "a = socket.create_server(('127.0.0.1', 0))\n"
+        "b = socket.create_connection(a.getsockname())\n"
         "print('ready', flush=True)\n"
         "while True: time.sleep(0.1); print('alive', flush=True)\n"
     )
@@ -362,9 +364,8 @@ def wait_for_held_criu(node: Node) -> int:
     return int(node.run(["sh", "-c", wait]).stdout.split()[0])
 
 
-def test_a_wrapper_killed_in_create_is_swept_by_the_next_create(
-    nodes: Nodes, carried: Path
-) -> None:
+@pytest.mark.usefixtures("carried")
+def test_a_wrapper_killed_in_create_is_swept_by_the_next_create(nodes: Nodes) -> None:
     with kubelet.sandbox(nodes.b, target_pod(restore_name="carried")) as pod:
         kill_the_wrapper_in_create(pod)
         pod.restart("counter")
@@ -373,9 +374,8 @@ def test_a_wrapper_killed_in_create_is_swept_by_the_next_create(
         assert [path.name for path in attempts] == [pod.container_ids["counter"]]
 
 
-def test_a_wrapper_killed_in_create_is_swept_by_the_sandboxs_delete(
-    nodes: Nodes, carried: Path
-) -> None:
+@pytest.mark.usefixtures("carried")
+def test_a_wrapper_killed_in_create_is_swept_by_the_sandboxs_delete(nodes: Nodes) -> None:
     with kubelet.sandbox(nodes.b, target_pod(restore_name="carried")) as pod:
         kill_the_wrapper_in_create(pod)
         pod.stop(grace_period_s=1)
@@ -394,7 +394,7 @@ def kill_the_wrapper_in_create(pod: Pod) -> None:
             start.result()
 
 
-def start_without_waiting(pod: Pod) -> grpc.Future:
+def start_without_waiting(pod: Pod) -> grpc.Future[cri_pb2.StartContainerResponse]:
     """StartContainer under way."""
     channel = grpc.insecure_channel(f"unix://{pod.node.root}/run/containerd/containerd.sock")
     call = channel.unary_unary(
@@ -406,9 +406,8 @@ def start_without_waiting(pod: Pod) -> grpc.Future:
     return call.future(request, timeout=30)
 
 
-def test_a_start_whose_deadline_expires_is_swept_by_the_next_create(
-    nodes: Nodes, carried: Path
-) -> None:
+@pytest.mark.usefixtures("carried")
+def test_a_start_whose_deadline_expires_is_swept_by_the_next_create(nodes: Nodes) -> None:
     with kubelet.sandbox(nodes.b, target_pod(restore_name="carried")) as pod:
         pod.create("counter")
         with criu_held(nodes.b), pytest.raises(CriError) as caught:
@@ -426,6 +425,7 @@ def test_a_checkpoint_killed_after_a_step_leaves_the_source_running(
     nodes: Nodes, counter: Pod, step: str
 ) -> None:
     with engine(counter, "killed") as process:
+        assert process.stderr is not None
         for line in process.stderr:
             if f"msg={step} " in line or f'msg="{step}"' in line:
                 break
@@ -456,9 +456,7 @@ def test_a_checkpoint_that_is_asked_to_stop_undoes_itself(nodes: Nodes, counter:
     assert_counts_on(counter)
 
 
-def test_when_the_supervisor_dies_too_the_next_command_recovers(
-    nodes: Nodes, counter: Pod
-) -> None:
+def test_when_the_supervisor_dies_too_the_next_command_recovers(nodes: Nodes, counter: Pod) -> None:
     with criu_held(nodes.a) as release, engine(counter, "killed") as process:
         wait_for_held_criu(nodes.a)
         nodes.a.run(["pkill", "-KILL", "-f", "recover --wait"])
@@ -494,8 +492,17 @@ def wait_until_undone(node: Node, pod: Pod) -> None:
 def assert_counts_on(pod: Pod) -> None:
     count = len(pod.logs("counter").split())
     workload.wait_for_count(pod, count + 5)
-    assert json.loads(
-        pod.node.run(
-            ["runc", "--root", "/run/containerd/runc/k8s.io", "state", pod.container_ids["counter"]]
-        ).stdout
-    )["status"] == "running"
+    assert (
+        json.loads(
+            pod.node.run(
+                [
+                    "runc",
+                    "--root",
+                    "/run/containerd/runc/k8s.io",
+                    "state",
+                    pod.container_ids["counter"],
+                ]
+            ).stdout
+        )["status"]
+        == "running"
+    )

@@ -27,9 +27,14 @@ def test_the_count_goes_on_in_a_new_pod_on_another_node(nodes: Nodes, run_pod: R
     assert printed.stdout == "/mnt/grit-agent/default/first\n"
     assert checkpoints.left_by_checkpoints(nodes.a) == []
     checkpoints.carry(nodes.a, nodes.b, "first")
-    at_checkpoint = len(
-        (checkpoints.directory(nodes.b, "first") / "counter/container.log").read_text().split("\n")
-    ) - 1
+    at_checkpoint = (
+        len(
+            (checkpoints.directory(nodes.b, "first") / "counter/container.log")
+            .read_text()
+            .split("\n")
+        )
+        - 1
+    )
 
     target = run_pod(nodes.b, workload.counter_pod("counter-b", annotations=restoring("first")))
     workload.assert_goes_on_from(target, at_checkpoint, node=nodes.b)
@@ -252,7 +257,7 @@ def test_criu_loads_no_plugin_of_its_own(nodes: Nodes, run_pod: RunPod) -> None:
     plugins_dir.mkdir()
     (plugins_dir / "broken_plugin.so").write_text("no library")
     try:
-        by_hand = "checkpoint --leave-running --image-path /tmp/by-hand".split()
+        by_hand = ["checkpoint", "--leave-running", "--image-path", "/tmp/by-hand"]
         runc = ["runc", "--root", "/run/containerd/runc/k8s.io"]
         failed = nodes.a.run([*runc, *by_hand, pod.container_ids["counter"]], check=False)
         assert failed.returncode != 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from integration import images
-from integration.kubelet import Pod
 from integration.pod_spec import ContainerSpec, EmptyDir, PodSpec, VolumeMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from integration.kubelet import Pod
     from integration.node import Node
 
 # Counts in memory, in a file that stays open, and in files of the rw layer, all in step.

@@ -1,0 +1,280 @@
+"""What grit-runtime costs, side by side with what a user would run instead, in one run.
+
+A row's ratio is ours over theirs, as costs; its limit is the most that is allowed. Each figure is
+the median of pairs that take turns, so that a slow moment of the machine meets both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from grit_runtime.host import digest
+from integration import checkpoints, kubelet, rootfs, workload
+from integration.network import Network
+from integration.node import Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from integration.kubelet import Pod
+
+STATE = "/run/bench/runc"
+PASS_THROUGH_ALLOWANCE_S = 0.015
+POD_START_ALLOWANCE_S = 0.065
+RESTORE_ALLOWANCE_S = 0.150
+DIGEST_SHARE = 0.8
+
+RUNC_ROOT = "/run/containerd/runc/k8s.io"
+
+
+class Row(NamedTuple):
+    """One comparison; *bound* is what the hardware allows, where that is known."""
+
+    name: str
+    ours: float
+    theirs: float
+    ratio: float
+    limit: float
+    bound: float | None
+    unit: str
+
+
+class Side(NamedTuple):
+    """One way to do a thing on a node: the timed calls, and shell around them."""
+
+    calls: Sequence[Sequence[str]]
+    before: str = ""
+    after: str = ""
+
+
+def main() -> None:
+    arguments = [word for word in sys.argv[1:] if word != "--json"]
+    chosen = [
+        name for name in ROWS if not arguments or any(name.startswith(word) for word in arguments)
+    ]
+    if not chosen:
+        sys.exit(f"no row {' '.join(arguments)}, only: {', '.join(ROWS)}")
+    with Bench() as bench:
+        rows = [ROWS[name](bench, name) for name in chosen]
+    if "--json" in sys.argv:
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+    else:
+        print_table(rows)
+    if any(row.ratio > row.limit for row in rows):
+        sys.exit(1)
+
+
+def print_table(rows: list[Row]) -> None:
+    print(f"{'row':<22}{'ours':>10}{'theirs':>10}{'ratio':>8}{'limit':>8}{'bound':>10}  unit")
+    for row in rows:
+        bound = f"{row.bound:10.4f}" if row.bound is not None else f"{'-':>10}"
+        over = "  OVER" if row.ratio > row.limit else ""
+        print(
+            f"{row.name:<22}{row.ours:10.4f}{row.theirs:10.4f}{row.ratio:8.2f}{row.limit:8.2f}"
+            f"{bound}  {row.unit}{over}"
+        )
+
+
+class Bench:
+    """A node with a running pod, made when the first row needs it."""
+
+    def __enter__(self) -> Bench:
+        self._stack = ExitStack()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def node(self) -> Node:
+        network = self._stack.enter_context(Network())
+        edition = rootfs.EDITIONS["forky"]
+        return self._stack.enter_context(Node(edition, name="bench", network=network))
+
+    @cached_property
+    def counter(self) -> Pod:
+        spec = workload.counter_pod("bench", ballast_mib=5)
+        pod = self._stack.enter_context(kubelet.running(self.node, spec))
+        workload.wait_for_count(pod, 5)
+        return pod
+
+    def pairs(self, count: int, *, ours: Side, theirs: Side) -> tuple[float, float]:
+        """Median seconds of both sides."""
+        asked = {"pairs": count, "ours": ours._asdict(), "theirs": theirs._asdict()}
+        script = Path(__file__).with_name("pairs.py").read_text()
+        python = f"/usr/bin/python{self.node.edition.python}"
+        done = self.node.run([python, "-c", script], input=json.dumps(asked), timeout_s=600)
+        taken = json.loads(done.stdout)
+        return statistics.median(taken["ours"]), statistics.median(taken["theirs"])
+
+
+def pass_through(verb: str, *arguments: str) -> Callable[[Bench, str], Row]:
+    """A row for a command that the wrapper hands to runc."""
+
+    def measure(bench: Bench, name: str) -> Row:
+        call = ["--root", RUNC_ROOT, verb, bench.counter.container_ids["counter"], *arguments]
+        ours, theirs = bench.pairs(
+            40, ours=Side([["grit-runtime", *call]]), theirs=Side([["runc", *call]])
+        )
+        return allowance_row(name, ours, theirs, PASS_THROUGH_ALLOWANCE_S)
+
+    return measure
+
+
+def pod_start(bench: Bench, name: str) -> Row:
+    """create and start of two containers, which are the runtime's part of a pod's start."""
+    make_bundle(bench)
+    ours, theirs = (four_calls(runtime) for runtime in ("grit-runtime", "runc"))
+    return allowance_row(name, *bench.pairs(15, ours=ours, theirs=theirs), POD_START_ALLOWANCE_S)
+
+
+def four_calls(runtime: str) -> Side:
+    names = ("sandbox", "container")
+    return Side(
+        calls=[
+            call
+            for name in names
+            for call in (
+                [runtime, "--root", STATE, "create", "--bundle", f"/run/bench/{name}", name],
+                [runtime, "--root", STATE, "start", name],
+            )
+        ],
+        after="; ".join(f"runc --root {STATE} delete --force {name}" for name in names),
+    )
+
+
+def make_bundle(bench: Bench) -> None:
+    """Two bundles that sleep, with the root filesystem of the image that the counter runs."""
+    make = """
+    for name in sandbox container; do
+        mkdir -p /run/bench/$name/rootfs
+        cd /run/bench/$name
+        [ -e config.json ] && continue
+        runc spec
+        mount --bind "$1" rootfs
+        python3 - <<'END'
+import json
+spec = json.load(open("config.json"))
+spec["process"] |= {"terminal": False, "args": ["/bin/sleep", "1000"]}
+spec["process"].pop("rlimits", None)
+json.dump(spec, open("config.json", "w"))
+END
+    done
+    """
+    rootfs_dir = task_dir(bench.counter) + "/rootfs"
+    bench.node.run(["sh", "-ec", make, "make", rootfs_dir])
+
+
+def restore(bench: Bench, name: str) -> Row:
+    """A restore by the wrapper's `create`, and `runc restore` of the same images."""
+    node = bench.node
+    checkpoints.take(bench.counter, "bench", "--replace")
+    images_dir = "/mnt/grit-agent/default/bench/counter/checkpoint"
+    annotations = (("grit.dev/restore-name", "bench"),)
+    spec = workload.counter_pod("target", annotations=annotations)
+    with kubelet.running(node, spec) as target:
+        make_restore_bundle(target)
+        create = ["--root", STATE, "create", "--bundle", "/run/bench/restore"]
+        by_hand = ["--detach", "--bundle", "/run/bench/restore", "--file-locks"]
+        by_hand += ["--image-path", images_dir, "--work-path", "/run/bench/work"]
+        unmount = "umount /run/bench/restore/rootfs"
+        ours = Side(
+            calls=[["grit-runtime", *create, "restored"]],
+            before=FRESH_ROOTFS,
+            after=f"grit-runtime --root {STATE} delete --force restored; {unmount}",
+        )
+        theirs = Side(
+            calls=[["runc", "--root", STATE, "restore", *by_hand, "restored"]],
+            before=f"{FRESH_ROOTFS}; tar -C /run/bench/restore/rootfs -xf {LAYER}",
+            after=f"runc --root {STATE} delete --force restored; {unmount}",
+        )
+        return allowance_row(name, *bench.pairs(15, ours=ours, theirs=theirs), RESTORE_ALLOWANCE_S)
+
+
+LAYER = "/mnt/grit-agent/default/bench/counter/rootfs-diff.tar"
+FRESH_ROOTFS = """
+cd /run/bench/restore
+rm -rf upper work
+mkdir upper work
+cp config.json.orig config.json
+mount -t overlay overlay -o lowerdir=$(cat lower),upperdir=upper,workdir=work rootfs
+"""
+
+
+def make_restore_bundle(target: Pod) -> None:
+    """A bundle as containerd made it for *target*, for containers in the same sandbox."""
+    make = """
+    mkdir -p /run/bench/restore/rootfs /run/bench/work
+    cd /run/bench/restore
+    python3 - "$1" <<'END'
+import json, sys
+spec = json.load(open(sys.argv[1] + "/config.json"))
+spec["root"]["path"] = "rootfs"
+spec["linux"]["cgroupsPath"] += "-bench"
+spec["annotations"].pop("org.criu.config")
+json.dump(spec, open("config.json.orig", "w"))
+END
+    grep " $1/rootfs " /proc/self/mountinfo | sed 's/.*lowerdir=\\([^,]*\\).*/\\1/' > lower
+    """
+    target.node.run(["sh", "-ec", make, "make", task_dir(target)])
+
+
+def digest_large(_bench: Bench, name: str) -> Row:
+    """Digesting 2 GiB from the page cache, and what all cores could hash."""
+    block = os.urandom(64 << 20)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        path = Path(directory, "large")
+        with path.open("wb") as file:
+            for _ in range(32):
+                file.write(block)
+        fd = os.open(directory, os.O_RDONLY)
+        size_bytes = path.stat().st_size
+        cores = len(os.sched_getaffinity(0))
+        taken, ideal = [], []
+        for _ in range(5):
+            ideal.append(timed(lambda: hashlib.sha256(block)) * (size_bytes / len(block)) / cores)
+            taken.append(timed(lambda: digest.digest_tree(fd, ["large"])))
+        os.close(fd)
+    ours, theirs = statistics.median(taken), statistics.median(ideal)
+    return Row(name, ours, theirs, ours / theirs, 1 / DIGEST_SHARE, theirs, "s")
+
+
+def timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def allowance_row(name: str, ours: float, theirs: float, allowance_s: float) -> Row:
+    return Row(name, ours, theirs, ours / theirs, (theirs + allowance_s) / theirs, None, "s")
+
+
+def task_dir(pod: Pod) -> str:
+    """The bundle of the pod's counter."""
+    container_id = pod.container_ids["counter"]
+    return f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{container_id}"
+
+
+ROWS: dict[str, Callable[[Bench, str], Row]] = {
+    "wrapper.state": pass_through("state"),
+    "wrapper.kill": pass_through("kill", "0"),
+    "wrapper.exec": pass_through("exec", "/bin/sh", "-c", ":"),
+    "wrapper.pod_start": pod_start,
+    "wrapper.restore_10mb": restore,
+    "wrapper.digest": digest_large,
+}
+
+
+if __name__ == "__main__":
+    main()

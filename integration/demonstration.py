@@ -1,0 +1,99 @@
+"""The main job, shown: a pod counts on node A and goes on, mid-count, on node B."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from integration import checkpoints, kubelet, rootfs, workload
+from integration.network import Network
+from integration.node import Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from integration.kubelet import Pod
+
+NAME = "demo"
+
+
+def main() -> None:
+    edition = rootfs.EDITIONS["forky"]
+    step("two nodes, each with containerd, runc and CRIU of its own")
+    with (
+        Network() as network,
+        Node(edition, name="node-a", network=network) as a,
+        Node(edition, name="node-b", network=network) as b,
+    ):
+        for node in (a, b):
+            versions = node.run(["sh", "-c", "containerd --version; runc --version | head -n1"])
+            say(f"{node.name}: {'; '.join(versions.stdout.splitlines())}")
+        step("a pod on node A counts in memory, in an open file and in its rw layer")
+        with kubelet.running(a, workload.counter_pod("counter", ballast_mib=64)) as source:
+            workload.wait_for_count(source, 40)
+            show_counts(source)
+            step("grit checkpoint on node A; the pod goes on meanwhile")
+            checkpoints.take(source, NAME)
+            say(a.run(["grit", "inspect", f"/mnt/grit-agent/default/{NAME}"]).stdout)
+            source_uid = source.spec.uid
+        step("the pod on A is gone; its checkpoint is copied to node B")
+        path = checkpoints.carry(a, b, NAME)
+        carried = len((path / "counter/container.log").read_text().splitlines())
+        say(f"the last count in the checkpoint is {carried}")
+        step("a new pod on node B, with the annotation grit.dev/restore-name")
+        annotations = (("grit.dev/restore-name", NAME),)
+        begin = time.monotonic()
+        with kubelet.running(b, workload.counter_pod("counter", annotations=annotations)) as target:
+            say(f"started in {time.monotonic() - begin:.2f} s, sandbox and network included")
+            say(f"uid {source_uid} -> {target.spec.uid}")
+            workload.assert_goes_on_from(target, carried, node=b)
+            show_counts(target)
+            show_log(target, carried)
+            show_exec(target)
+            show_timeline(b, target)
+            step("the restored pod stops as any pod does")
+            target.stop(grace_period_s=1)
+            say(f"exit code {target.status('counter').exit_code}")
+    step(f"the count went on from {carried} without a gap or a repetition")
+
+
+def step(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def say(text: str) -> None:
+    print("   " + text.strip().replace("\n", "\n   "), flush=True)
+
+
+def show_counts(pod: Pod) -> None:
+    seen = workload.counts(pod)
+    say(f"logged {seen.logged[-1]}, in the open file {seen.held}, in the rw layer {seen.rw_layer}")
+
+
+def show_log(pod: Pod, carried: int) -> None:
+    lines = pod.logs("counter").split()
+    before, after = lines[carried - 3 : carried], lines[carried : carried + 3]
+    say(f"its log, as kubectl logs shows it: {' '.join(lines[:3])} ...")
+    say(f"... {' '.join(before)} | {' '.join(after)} ...")
+
+
+def show_exec(pod: Pod) -> None:
+    answer = pod.exec_sync("counter", ["/bin/sh", "-c", "hostname"])
+    say(f"exec works: it runs on the host {answer.stdout.decode().strip()}")
+
+
+def show_timeline(node: Node, pod: Pod) -> None:
+    (record,) = [r for r in checkpoints.records(node) if pod.spec.uid in str(r["path"])]
+    timeline: Any = record["timeline"]
+    step("timeline of the restore")
+    for phase in timeline:
+        size = f"{phase['size_bytes'] / (1 << 20):8.1f} MiB" if "size_bytes" in phase else ""
+        say(f"{phase['phase']:<12}{phase['seconds']:8.3f} s {size}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AssertionError as error:
+        sys.exit(f"the demonstration failed: {error}")

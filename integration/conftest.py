@@ -78,9 +78,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what the nodes have logged to the report of a test that failed on them."""
     report = yield
-    if report.failed and report.when == "call" and "nodes" in item.fixturenames:
-        nodes = item.funcargs["nodes"]
-        assert isinstance(nodes, Nodes)
+    nodes = item.funcargs.get("nodes")
+    if report.failed and isinstance(nodes, Nodes):
         for node in nodes:
             report.sections.append((f"logs of {node.name}", node.collect_logs()))
     return report

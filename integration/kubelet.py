@@ -184,14 +184,20 @@ class Pod:
             time.sleep(POLL_S)
         return status
 
+    def stop_container(self, name: str, *, grace_period_s: int = GRACE_PERIOD_S) -> None:
+        """Stop container *name*: SIGTERM, and SIGKILL when the grace period is over."""
+        self._end(
+            "StopContainer",
+            cri_pb2.StopContainerRequest(
+                container_id=self.container_ids[name], timeout=grace_period_s
+            ),
+            cri_pb2.StopContainerResponse,
+        )
+
     def stop(self, *, grace_period_s: int = GRACE_PERIOD_S) -> None:
         """Stop every container, then the sandbox."""
-        for container_id in self.container_ids.values():
-            self._end(
-                "StopContainer",
-                cri_pb2.StopContainerRequest(container_id=container_id, timeout=grace_period_s),
-                cri_pb2.StopContainerResponse,
-            )
+        for name in self.container_ids:
+            self.stop_container(name, grace_period_s=grace_period_s)
         self._end(
             "StopPodSandbox",
             cri_pb2.StopPodSandboxRequest(pod_sandbox_id=self.sandbox_id),

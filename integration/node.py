@@ -150,9 +150,14 @@ class Node:
         """Where this machine finds what is *path* on the node."""
         return self.root / path.relative_to("/")
 
+    @property
+    def alive(self) -> bool:
+        """Whether the node's first process still has its namespaces, which it gives up first."""
+        return (self.root.parent / "ns/mnt").exists()
+
     def assert_alive(self) -> None:
         """Raise LostNodeError if the node has ended."""
-        if not (self.root.parent / "ns/mnt").exists():
+        if not self.alive:
             raise LostNodeError(f"node {self.name} ended by itself")
 
     def kill_keeper(self) -> None:
@@ -177,6 +182,8 @@ class Node:
 
     def collect_logs(self) -> str:
         """All that may tell why a test failed, with a headline for each part."""
+        if not self.alive:
+            return f"==== node {self.name} has ended ===="
         parts = [f"==== node {self.name} ({self.edition.suite}) ===="]
         for path in self._log_paths():
             parts += [f"---- {path.relative_to(self.root)}", _tail(path)]

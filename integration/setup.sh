@@ -38,7 +38,8 @@ print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\
 PYTHON
 }
 
-# One environment a list of dependencies; a stamp tells a whole one from one cut short.
+# One environment a list of dependencies; a stamp tells a whole one from one cut short, and a
+# lock that lasts as long as the run keeps it from being removed under it.
 make_venv() {
     local key venv old
     key=$({ list_dependencies; /usr/bin/python3 --version; } | sha256sum | cut -c 1-16)
@@ -49,13 +50,15 @@ make_venv() {
     flock "$lock"
     if [[ ! -e $venv/complete ]]; then
         for old in "$GRIT_CACHE"/venv-*; do
-            rm -rf -- "$old"
+            [[ ! -e $old ]] || flock --nonblock "$old" rm -rf -- "$old" || true
         done
         /usr/bin/python3 -m venv "$venv"
         list_dependencies >"$venv/requirements.txt"
         "$python" -m pip install -qq --requirement "$venv/requirements.txt"
         touch "$venv/complete"
     fi
+    exec {in_use}<"$venv"
+    flock --shared "$in_use"
     exec {lock}>&-
 }
 

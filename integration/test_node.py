@@ -45,7 +45,7 @@ from integration.test_node import shell_pod
 with Network() as network, Node(
     rootfs.EDITIONS[sys.argv[1]], name="doomed", network=network
 ) as node:
-    pod = run_pod(node, shell_pod("frozen", "sleep 1000"))
+    pod = run_pod(node, shell_pod("frozen", "sleep 1000 & wait"))
     node.run(["runc", "--root", "/run/containerd/runc/k8s.io", "pause", pod.container_ids["main"]])
     print(node.id, node.pid, flush=True)
     sys.stdin.read()
@@ -53,8 +53,9 @@ with Network() as network, Node(
 
 
 def shell_pod(name: str, script: str, *, handler: str = "runc") -> PodSpec:
-    """A pod whose one container, "main", runs *script*."""
-    main = ContainerSpec(name="main", image=images.BUSYBOX, command=("sh", "-c", script))
+    """A pod whose one container, "main", runs *script* and ends at once when told to."""
+    command = ("sh", "-c", f"trap exit TERM; {script}")
+    main = ContainerSpec(name="main", image=images.BUSYBOX, command=command)
     return PodSpec(name=name, containers=(main,), runtime_handler=handler)
 
 
@@ -94,7 +95,7 @@ def test_exec_sees_what_kubelet_gave_the_container(
 
 
 def test_failed_exec_has_its_exit_code_and_both_streams(nodes: Nodes, run_pod: RunPod) -> None:
-    pod = run_pod(nodes.a, shell_pod("exec", "sleep 1000"))
+    pod = run_pod(nodes.a, shell_pod("exec", "sleep 1000 & wait"))
     reply = pod.exec_sync("main", ["sh", "-c", "echo out; echo err >&2; exit 7"])
     assert (reply.stdout, reply.stderr, reply.exit_code) == (b"out\n", b"err\n", 7)
 
@@ -128,7 +129,7 @@ def test_containers_go_on_while_containerd_restarts(nodes: Nodes, run_pod: RunPo
 
 
 def test_pods_of_two_nodes_reach_each_other(nodes: Nodes, run_pod: RunPod) -> None:
-    server = shell_pod("server", "echo greetings | nc -l -p 7000")
+    server = shell_pod("server", "echo greetings | nc -l -p 7000 & wait")
     pod = run_pod(nodes.a, server)
     client = run_pod(nodes.b, shell_pod("client", COUNT))
     pod.exec_sync("main", ["sh", "-c", "until netstat -tln | grep -q :7000; do sleep 0.1; done"])

@@ -196,7 +196,7 @@ def restore(bench: Bench, name: str) -> Row:
         )
         theirs = Side(
             calls=[["runc", "--root", STATE, "restore", *by_hand, "restored"]],
-            before=f"{FRESH_ROOTFS}; tar -C /run/bench/restore/rootfs -xf {LAYER}",
+            before=f"{FRESH_ROOTFS}tar -C /run/bench/restore/rootfs -xf {LAYER}",
             after=f"runc --root {STATE} delete --force restored; {unmount}",
         )
         return allowance_row(name, *bench.pairs(15, ours=ours, theirs=theirs), RESTORE_ALLOWANCE_S)

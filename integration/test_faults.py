@@ -309,6 +309,7 @@ def test_a_dump_that_criu_refuses_leaves_the_source_running(nodes: Nodes, run_po
         "import socket, time\n"
         "a = socket.create_server(('127.0.0.1', 0))\n"
         "b = socket.create_connection(a.getsockname())\n"
+        "c = a.accept()\n"
         "print('ready', flush=True)\n"
         "while True: time.sleep(0.1); print('alive', flush=True)\n"
     )

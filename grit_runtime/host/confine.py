@@ -140,7 +140,7 @@ def copy_tree(src_fd: int, dst_fd: int, *, max_entries: int, max_bytes: int) -> 
             raise ImageError(f"more than {max_entries} files at {entry.path!r}: raise the limit")
         parent_fd = descend(dst_fd, entry.path.split("/")[:-1])
         try:
-            size_bytes += _copy_entry(entry, parent_fd, max_bytes - size_bytes)
+            size_bytes += _copy_entry(src_fd, entry, parent_fd, max_bytes - size_bytes)
         finally:
             os.close(parent_fd)
     return size_bytes
@@ -213,22 +213,20 @@ def _is_plain(mode: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _copy_entry(entry: Entry, dst_parent_fd: int, max_bytes: int) -> int:
+def _copy_entry(src_fd: int, entry: Entry, dst_parent_fd: int, max_bytes: int) -> int:
     if stat.S_ISDIR(entry.stat.st_mode):
         os.mkdir(entry.name, 0o700, dir_fd=dst_parent_fd)
         return 0
-    if not stat.S_ISREG(entry.stat.st_mode):
-        raise ImageError(f"{entry.path!r} is {kind(entry.stat.st_mode)}, expected a regular file")
-    src_fd = open_regular(entry.parent_fd, entry.name)
+    file_fd = open_regular(src_fd, entry.path)
     try:
-        size_bytes = os.fstat(src_fd).st_size
+        size_bytes = os.fstat(file_fd).st_size
         if size_bytes > max_bytes:
             raise ImageError(
                 f"{entry.path!r} holds {size_bytes} bytes, expected at most {max_bytes} more"
             )
-        _copy_file(src_fd, dst_parent_fd, entry.name, size_bytes)
+        _copy_file(file_fd, dst_parent_fd, entry.name, size_bytes)
     finally:
-        os.close(src_fd)
+        os.close(file_fd)
     return size_bytes
 
 

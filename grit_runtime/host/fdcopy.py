@@ -24,7 +24,6 @@ def copy_range(src_fd: int, dst_fd: int, *, src_offset: int, size_bytes: int) ->
         os.lseek(dst_fd, start + shift, os.SEEK_SET)
         _send(src_fd, dst_fd, start, stop)
         offset = stop
-    os.lseek(dst_fd, end + shift, os.SEEK_SET)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -31,7 +31,7 @@ class Source(Protocol):
         """The next *size_bytes*; ImageError when there are fewer."""
 
     def skip(self, size_bytes: int) -> None:
-        """Pass over data; ImageError when there is less."""
+        """Pass over data; where there is less, the next read has the ImageError."""
 
     def copy_to(self, dst_fd: int, size_bytes: int) -> None:
         """Write the next *size_bytes* at the current offset of *dst_fd*, a new file."""
@@ -48,23 +48,20 @@ def open_source(fd: int) -> Source:
 
 
 class _Plain:
-    __slots__ = ("_fd", "_size_bytes", "position")
+    __slots__ = ("_fd", "position")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._size_bytes = os.fstat(fd).st_size
         self.position = 0
 
     def read(self, size_bytes: int) -> bytes:
         data = os.pread(self._fd, size_bytes, self.position)
-        self.position += len(data)
+        self.position += size_bytes
         if len(data) < size_bytes:
             raise _truncated(self.position)
         return data
 
     def skip(self, size_bytes: int) -> None:
-        if self.position + size_bytes > self._size_bytes:
-            raise _truncated(self._size_bytes)
         self.position += size_bytes
 
     def copy_to(self, dst_fd: int, size_bytes: int) -> None:
@@ -138,7 +135,7 @@ class _Gzip:
 
 
 def _truncated(position: int) -> ImageError:
-    return ImageError(f"layer: ends after {position} bytes, in the middle of a file: copy it again")
+    return ImageError(f"layer: ends before byte {position}, which it should have: copy it again")
 
 
 def _check_tail(tail: bytes) -> None:

@@ -16,13 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_NOEXEC = 8
 _UMOUNT_NOFOLLOW = 8
-
-_FLAGS = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
 
 
 class Mount(NamedTuple):
@@ -67,12 +64,12 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
 
 
 def mount_layers(lower: Sequence[str], path: str) -> None:
-    """Mount a read-only overlay of two or more directories, the topmost first, at *path*.
+    """Mount two or more directories, the topmost first, as a read-only overlay at *path*.
 
     A directory held open can be given as /proc/self/fd/N. Nothing in it runs, is a device or
     changes identity. OSError names *path*.
     """
-    _mount(path, f"lowerdir={':'.join(map(_escaped, lower))}", _FLAGS | _MS_RDONLY)
+    _mount(path, f"lowerdir={':'.join(map(_escaped, lower))}")
 
 
 def mount_overlay(lower: Sequence[str], upper: str, work: str, path: str) -> None:
@@ -82,7 +79,7 @@ def mount_overlay(lower: Sequence[str], upper: str, work: str, path: str) -> Non
     """
     lowers = ":".join(map(_escaped, lower))
     options = f"lowerdir={lowers},upperdir={_escaped(upper)},workdir={_escaped(work)}"
-    _mount(path, options, _FLAGS)
+    _mount(path, options)
 
 
 def unmount(path: str) -> None:
@@ -112,7 +109,8 @@ def _escaped(path: str) -> str:
     return re.sub(r"([\\:,])", r"\\\1", path)
 
 
-def _mount(path: str, options: str, flags: int) -> None:
+def _mount(path: str, options: str) -> None:
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     arguments = (b"overlay", os.fsencode(path), b"overlay", ctypes.c_ulong(flags))
     _call("mount", path, *arguments, os.fsencode(options))
 

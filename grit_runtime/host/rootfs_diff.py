@@ -129,7 +129,7 @@ def apply(
         except OSError as error:
             raise _naming(member, error) from error
     # What goes into a directory changes its mtime, and its default ACL changes what goes in.
-    for parts, member in reversed(directories.items()):
+    for parts, member in directories.items():
         _finish_directory(root_fd, parts, member)
     return Applied(tally.members, tally.data_bytes, removed)
 
@@ -173,7 +173,7 @@ def _members_of(entry: Entry, links: dict[tuple[int, int], bytes]) -> Iterator[M
     if member.kind == tar.FILE and entry.stat.st_nlink > 1:
         first = links.setdefault((entry.stat.st_dev, entry.stat.st_ino), name)
         if first != name:
-            member = member._replace(kind=tar.HARD_LINK, size_bytes=0, link=first, xattrs={})
+            member = member._replace(kind=tar.HARD_LINK, size_bytes=0, link=first)
     yield member
     if xattrs.get(_OPAQUE_XATTR) == b"y":
         yield _marker(entry.stat, b"" if name == b"." else name, layer.OPAQUE)

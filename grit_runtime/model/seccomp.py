@@ -1,17 +1,22 @@
-"""Whether every thread of a dump is under seccomp filters where the live pod's would be. Pure.
+"""Whether a dump's threads are under seccomp filters at least as strict as the live pod's. Pure.
 
 CRIU gives a thread the filter that its core image numbers, and those below it. When all threads of
 a process have the same, the dump keeps only the leader's, marked to be spread to the others.
 
+"As strict" is decided for what the live profile denies whatever the arguments, on each architecture
+whose system calls the machine takes. Calls that it allows for some arguments are not compared.
+
 Spec: checkpoint-restore/criu criu/seccomp.c seccomp_prepare_threads and try_use_tsync, criu/
-cr-restore.c check_core@2cf8f13.
+cr-restore.c check_core@2cf8f13; opencontainers/runtime-spec config-linux.md, Seccomp@v1.2.0.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from grit_runtime.errors import PrivilegeError
+from grit_runtime.model.seccomp_filter import permitted
+from grit_runtime.model.syscall_numbers import ARCHITECTURES, NUMBERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,31 +25,117 @@ if TYPE_CHECKING:
     from grit_runtime.model.privilege import Thread
     from grit_runtime.proto import criu_pb2 as criu
 
+MAX_PROGRAMS = 64  # different ones in a container
+
 _MODE_FILTER = 2
 _TSYNC = 1
-_ALLOWING = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG"})
+_PERMISSIVE = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_NOTIFY"})
+# One number stands for many calls, and libseccomp allows it for the sake of any of them.
+_MULTIPLEXED = frozenset({"ipc", "socketcall"})
+_SHOWN = 6
 _REMEDY = "restore into a pod with the seccompProfile of the checkpointed one"
 
 
+class Abi(NamedTuple):
+    """System calls of one architecture, or of a variant marked by a bit in the number."""
+
+    name: str
+    profile_name: str
+    audit_arch: int
+    mark: int
+
+
+# By core_entry's mtype; a machine's own architecture is first, and in every profile.
+_ABIS = {
+    1: (
+        Abi("x86_64", "SCMP_ARCH_X86_64", 0xC000003E, 0),
+        Abi("x32", "SCMP_ARCH_X32", 0xC000003E, 0x40000000),
+        Abi("x86", "SCMP_ARCH_X86", 0x40000003, 0),
+    ),
+    3: (
+        Abi("aarch64", "SCMP_ARCH_AARCH64", 0xC00000B7, 0),
+        Abi("arm", "SCMP_ARCH_ARM", 0x40000028, 0),
+    ),
+}
+
+
+class Demand(NamedTuple):
+    """The system calls of one ABI that no filter chain may let through; names by number."""
+
+    abi: Abi
+    denied: dict[int, str]
+
+
 def check(
-    threads: Iterable[Thread],
+    threads: Sequence[Thread],
     image: criu.seccomp_entry | None,
     profile: dict[str, Any] | None,
 ) -> None:
     """PrivilegeError at the first thread that the live pod's *profile* would confine more."""
-    if not _restricts(profile):
+    if profile is None or _PERMISSIVE.issuperset(_actions(profile)):
         return
     filters = image.seccomp_filters if image else ()
+    passed: dict[bytes, frozenset[str]] = {}
     for thread in threads:
-        _chain(thread, filters)
+        programs = {filters[index].filter for index in _chain(thread, filters)}
+        for program in programs - passed.keys():
+            if len(passed) == MAX_PROGRAMS:
+                raise PrivilegeError(f"seccomp.img: expected at most {MAX_PROGRAMS} filters")
+            passed[program] = _passed(program, demands(profile, thread.leader.mtype))
+        # All filters of a chain are asked, and the strictest answer counts.
+        weak = sorted(frozenset.intersection(*(passed[program] for program in programs)))
+        if weak:
+            raise PrivilegeError(
+                f"{thread.where}: its seccomp filters let through {len(weak)} system calls that "
+                f"the pod denies, {', '.join(weak[:_SHOWN])}...; {_REMEDY}"
+            )
 
 
-def _restricts(profile: dict[str, Any] | None) -> bool:
-    if profile is None:
-        return False
+def demands(profile: dict[str, Any], machine: int) -> list[Demand]:
+    """What *profile* denies whatever the arguments, for each ABI of the *machine*."""
+    if machine not in _ABIS:
+        raise PrivilegeError(f"core images: machine {machine}, expected x86-64 or arm64")
     rules = profile.get("syscalls") or ()
-    actions = [profile["defaultAction"], *(rule["action"] for rule in rules)]
-    return not _ALLOWING.issuperset(actions)
+    allowed = {n for rule in rules if rule["action"] in _PERMISSIVE for n in rule["names"]}
+    denied = set(NUMBERS)
+    if profile["defaultAction"] in _PERMISSIVE:
+        hard = [r for r in rules if r["action"] not in _PERMISSIVE and not r.get("args")]
+        denied = {name for rule in hard for name in rule["names"]}
+    own, *others = _ABIS[machine]
+    listed = set(profile.get("architectures") or ())
+    return [_demand(own, denied, allowed)] + [
+        _demand(abi, denied, allowed)
+        if abi.profile_name in listed
+        else _demand(abi, set(NUMBERS), set())
+        for abi in others
+    ]
+
+
+def _demand(abi: Abi, denied: set[str], allowed: set[str]) -> Demand:
+    numbers = {n: row[ARCHITECTURES.index(abi.name)] for n, row in NUMBERS.items()}
+    spared = {numbers.get(name) for name in allowed | _MULTIPLEXED}
+    return Demand(
+        abi,
+        {
+            number | abi.mark: name
+            for name, number in numbers.items()
+            if number is not None and number not in spared and name in denied
+        },
+    )
+
+
+def _passed(program: bytes, wanted: Iterable[Demand]) -> frozenset[str]:
+    """Names of the denied system calls that one filter may let through."""
+    return frozenset(
+        f"{demand.abi.name} {demand.denied[number]}"
+        for demand in wanted
+        for number in permitted(program, arch=demand.abi.audit_arch, numbers=demand.denied)
+    )
+
+
+def _actions(profile: dict[str, Any]) -> list[str]:
+    rules = profile.get("syscalls") or ()
+    return [profile["defaultAction"], *(rule["action"] for rule in rules)]
 
 
 def _chain(thread: Thread, filters: Sequence[criu.seccomp_filter]) -> list[int]:

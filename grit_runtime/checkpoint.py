@@ -144,6 +144,13 @@ def resume(pod: Pod) -> None:
     undo(held)
 
 
+def forget_pod(pod_dir: str) -> None:
+    """The sandbox is being deleted, and what a checkpoint had frozen in it goes too."""
+    held = journal.adopt(f"{pod_dir}/{_JOURNAL}")
+    if held is not None:
+        _end(held)
+
+
 def _preflight(order: Order, config: Config) -> str:
     """The directory that the checkpoint will get; refuses what could not end well."""
     pod = order.pod

@@ -99,7 +99,6 @@ def restore(request: Request) -> bool:
     sweep(os.path.dirname(request.attempt_dir), starting=_name(request))
     attempt = journal.begin(f"{request.attempt_dir}/{_JOURNAL}")
     try:
-        attempt.record("begin", container=_name(request))
         restored = _attempt(request, attempt)
     except BaseException:
         undo(attempt)
@@ -140,8 +139,8 @@ def sweep(pod_dir: str, *, starting: str | None = None) -> None:
         if held is None:
             continue
         steps = {step["step"]: step for step in held.steps()}
-        unheard = "started" not in steps and steps["begin"]["container"] == starting
-        if "restored" in steps and not unheard:
+        restored = steps.get("restored")
+        if restored and ("started" in steps or restored["container"] != starting):
             held.close()
         else:
             log.warning("undoing an attempt that died", journal=path)
@@ -153,10 +152,16 @@ def forget(attempt_dir: str) -> None:
     held = journal.adopt(f"{attempt_dir}/{_JOURNAL}")
     if held is None:
         return
-    if any(step["step"] == "restored" for step in held.steps()):
+    if any(step["step"] == "started" for step in held.steps()):
         _end(held)
     else:
         undo(held)
+
+
+def forget_pod(pod_dir: str) -> None:
+    """The sandbox is being deleted: as `forget`, for all containers of its pod."""
+    for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
+        forget(os.path.dirname(path))
 
 
 def recover() -> None:
@@ -452,6 +457,7 @@ def _record(request: Request, sealed: Sealed, timeline: log.Timeline) -> dict[st
         "path": _record_path(request, sealed),
         "checkpoint": request.checkpoint_path,
         "manifest_sha256": sealed.sha256,
+        "container": _name(request),
         "container_id": request.container_id,
         "restored": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "timeline": timeline.phases,

@@ -31,9 +31,19 @@ def pids(cgroups_path: str) -> set[int]:
 
 def kill(cgroups_path: str) -> None:
     """End every process in the cgroup, then remove its directories. Blocks until they are gone."""
+    _thaw(cgroups_path)
     while living := pids(cgroups_path):
         for pid in living:
             process.kill_and_wait(pid)
     for top in directories(cgroups_path):
         for directory, _, _ in os.walk(top, topdown=False):
             os.rmdir(directory)
+
+
+def _thaw(cgroups_path: str) -> None:
+    """On cgroup v1 a frozen task does not even die."""
+    for path in directories(cgroups_path):
+        state = f"{path}/freezer.state"
+        if os.path.exists(state):
+            with open(state, "w", encoding="ascii") as file:
+                file.write("THAWED")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import sys
 import time
 
@@ -33,6 +32,8 @@ def intercept(argv: list[str], at: int, runc: str) -> NoReturn:
         handled = _COMMANDS[argv[at]](argv, at, runc)
     except (GritError, OSError) as error:
         _fail(argv, at, one_line(error))
+    except Exception as error:  # noqa: BLE001  else containerd has nothing to tell but "exit 1"
+        _fail(argv, at, f"internal error in grit-runtime: {_where(error)}")
     if handled:
         sys.exit(0)
     exec_runc(runc, argv)
@@ -78,18 +79,29 @@ def _start(argv: list[str], at: int, _runc: str) -> bool:
 
 
 def _delete(argv: list[str], at: int, _runc: str) -> bool:
-    from grit_runtime import restore  # noqa: PLC0415
+    from grit_runtime import checkpoint, restore  # noqa: PLC0415
 
     container_id = options(argv[at + 1 :])[1][0]
+    log.to_file(f"{restore.LOG_DIR}/runtime.log")
     for path in pod_dirs_of(container_id):
         if path == f"{PODS_DIR}/{container_id}":
-            restore.sweep(path)
-            shutil.rmtree(path, ignore_errors=True)
-        restore.forget(path)
+            restore.forget_pod(path)
+            checkpoint.forget_pod(path)
+        else:
+            restore.forget(path)
     return False
 
 
 _COMMANDS = {"create": _create, "start": _start, "delete": _delete}
+
+
+def _where(error: Exception) -> str:
+    """The exception and the innermost line it came from, on one line."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
+    return f"{type(error).__name__}: {error} at {place}".replace("\n", " ")
 
 
 def _kept_options(argv: list[str], at: int) -> tuple[str, ...]:

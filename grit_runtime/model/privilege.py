@@ -176,7 +176,7 @@ def check(dump: Dump, live: Live) -> None:
     seccomp.check(threads, dump.seccomp, live.spec["linux"].get("seccomp"))
     _check_namespaces(dump, live, is_admin=is_admin)
     _check_policies(dump)
-    _check_files(dump.files, allowed)
+    _check_files(dump, allowed)
     check_devices(dump.devices, live.spec)
     cgroup_check.check(dump.cgroup, own_set=dump.inventory.root_cg_set)
     mount_check.check(dump.mounts, live.spec, live.mounts, live.exposed, is_admin=is_admin)
@@ -348,8 +348,10 @@ def _check_policies(dump: Dump) -> None:
         _refuse("apparmor.img", f"policies for the namespace {name}", "none from a checkpoint")
 
 
-def _check_files(files: Iterable[criu.file_entry], allowed: Allowed) -> None:
-    for file in files:
+def _check_files(dump: Dump, allowed: Allowed) -> None:
+    if "files.img" not in dump.names:  # CRIU would read the old images, one for each kind
+        raise PrivilegeError("files.img is missing; expected a dump of CRIU 3.3 or later")
+    for file in dump.files:
         kind, capability = _FILE_NEEDS.get(file.type, ("", ""))
         if file.type == _INETSK and file.isk.type == _SOCK_RAW:
             kind, capability = "raw socket", "CAP_NET_RAW"

@@ -63,7 +63,7 @@ def read(container: str) -> Dump:
         cores=numbered("core", criu.core_entry),
         ids=numbered("ids", criu.task_kobj_ids_entry),
         mounts=tuple(all_of(mountpoints, criu.mnt_entry)),
-        files=tuple(all_of("files.img", criu.file_entry)) if "files.img" in names else (),
+        files=tuple(all_of("files.img", criu.file_entry)),
         devices=tuple((node.name, Device(*node[1:])) for node in nodes),
         seccomp=all_of("seccomp.img", criu.seccomp_entry)[0] if "seccomp.img" in names else None,
         userns=None,
@@ -423,6 +423,12 @@ def test_a_file_that_takes_a_capability_to_open_is_refused_without_it(
         f"file 7: a {what}; the pod allows none without {capability}; "
     )
     privilege.check(read("criu-4.2/privileged")._replace(files=(file,)), pod("criu-4.2/privileged"))
+
+
+def test_open_files_in_images_of_the_old_kinds_are_refused_unread() -> None:
+    dump = read("criu-4.2/user")
+    dump = dump._replace(names=tuple(name for name in dump.names if name != "files.img"), files=())
+    assert "files.img is missing" in refusal(dump, pod("criu-4.2/user"))
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def left_by_checkpoints(node: Node) -> list[str]:
     """Journals, staging directories and dump directories that should not be there."""
     staging = node.path(ROOT).glob("*/.*")
     pods = node.path(Path("/run/grit/pods"))
-    return [str(path) for path in (*staging, *pods.glob("*/checkpoint.journal"), *pods.glob("*/dump"))]
+    return [
+        str(path) for path in (*staging, *pods.glob("*/checkpoint.journal"), *pods.glob("*/dump"))
+    ]
 
 
 def left_by_restores(pod: Pod) -> list[str]:
@@ -96,5 +98,3 @@ def left_by_restores(pod: Pod) -> list[str]:
         *criu,
         *living,
     ]
-
-

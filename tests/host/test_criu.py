@@ -16,7 +16,8 @@ NOISE = (
     ("log", "line"),
     [
         (
-            NOISE + "(00.02)  1: Error (criu/mount.c:25): mnt: No mapping for 421:(null) mountpoint\n"
+            NOISE
+            + "(00.02)  1: Error (criu/mount.c:25): mnt: No mapping for 421:(null) mountpoint\n"
             "(00.03) Error (criu/cr-restore.c:1): Restoring FAILED.\n",
             "criu/mount.c:25: mnt: No mapping for 421:(null) mountpoint",
         ),

@@ -18,7 +18,7 @@ def test_output_is_returned() -> None:
 
 def test_a_failure_carries_the_programs_last_line() -> None:
     script = "echo one >&2; echo 'two: no such thing' >&2; exit 7"
-    with pytest.raises(CommandError, match="^sh .*: two: no such thing$"):
+    with pytest.raises(CommandError, match=r"^sh .*: two: no such thing$"):
         process.run(["sh", "-c", script], token="t2")
 
 

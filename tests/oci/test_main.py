@@ -18,7 +18,7 @@ def wrapper(tmp_path: Path) -> list[str]:
     """A launcher whose runc writes down how it was called and ends with 3."""
     runc = tmp_path / "runc"
     runc.write_text(
-        f'#!{sys.executable}\nimport json, sys\n'
+        f"#!{sys.executable}\nimport json, sys\n"
         f'json.dump(sys.argv[1:], open("{tmp_path}/argv.json", "w"))\nsys.exit(3)\n'
     )
     runc.chmod(0o755)

@@ -48,7 +48,7 @@ def write_config(path: str, lines: list[str]) -> None:
                 f"{line!r} cannot stand in a CRIU configuration file: it holds a newline or a '#'"
             )
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 

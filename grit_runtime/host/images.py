@@ -84,12 +84,13 @@ def _device_nodes(images_fd: int, names: tuple[str, ...]) -> Iterator[tuple[str,
 
 def _numbered(images_fd: int, names: tuple[str, ...], kind: str, message: type[M]) -> dict[int, M]:
     """The images of one kind by the number in their name, each of one entry."""
-    numbers = [(name.removesuffix(".img").rpartition("-")[2], name) for name in named(names, kind)]
-    return {
-        int(number): criu_image.entry(load(images_fd, name), message)
-        for number, name in numbers
-        if number.isascii() and number.isdigit()
-    }
+    numbered = {}
+    for name in named(names, kind):
+        number = name.removesuffix(".img").rpartition("-")[2]
+        if name != f"{kind}-{int(number or 0)}.img":
+            raise ImageError(f"image {name}: expected {kind}-N.img with a plain number")
+        numbered[int(number)] = criu_image.entry(load(images_fd, name), message)
+    return numbered
 
 
 def _only(images_fd: int, names: tuple[str, ...], kind: str, message: type[M]) -> list[M]:

@@ -223,11 +223,11 @@ def _parse_records(body: bytes) -> dict[bytes, bytes]:
     records = {}
     offset = 0
     while offset < len(body):
-        digits, space, _ = body[offset : offset + 20].partition(b" ")
+        digits = body[offset : offset + 20].partition(b" ")[0]
         end = offset + int(digits) if digits.isdigit() else 0
         record = body[offset + len(digits) + 1 : end - 1]
         key, equals, value = record.partition(b"=")
-        if not (space and equals and key) or end > len(body) or body[end - 1 : end] != b"\n":
+        if not (equals and key) or body[end - 1 : end] != b"\n":
             raise ImageError(f"tar: bad record at byte {offset} of an extended header")
         records[key] = value
         offset = end

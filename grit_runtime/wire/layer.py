@@ -94,13 +94,9 @@ def is_carried(xattr: bytes) -> bool:
 
 
 def check_xattr(xattr: bytes, value: bytes) -> None:
-    """ImageError for an attribute that no layer of ours has, or that the kernel would not take."""
-    if xattr.startswith(OVERLAY_XATTR):
-        raise ImageError(
-            f"layer: attribute {tar.shown(xattr)} would change how an overlay looks up"
-        )
+    """ImageError for an attribute that is never saved, or that the kernel would not take."""
     if not is_carried(xattr) and not xattr.startswith(b"security."):
-        raise ImageError(f"layer: attribute {tar.shown(xattr)}, expected user, trusted or security")
+        raise ImageError(f"layer: attribute {tar.shown(xattr)} is none that a container can have")
     if len(xattr) > MAX_XATTR_NAME_BYTES or b"\0" in xattr or len(value) > MAX_XATTR_BYTES:
         raise ImageError(f"layer: attribute {tar.shown(xattr)} is larger than the kernel allows")
 

@@ -23,6 +23,7 @@ PIECEWISE = "sha256-16m:"
 
 MAX_WHOLE_BYTES = 64 << 20
 PIECE_BYTES = 16 << 20
+MAX_FILE_BYTES = 1 << 42  # more than a node's memory; a sparse file can claim 2**63
 
 # Read with preadv and not mapped: a mapping is a tenth faster, and turns a bad sector into SIGBUS.
 _BUFFER_BYTES = 512 << 10
@@ -101,6 +102,8 @@ def _mapped(sha256: Callable[[_Piece], bytes], pieces: list[_Piece]) -> list[byt
 def _pieces(path: str, size_bytes: int) -> list[_Piece]:
     if size_bytes <= MAX_WHOLE_BYTES:
         return [_Piece(path, 0, size_bytes)]
+    if size_bytes > MAX_FILE_BYTES:
+        raise ImageError(f"{path!r} holds {size_bytes} bytes, expected at most {MAX_FILE_BYTES}")
     return [
         _Piece(path, offset, min(PIECE_BYTES, size_bytes - offset))
         for offset in range(0, size_bytes, PIECE_BYTES)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.host.confine import Entry
     from grit_runtime.host.layer_source import Source
-    from grit_runtime.wire.layer import Parts, Place
+    from grit_runtime.wire.layer import Limits, Parts, Place, Tally
     from grit_runtime.wire.tar import Member
 
 # As the OCI runtime spec names one: "c" or "b", major, minor.
@@ -55,17 +55,6 @@ _NODE_TYPES = {
 }
 
 
-class Limits(NamedTuple):
-    """What one layer may hold; *metadata_bytes* bounds names, links and extended attributes."""
-
-    members: int = 1_000_000
-    data_bytes: int = 1 << 38
-    metadata_bytes: int = 1 << 28
-
-
-DEFAULT_LIMITS = Limits()
-
-
 class Saved(NamedTuple):
     members: int
     data_bytes: int
@@ -78,7 +67,7 @@ class Applied(NamedTuple):
     removed: int
 
 
-def save(upper_fd: int, out_fd: int, *, limits: Limits = DEFAULT_LIMITS) -> Saved:
+def save(upper_fd: int, out_fd: int, *, limits: Limits = layer.DEFAULT_LIMITS) -> Saved:
     """Write an overlay's upper directory to the empty regular file *out_fd* as a layer tar.
 
     Holes stay holes in the tar file. Names of one regular file stay one file; a fifo, device or
@@ -86,7 +75,7 @@ def save(upper_fd: int, out_fd: int, *, limits: Limits = DEFAULT_LIMITS) -> Save
     not fsync. FailedPreconditionError for what a layer cannot say, ImageError over the limits.
     """
     links: dict[tuple[int, int], bytes] = {}
-    tally = _Tally(limits)
+    tally = layer.Tally(limits)
     sockets_skipped = 0
     for entry in _entries(upper_fd):
         if stat.S_ISSOCK(entry.stat.st_mode):
@@ -106,7 +95,7 @@ def apply(
     root_fd: int,
     *,
     allowed_devices: Set[Device] = frozenset(),
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits = layer.DEFAULT_LIMITS,
 ) -> Applied:
     """Apply the layer in *in_fd*, a tar, plain or gzip, onto the root filesystem *root_fd*.
 
@@ -115,7 +104,7 @@ def apply(
     (layer.is_carried). ImageError for a layer that is damaged, out of bounds or reaches out of the
     root, PrivilegeError for a device not in *allowed_devices*; OSError names the member.
     """
-    tally = _Tally(limits)
+    tally = layer.Tally(limits)
     hidden = [
         place
         for _, place, _ in _checked_members(in_fd, allowed_devices, tally)
@@ -123,7 +112,7 @@ def apply(
     ]
     removed = sum(_remove(root_fd, place) for place in hidden)
     directories: dict[Parts, Member] = {}
-    for member, place, source in _checked_members(in_fd, allowed_devices, _Tally(limits)):
+    for member, place, source in _checked_members(in_fd, allowed_devices, layer.Tally(limits)):
         try:
             _put(member, place, source, root_fd, directories)
         except OSError as error:
@@ -132,28 +121,6 @@ def apply(
     for parts, member in directories.items():
         _finish_directory(root_fd, parts, member)
     return Applied(tally.members, tally.data_bytes, removed)
-
-
-class _Tally:
-    """Sums over a layer's members, kept within the limits."""
-
-    __slots__ = ("_limits", "data_bytes", "members", "metadata_bytes")
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self.members = self.data_bytes = self.metadata_bytes = 0
-
-    def add(self, member: Member) -> None:
-        self.members += 1
-        self.data_bytes += member.size_bytes
-        self.metadata_bytes += len(member.name) + len(member.link)
-        self.metadata_bytes += sum(len(k) + len(v) for k, v in member.xattrs.items())
-        for field in Limits._fields:
-            limit = getattr(self._limits, field)
-            if getattr(self, field) > limit:
-                raise ImageError(
-                    f"layer: over {limit} {field} at {tar.shown(member.name)}: raise the limit"
-                )
 
 
 def _entries(upper_fd: int) -> Iterator[Entry]:
@@ -241,7 +208,7 @@ def _save_data(entry: Entry, size_bytes: int, out_fd: int) -> None:
 
 
 def _checked_members(
-    in_fd: int, allowed_devices: Set[Device], tally: _Tally
+    in_fd: int, allowed_devices: Set[Device], tally: Tally
 ) -> Iterator[tuple[Member, Place, Source]]:
     """The members that may be applied, each with the source at its data, which may be left."""
     source = layer_source.open_source(in_fd)

@@ -1,4 +1,4 @@
-"""Names in an image layer: which file or whiteout a tar member's name stands for. Pure.
+"""What a tar member means in an image layer: file or whiteout, and within which bounds. Pure.
 
 Spec: opencontainers/image-spec layer.md@v1.1.0, "Representing Changes".
 """
@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 from grit_runtime.errors import ImageError
 from grit_runtime.wire import tar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.wire.tar import Member
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -45,6 +49,41 @@ class Opaque(NamedTuple):
 
 
 Place = Present | Whiteout | Opaque
+
+
+class Limits(NamedTuple):
+    """What one layer may hold; *metadata_bytes* bounds names, links and extended attributes."""
+
+    members: int = 1_000_000
+    data_bytes: int = 1 << 38
+    metadata_bytes: int = 1 << 28
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class Tally:
+    """Sums over a layer's members, kept within the limits."""
+
+    __slots__ = ("_limits", "data_bytes", "members", "metadata_bytes")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.members = self.data_bytes = self.metadata_bytes = 0
+
+    def add(self, member: Member) -> None:
+        """ImageError for the member that goes over a limit."""
+        self.members += 1
+        self.data_bytes += member.size_bytes
+        self.metadata_bytes += len(member.name) + len(member.link)
+        self.metadata_bytes += sum(len(k) + len(v) for k, v in member.xattrs.items())
+        for field in Limits._fields:
+            limit = getattr(self._limits, field)
+            if getattr(self, field) > limit:
+                raise ImageError(
+                    f"layer: over {limit} {field} at {tar.shown(member.name)}: "
+                    "keep that much on a volume"
+                )
 
 
 def parse_name(name: bytes) -> Place:

@@ -112,6 +112,15 @@ def test_a_file_shorter_than_said_is_named(tmp_path: Path, size_bytes: int) -> N
         os.close(fd)
 
 
+def test_a_file_that_claims_more_than_there_is_memory_is_refused(
+    tmp_path: Path, dir_fd: int
+) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", (1 << 42) + 1)
+    with pytest.raises(ImageError, match="'file' holds 4398046511105 bytes, expected at most"):
+        digest.digest_tree(dir_fd, ["file"])
+
+
 @pytest.mark.parametrize("name", ["link", "sub", "fifo"])
 def test_only_regular_files_have_one(tmp_path: Path, dir_fd: int, name: str) -> None:
     (tmp_path / "file").write_bytes(b"x")

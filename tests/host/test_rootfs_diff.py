@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from grit_runtime.errors import FailedPreconditionError, GritError, ImageError, PrivilegeError
 from grit_runtime.host import overlay, rootfs_diff
-from grit_runtime.host.rootfs_diff import Applied, Limits, Saved
+from grit_runtime.host.rootfs_diff import Applied, Saved
 from grit_runtime.wire import tar
-from grit_runtime.wire.layer import OPAQUE
+from grit_runtime.wire.layer import DEFAULT_LIMITS, OPAQUE, Limits
 from grit_runtime.wire.tar import Member
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def apply(
     root: Path,
     *,
     allowed_devices: Set[Device] = frozenset(),
-    limits: Limits = rootfs_diff.DEFAULT_LIMITS,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Applied:
     layer_fd = os.open(path, os.O_RDONLY)
     root_fd = os.open(root, os.O_RDONLY)
@@ -181,7 +181,7 @@ def apply_bytes(
     data: bytes,
     *,
     allowed_devices: Set[Device] = frozenset(),
-    limits: Limits = rootfs_diff.DEFAULT_LIMITS,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Applied:
     path = root.parent / "layer"
     path.write_bytes(data)

@@ -47,7 +47,7 @@ RUNTIME_LAUNCHER = """\
 #!{python} -ISE
 import sys
 
-sys.path.append("{site_packages}")
+sys.path.insert(0, "{site_packages}")
 from grit_runtime.oci.main import main
 
 sys.exit(main(sys.argv, "{runc}"))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from integration.node import Node
+    from integration.host import Host
     from integration.pod_spec import ContainerSpec, PodSpec, VolumeMount
 
 PODS_DIR = Path("/var/lib/kubelet/pods")
@@ -60,9 +60,9 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 
 class Pod:
-    """One pod on one node; a container is named as in the pod's spec."""
+    """One pod on one host; a container is named as in the pod's spec."""
 
-    def __init__(self, node: Node, spec: PodSpec) -> None:
+    def __init__(self, node: Host, spec: PodSpec) -> None:
         self.node = node
         self.spec = spec
         self.sandbox_id = ""
@@ -355,6 +355,10 @@ class Pod:
             args=spec.args,
             envs=[cri_pb2.KeyValue(key=key, value=value) for key, value in environment.items()],
             mounts=self._mounts(spec),
+            devices=[
+                cri_pb2.Device(container_path=path, host_path=path, permissions="rwm")
+                for path in spec.devices
+            ],
             labels={"io.kubernetes.container.name": spec.name, **self._pod_labels()},
             annotations={
                 "io.kubernetes.container.hash": hashlib.sha256(repr(spec).encode()).hexdigest()[:8],
@@ -445,7 +449,7 @@ class Pod:
         return context
 
 
-def run_pod(node: Node, spec: PodSpec) -> Pod:
+def run_pod(node: Host, spec: PodSpec) -> Pod:
     """Run *spec* on *node*, with every container started, for the caller to stop and remove."""
     pod = Pod(node, spec)
     pod.run_sandbox()
@@ -454,7 +458,7 @@ def run_pod(node: Node, spec: PodSpec) -> Pod:
 
 
 @contextmanager
-def sandbox(node: Node, spec: PodSpec) -> Iterator[Pod]:
+def sandbox(node: Host, spec: PodSpec) -> Iterator[Pod]:
     """The pod *spec* on *node* with none of its containers yet; all of it is removed at the end."""
     pod = Pod(node, spec)
     pod.run_sandbox()
@@ -467,7 +471,7 @@ def sandbox(node: Node, spec: PodSpec) -> Iterator[Pod]:
 
 
 @contextmanager
-def running(node: Node, spec: PodSpec) -> Iterator[Pod]:
+def running(node: Host, spec: PodSpec) -> Iterator[Pod]:
     """The pod *spec* on *node* with every container started, in order."""
     with sandbox(node, spec) as pod:
         pod.run_containers()

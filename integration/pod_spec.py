@@ -69,6 +69,7 @@ class ContainerSpec:
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     mounts: tuple[VolumeMount, ...] = ()
+    devices: tuple[str, ...] = ()
     resources: Resources = NO_LIMITS
     security: Security = DEFAULT_SECURITY
     stdin: bool = False

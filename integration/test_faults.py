@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from integration.conftest import Nodes, RunPod
+    from integration.host import Host
     from integration.kubelet import Pod
     from integration.node import Node
 
@@ -337,7 +338,7 @@ exec {criu} "$@"
 
 
 @contextmanager
-def criu_held(node: Node) -> Iterator[Callable[[], None]]:
+def criu_held(node: Host) -> Iterator[Callable[[], None]]:
     """While this lasts, runc's criu waits for the call of what is yielded before it does anything.
 
     The criu that was first on PATH comes back afterwards.
@@ -359,7 +360,7 @@ def criu_held(node: Node) -> Iterator[Callable[[], None]]:
         node.path(Path("/run/hold-criu")).unlink()
 
 
-def wait_for_held_criu(node: Node) -> int:
+def wait_for_held_criu(node: Host) -> int:
     """The pid, on the node, of the criu that is held."""
     wait = "until pgrep -f '^/bin/sh /usr/local/sbin/criu swrk'; do sleep 0.02; done"
     return int(node.run(["sh", "-c", wait]).stdout.split()[0])

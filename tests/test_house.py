@@ -22,6 +22,7 @@ PROTO_DIR = PACKAGE / "proto"
 TOP_LEVEL = {
     "LICENSE",
     "README.md",
+    "build",  # what integration/gpu/build makes; git ignores it
     "grit_runtime",
     "integration",
     "pyproject.toml",
@@ -67,7 +68,7 @@ MODULES = sorted(
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in (REPO / "integration", REPO / ".ci")
+    for directory in (REPO / "integration", REPO / "integration/gpu", REPO / ".ci")
     for path in directory.iterdir()
     if path.is_file() and path.read_bytes().startswith((b"#!/bin/bash", b"# shellcheck shell="))
 )

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from grit_runtime import log
+from grit_runtime import gpu, log
 from grit_runtime.errors import AlreadyExistsError, CommandError, FailedPreconditionError
 from grit_runtime.host import (
     checkpoint_dir,
@@ -31,8 +31,8 @@ from grit_runtime.host import (
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
+from grit_runtime.model import checkpointctl, mount_plan
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model import mount_plan
 from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.model.manifest import Manifest
 
@@ -80,6 +80,8 @@ class _Dumps(NamedTuple):
     staging_dir: str
     work_dir: str
     timeline: log.Timeline
+    gpus: dict[str, gpu.Described]
+    driver_version: str
 
 
 def checkpoint(order: Order, config: Config) -> Sealed:
@@ -115,6 +117,8 @@ def undo(held: Journal) -> None:
                     runc.stop(tool, step["container"])
                 case "freeze":
                     runc.resume(tool, step["container"])
+                case "gpu" if not stopping:
+                    gpu.revive_pids(tool.token, step["pids"])
                 case "directory":
                     shutil.rmtree(step["path"], ignore_errors=True)
                 case _:
@@ -210,17 +214,27 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         held.record("directory", path=path)
         os.makedirs(path, mode=0o700)
 
+    containers = [_gpu_container(tool, container) for container in running]
+    found = gpu.survey(token, containers)
+    if found and found.all:
+        gpu.refuse_unrestorable(found, containers)
     begin = time.monotonic()
-    with timeline.phase("freeze"):
-        for container in running:
-            _freeze(tool, container, held)
-    dumps = _Dumps(tool, order.pod, staging_dir, work_dir, timeline)
+    if found and found.all:
+        found = _suspend_and_freeze(tool, found, containers, held, timeline)
+    else:
+        _freeze(tool, containers, held, timeline)
+    gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
+    version = found.version if found else ""
+    dumps = _Dumps(tool, order.pod, staging_dir, work_dir, timeline, gpus, version)
     dumped = [_dump(dumps, container) for container in running]
     if order.after == "running":
         with timeline.phase("thaw"):
             for container in running:
                 runc.resume(tool, container.id)
-        timeline.add("frozen", seconds=time.monotonic() - begin)
+        if found and found.all:
+            with timeline.phase("gpu restore"):
+                gpu.revive(found.driver, [process.pid for process in found.all])
+        timeline.add("paused", seconds=time.monotonic() - begin)
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
     manifest = _manifest(order, [*dumped, *exited], dumps)
@@ -235,11 +249,45 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     return Sealed(final_dir, manifest)
 
 
-def _freeze(tool: Runc, container: Container, held: Journal) -> None:
-    """Freeze a container, unless somebody else holds it frozen already: then it stays so."""
-    if runc.state(tool, container.id).status == "running":
-        held.record("freeze", container=container.id)
-        runc.pause(tool, container.id)
+def _suspend_and_freeze(
+    tool: Runc,
+    found: gpu.Survey,
+    containers: list[gpu.Container],
+    held: Journal,
+    timeline: log.Timeline,
+) -> gpu.Survey:
+    """Take the GPUs from the pod, then freeze it; once more if a CUDA process came in between."""
+    left: list[str] = []
+    for _ in range(2):
+        pids = [process.pid for process in found.all]
+        held.record("gpu", pids=pids)
+        gpu.suspend(found, timeline)
+        _freeze(tool, containers, held, timeline)
+        left = gpu.not_suspended(found, containers)
+        if not left:
+            return found
+        for container in containers:
+            runc.resume(tool, container.id)
+        gpu.revive(found.driver, pids)
+        found = gpu.survey(tool.token, containers) or found
+    raise CommandError(f"the pod keeps taking GPUs while it is suspended: {left[0]}")
+
+
+def _gpu_container(tool: Runc, container: Container) -> gpu.Container:
+    state = runc.state(tool, container.id)
+    with open(f"{state.bundle_dir}/config.json", "rb") as file:
+        return gpu.Container(container.name, container.id, state.pid, json.load(file))
+
+
+def _freeze(
+    tool: Runc, containers: list[gpu.Container], held: Journal, timeline: log.Timeline
+) -> None:
+    """Freeze the pod; a container that somebody else holds frozen already stays so afterwards."""
+    with timeline.phase("freeze"):
+        for container in containers:
+            if runc.state(tool, container.id).status == "running":
+                held.record("freeze", container=container.id)
+                runc.pause(tool, container.id)
 
 
 def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
@@ -261,9 +309,8 @@ def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
         shutil.copyfile(f"{criu_dir}/{name}", f"{directory}/{name}")
     _copy_log(container.log_path, f"{directory}/container.log")
     shutil.copyfile(f"{bundle_dir}/config.json", f"{directory}/spec.dump")
-    _write_json(f"{directory}/config.dump", _config_dump(container))
-    _write_json(f"{directory}/status.dump", _status_dump(container))
-    return _described(container, images_dir)
+    _write_metadata(directory, container)
+    return _described(dumps, container, images_dir)
 
 
 def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: str) -> None:
@@ -310,6 +357,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
             dumps.tool.token,
             runc=runc.version(dumps.tool),
             containerd=order.containerd_version,
+            driver=dumps.driver_version,
         ),
         options=manifests.Options(file_locks=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES),
         timeline=manifests.phases(dumps.timeline.phases),
@@ -329,14 +377,17 @@ def _seal(manifest: Manifest, staging_dir: str, final_dir: str) -> None:
     linux.sync_filesystem(os.path.dirname(final_dir))
 
 
-def _described(container: Container, images_dir: str) -> manifests.Container:
+def _described(dumps: _Dumps, container: Container, images_dir: str) -> manifests.Container:
     """What the images say of the container, for people and for the restore's checks."""
     images_fd = confine.open_dir(images_dir)
     dump = images.read(images_fd)
     os.close(images_fd)
+    gpus, cuda = dumps.gpus.get(container.name, ((), ()))
     return _manifest_container(
         container,
         processes=len(dump.tasks),
+        gpus=gpus,
+        cuda=cuda,
         mounts=tuple(
             manifests.Mount(key=mount.key, destination=mount.destination)
             for mount in mount_plan.dumped_mounts(dump.mounts)
@@ -346,11 +397,16 @@ def _described(container: Container, images_dir: str) -> manifests.Container:
 
 
 def _exited(container: Container) -> manifests.Container:
-    return _manifest_container(container, processes=0, mounts=())
+    return _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
 
 
 def _manifest_container(
-    container: Container, *, processes: int, mounts: tuple[manifests.Mount, ...]
+    container: Container,
+    *,
+    processes: int,
+    mounts: tuple[manifests.Mount, ...],
+    gpus: tuple[manifests.Gpu, ...],
+    cuda: tuple[manifests.CudaProcess, ...],
 ) -> manifests.Container:
     return manifests.Container(
         name=container.name,
@@ -361,36 +417,9 @@ def _manifest_container(
         image_digest=container.image_digest,
         processes=processes,
         mounts=mounts,
+        gpus=gpus,
+        cuda=cuda,
     )
-
-
-def _config_dump(container: Container) -> dict[str, object]:
-    """checkpointctl's config.dump (checkpoint-restore/checkpointctl lib/metadata.go)."""
-    return {
-        "id": container.id,
-        "name": container.name,
-        "rootfsImage": container.image,
-        "rootfsImageRef": container.image_digest,
-        "rootfsImageName": container.image,
-        "runtime": "io.containerd.runc.v2",
-        "createdTime": _rfc3339(container.created_ns),
-        "checkpointedTime": _rfc3339(time.time_ns()),
-        "restoredTime": "0001-01-01T00:00:00Z",
-        "restored": False,
-    }
-
-
-def _status_dump(container: Container) -> dict[str, object]:
-    """checkpointctl's status.dump: containerd's container status (the same file)."""
-    return {
-        "CreatedAt": container.created_ns,
-        "StartedAt": container.started_ns,
-        "FinishedAt": 0,
-        "ExitCode": 0,
-        "Pid": 0,
-        "Reason": "",
-        "Message": "",
-    }
 
 
 def _copy_log(source: str, target: str) -> None:
@@ -447,9 +476,21 @@ def _running(pod: Pod) -> list[Container]:
     return [container for container in pod.containers if container.state == "running"]
 
 
-def _write_json(path: str, value: dict[str, object]) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
+def _write_metadata(directory: str, container: Container) -> None:
+    config = checkpointctl.config_dump(
+        container_id=container.id,
+        name=container.name,
+        image=container.image,
+        image_digest=container.image_digest,
+        created=_rfc3339(container.created_ns),
+        now=_rfc3339(time.time_ns()),
+    )
+    status = checkpointctl.status_dump(
+        created_ns=container.created_ns, started_ns=container.started_ns
+    )
+    for name, value in (("config.dump", config), ("status.dump", status)):
+        with open(f"{directory}/{name}", "x", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
 
 
 def _rfc3339(time_ns: int) -> str:

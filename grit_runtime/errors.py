@@ -35,6 +35,10 @@ class PrivilegeError(GritError):
     """A dumped task holds more than the live pod spec grants."""
 
 
+class SourceLostError(GritError):
+    """The GPU driver could not bring a suspended process back."""
+
+
 class CommandError(GritError):
     """A program we ran failed; the message ends in its own decisive line."""
 

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from grit_runtime import log
+from grit_runtime import gpu, log
 from grit_runtime.errors import CommandError, FailedPreconditionError, ImageError
 from grit_runtime.host import (
     bundle,
@@ -25,6 +25,8 @@ from grit_runtime.host import (
     checkpoint_dir,
     confine,
     criu,
+    devices,
+    gpu_facts,
     images,
     journal,
     namespaces,
@@ -174,6 +176,8 @@ def undo(attempt: Journal) -> None:
     """Leave nothing of the attempt: no process, container, cgroup, mount, log or file."""
     for step in reversed(attempt.steps()):
         match step["step"]:
+            case "gpu":
+                gpu.suspend_to_kill(step["token"], step["pids"])
             case "restore":
                 _kill(step)
             case "mount":
@@ -207,6 +211,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         live = bundle.live(request.bundle_dir, request.spec)
         plan = _plan(request, dump, live)
         privilege.check(dump, live)
+        placement = gpu.plan(request.runc.token, container, request.spec, request.order.device_map)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
@@ -215,6 +220,8 @@ def _attempt(request: Request, attempt: Journal) -> bool:
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
     with timeline.phase("restore"):
         _runc_restore(request, attempt, sealed.manifest, images_dir)
+    if placement:
+        _bring_back_gpus(request, attempt, container, placement, timeline)
     overlay.unmount(images_dir)
     shutil.rmtree(request.copy_dir, ignore_errors=True)
     attempt.record("restored", **_record(request, sealed, timeline))
@@ -440,6 +447,25 @@ def _runc_restore(request: Request, attempt: Journal, manifest: Manifest, images
             f"restore of container {request.container_id} from {request.checkpoint_path} failed: "
             f"{reason}; see {restore_log}"
         )
+
+
+def _bring_back_gpus(
+    request: Request,
+    attempt: Journal,
+    container: Container,
+    placement: gpu.Placement,
+    timeline: log.Timeline,
+) -> None:
+    """Give the restored processes the cards of the new pod, and their memory back."""
+    init_pid = runc.state(request.runc, request.container_id).pid
+    devices.equalize(init_pid, request.spec)
+    inside = gpu_facts.pids_by_container_pid(sorted(cgroup.pids(cgroup.of(init_pid))))
+    gone = [str(process.pid) for process in container.cuda if process.pid not in inside]
+    if gone:
+        raise ImageError(f"CUDA process {', '.join(gone)} of the manifest did not come back")
+    pids = [inside[process.pid] for process in container.cuda]
+    attempt.record("gpu", pids=pids, token=request.runc.token)
+    gpu.bring_back(placement, container, pids, timeline)
 
 
 def _kill(step: dict[str, Any]) -> None:

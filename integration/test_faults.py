@@ -422,7 +422,7 @@ def test_a_start_whose_deadline_expires_is_swept_by_the_next_create(nodes: Nodes
         assert record["container_id"] == pod.container_ids["counter"]
 
 
-@pytest.mark.parametrize("step", ["freeze", "dump", "rw layer", "thaw", "frozen", "digest"])
+@pytest.mark.parametrize("step", ["freeze", "dump", "rw layer", "thaw", "paused", "digest"])
 def test_a_checkpoint_killed_after_a_step_leaves_the_source_running(
     nodes: Nodes, counter: Pod, step: str
 ) -> None:
@@ -431,6 +431,8 @@ def test_a_checkpoint_killed_after_a_step_leaves_the_source_running(
         for line in process.stderr:
             if f"msg={step} " in line or f'msg="{step}"' in line:
                 break
+        else:
+            pytest.fail(f"the engine ended without the step {step}")
         kill(nodes.a, process)
     wait_until_undone(nodes.a, counter)
     assert_counts_on(counter)

@@ -36,6 +36,7 @@ LAYERS = (
     {"cli"},
     {"shim", "oci", "agent", "manager"},
     {"checkpoint", "restore", "inspection"},
+    {"gpu"},
     {"host"},
     {"model"},
     {"wire"},

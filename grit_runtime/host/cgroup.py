@@ -19,6 +19,38 @@ def directories(cgroups_path: str) -> list[str]:
     return [path for path in candidates if os.path.exists(f"{path}/cgroup.procs")]
 
 
+def of(pid: int) -> str:
+    """The cgroup of a process: that of the freezer on v1, the only one on v2."""
+    found = ""
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if controllers == "freezer":
+                return path
+            if controllers == "":
+                found = path
+    return found
+
+
+def memory_left_bytes(cgroups_path: str) -> int | None:
+    """What the memory limit leaves; None without a limit."""
+    for directory in directories(cgroups_path):
+        for limit, usage in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            if os.path.exists(f"{directory}/{limit}"):
+                return _difference_bytes(f"{directory}/{limit}", f"{directory}/{usage}")
+    return None
+
+
+def _difference_bytes(limit_path: str, usage_path: str) -> int | None:
+    with open(limit_path, encoding="ascii") as limit, open(usage_path, encoding="ascii") as usage:
+        text = limit.read().strip()
+        # v1 says "no limit" with the largest multiple of the page size
+        return None if text == "max" or int(text) >= 1 << 62 else int(text) - int(usage.read())
+
+
 def pids(cgroups_path: str) -> set[int]:
     """The processes in this cgroup and those beneath it, as this pid namespace sees them."""
     found: set[int] = set()

@@ -7,8 +7,8 @@ from grit_runtime.model.compatibility import instruction_sets
 from grit_runtime.model.manifest import Node
 
 
-def facts(token: str, *, runc: str = "", containerd: str = "") -> Node:
-    """Kernel, CPU and CRIU of this node; what runc and containerd are, the caller knows."""
+def facts(token: str, *, runc: str = "", containerd: str = "", driver: str = "") -> Node:
+    """Kernel, CPU and CRIU of this node; the other versions are what the caller knows of them."""
     uname = os.uname()
     return Node(
         kernel=uname.release,
@@ -17,6 +17,7 @@ def facts(token: str, *, runc: str = "", containerd: str = "") -> Node:
         criu=".".join(map(str, criu.version(token))),
         runc=runc,
         containerd=containerd,
+        driver=driver,
     )
 
 

@@ -86,11 +86,12 @@ def kill(pid: int) -> None:
 
 def carrying(token: str) -> list[int]:
     """Pids of all live processes, ours excepted, that carry *token* in their environment."""
-    wanted = f"{OPERATION}={token}".encode()
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    wanted = f"{OPERATION}={token}"
     return [
-        int(name)
-        for name in os.listdir("/proc")
-        if name.isdigit() and int(name) != os.getpid() and wanted in _environ(name).split(b"\0")
+        pid
+        for pid in pids
+        if pid != os.getpid() and wanted in proc_text(pid, "environ").split("\0")
     ]
 
 
@@ -129,12 +130,23 @@ def wait_exit(pid: int, *, timeout_s: float) -> bool:
         return bool(poll.poll(timeout_s * 1000))
 
 
-def _environ(pid: str) -> bytes:
+def proc_text(pid: int, name: str) -> str:
+    """A file of /proc/PID; empty when the process has gone, or is not ours to look at."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
+        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except (ProcessLookupError, FileNotFoundError, PermissionError):
-        return b""
+        return ""
+
+
+def open_links(pid: int) -> list[str]:
+    """What the descriptors of a process lead to; empty when it has gone."""
+    links = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return links
 
 
 def _verb(argv: list[str]) -> str:

@@ -12,9 +12,12 @@ from grit_runtime.errors import InvalidArgumentError
 RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"
 ON_FAILURE = "grit.dev/on-failure"
+DEVICE_MAP = "grit.dev/device-map"
+NCCL = "grit.dev/nccl"
 
 _PREFIX = "grit.dev/"
-_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE)
+_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, NCCL)
+_VALUES = {ON_FAILURE: ("fail",), NCCL: ("checkpointable", "assume-safe")}
 _CRI = "io.kubernetes.cri."
 _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}")
 
@@ -34,6 +37,7 @@ class RestoreOrder(NamedTuple):
 
     path: tuple[str, ...]
     identity: Identity | None  # None: run by hand, without containerd's CRI plugin
+    device_map: str
 
 
 def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreOrder | None:
@@ -49,21 +53,30 @@ def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreO
             raise InvalidArgumentError(
                 f"annotation {key} is unknown; known are {', '.join(_KNOWN)}"
             )
-    if asked.get(ON_FAILURE, "fail") != "fail":
-        raise InvalidArgumentError(
-            f"annotation {ON_FAILURE}: expected fail, is {asked[ON_FAILURE]!r}"
-        )
+    for key, values in _VALUES.items():
+        if asked.get(key, values[0]) not in values:
+            raise InvalidArgumentError(
+                f"annotation {key}: expected {' or '.join(values)}, is {asked[key]!r}"
+            )
     if RESTORE_NAME not in asked and CHECKPOINT not in asked:
         return None
     identity = _identity(annotations)
+    device_map = asked.get(DEVICE_MAP, "auto")
     if CHECKPOINT in asked:
-        return RestoreOrder(_beneath(asked[CHECKPOINT], checkpoint_root, identity), identity)
+        path = _beneath(asked[CHECKPOINT], checkpoint_root, identity)
+        return RestoreOrder(path, identity, device_map)
     if identity is None:
         raise InvalidArgumentError(
             f"annotation {RESTORE_NAME} needs the pod's identity, which only containerd's CRI "
             f"plugin gives; by hand name the directory with {CHECKPOINT}"
         )
-    return RestoreOrder((identity.namespace, checkpoint_name(asked[RESTORE_NAME])), identity)
+    path = (identity.namespace, checkpoint_name(asked[RESTORE_NAME]))
+    return RestoreOrder(path, identity, device_map)
+
+
+def wants_safe_nccl(annotations: dict[str, str]) -> bool:
+    """Whether NCCL is to be started in a way that survives a checkpoint."""
+    return annotations.get(NCCL) == "checkpointable"
 
 
 def checkpoint_name(name: str) -> str:

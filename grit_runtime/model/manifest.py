@@ -29,6 +29,28 @@ class Mount(NamedTuple):
     destination: str
 
 
+class Gpu(NamedTuple):
+    uuid: str
+    model: str
+    memory_bytes: int
+
+
+class DeviceMemory(NamedTuple):
+    uuid: str
+    size_bytes: int
+
+
+class CudaProcess(NamedTuple):
+    """A process that held GPU memory; its number is the container's, as in the images."""
+
+    pid: int
+    devices: tuple[DeviceMemory, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(device.size_bytes for device in self.devices)
+
+
 class Container(NamedTuple):
     name: str
     id: str
@@ -38,6 +60,8 @@ class Container(NamedTuple):
     image_digest: str
     processes: int
     mounts: tuple[Mount, ...]
+    gpus: tuple[Gpu, ...]  # all that it was given, used or not
+    cuda: tuple[CudaProcess, ...]
 
 
 class File(NamedTuple):
@@ -53,6 +77,7 @@ class Node(NamedTuple):
     criu: str
     runc: str
     containerd: str
+    driver: str  # NVIDIA's; empty on a node without it
 
 
 class Options(NamedTuple):

@@ -11,6 +11,7 @@ cap_bprm_creds_from_file; opencontainers/runtime-spec config.md, config-linux.md
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from grit_runtime.errors import PrivilegeError
@@ -91,6 +92,7 @@ _NAMESPACES = {
     "user": "user_ns_id",
     "cgroup": "cgroup_ns_id",
 }
+_NVIDIA_NODE = re.compile(r"(?:^|/)nvidia(?:\d+|ctl|-uvm|-uvm-tools|-modeset|-caps/[^/]+)$")
 _LSM_TYPES = {"selinux": 1, "apparmor": 2}
 
 
@@ -205,7 +207,9 @@ def check_devices(nodes: Iterable[tuple[str, Device]], spec: dict[str, Any]) -> 
     """PrivilegeError unless every node, given with its name, is one of the pod's."""
     allowed = devices(spec)
     for name, device in nodes:
-        if device not in allowed:
+        # The restore replaces the old pod's NVIDIA nodes by the new one's; until then the device
+        # cgroup, which is the new pod's, keeps them shut.
+        if device not in allowed and not _NVIDIA_NODE.search(name):
             raise PrivilegeError(
                 f"device node {name}: {device.type} {device.major}:{device.minor} is not in the "
                 "pod's config.json; give the pod the device, or leave it out of the checkpoint"

@@ -18,7 +18,7 @@ from grit_runtime.oci.main import PODS_DIR, exec_runc, global_options, options, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 
 # Options of `create` that `restore` has under the same name and meaning.
@@ -45,11 +45,14 @@ def _create(argv: list[str], at: int, runc: str) -> bool:
     with open(f"{bundle_dir}/config.json", "rb") as file:
         spec = json.load(file)
 
-    from grit_runtime.model.annotations import restore_order  # noqa: PLC0415
+    from grit_runtime.model.annotations import restore_order, wants_safe_nccl  # noqa: PLC0415
+    from grit_runtime.model.gpu_preflight import SAFE_NCCL  # noqa: PLC0415
 
     settings = config.load()
     order = restore_order(spec.get("annotations", {}), settings.checkpoint_root)
     if order is None:
+        if wants_safe_nccl(spec.get("annotations", {})):
+            _add_environment(f"{bundle_dir}/config.json", spec, SAFE_NCCL)
         return False
 
     from grit_runtime import restore  # noqa: PLC0415  a cold start does not pay for it
@@ -70,6 +73,15 @@ def _create(argv: list[str], at: int, runc: str) -> bool:
     except (GritError, OSError) as error:
         log.error("restore failed", container_id=request.container_id, reason=one_line(error))
         raise
+
+
+def _add_environment(path: str, spec: dict[str, Any], variables: dict[str, str]) -> None:
+    """Have the container's process started with *variables*, whatever its pod says of them."""
+    kept = [pair for pair in spec["process"]["env"] if pair.partition("=")[0] not in variables]
+    spec["process"]["env"] = kept + [f"{name}={value}" for name, value in variables.items()]
+    with open(f"{path}.grit", "w", encoding="utf-8") as file:
+        json.dump(spec, file)
+    os.replace(f"{path}.grit", path)
 
 
 def _start(argv: list[str], at: int, _runc: str) -> bool:

@@ -3,7 +3,7 @@ import pytest
 from grit_runtime.model.compatibility import instruction_sets, refusals
 from grit_runtime.model.manifest import Node
 
-HERE = Node("6.18", "x86_64", ("avx", "avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9")
+HERE = Node("6.18", "x86_64", ("avx", "avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9", "580.159")
 
 
 def test_the_same_node_takes_its_own_checkpoint_back() -> None:

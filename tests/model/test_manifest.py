@@ -27,10 +27,12 @@ MANIFEST = manifests.Manifest(
             image_digest="sha256:aa",
             processes=3,
             mounts=(manifests.Mount("/etc/hosts", "/etc/hosts"),),
+            gpus=(manifests.Gpu("GPU-1", "NVIDIA H100", 80 << 30),),
+            cuda=(manifests.CudaProcess(1, (manifests.DeviceMemory("GPU-1", 1 << 30),)),),
         ),
     ),
     files=(manifests.File("app/checkpoint/pstree.img", 40, "sha256:bb"),),
-    node=manifests.Node("6.18", "x86_64", ("avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9"),
+    node=manifests.Node("6.18", "x86_64", ("avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9", "580.159"),
     options=manifests.Options(file_locks=True, ghost_limit_bytes=1 << 26),
     timeline=(manifests.Phase("dump", 0.25, "app", 4096), manifests.Phase("thaw", 1.0, None, None)),
 )

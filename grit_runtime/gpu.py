@@ -1,0 +1,365 @@
+"""Suspending the CUDA processes of a pod and bringing them back, by the driver's checkpoint calls.
+
+The order matters: all processes of a pod are locked before the first is checkpointed, and nothing
+is frozen before the lock, which needs the target's own threads. A checkpointed process has its
+device memory in its own address space and holds no device, so CRIU can dump it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, NamedTuple
+
+from grit_runtime import log
+from grit_runtime.errors import CommandError, FailedPreconditionError, SourceLostError
+from grit_runtime.host import cgroup, gpu, gpu_facts
+from grit_runtime.host.cuda import (
+    CHECKPOINTED,
+    ERRORS,
+    FAILED,
+    LOCKED,
+    NOT_READY,
+    RUNNING,
+    STATES,
+    SUCCESS,
+    Call,
+)
+from grit_runtime.model import device_map, gpu_preflight
+from grit_runtime.model import manifest as manifests
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from grit_runtime.host.cuda import Answer
+    from grit_runtime.host.gpu import Card, CudaProcess, Driver
+    from grit_runtime.model.device_map import Pairs
+
+_LOCK_DEADLINE_S = 60.0
+_LOCK_TRY_MS = 10_000
+_SETTLE_DEADLINE_S = 60.0
+_SETTLE_POLL_S = 0.1
+
+# A call that moves memory may take this long, and a second more for each 200 MiB: a tenth of the
+# rate that was measured with 4 KiB pages.
+_MOVE_DEADLINE_S = 60.0
+_SLOWEST_BYTES_PER_S = 200 << 20
+
+# What a context takes besides the program's own memory differs a little from card to card.
+_SLACK_BYTES = 256 << 20
+
+_MANAGED = (
+    "; a process with managed memory (cudaMallocManaged) cannot be checkpointed: use cudaMalloc, "
+    "for PyTorch leave PYTORCH_CUDA_ALLOC_CONF without managed backends"
+)
+
+
+class Container(NamedTuple):
+    """A running container, as far as its GPUs are concerned."""
+
+    name: str
+    id: str
+    init_pid: int
+    spec: dict[str, Any]
+
+    def pids(self) -> set[int]:
+        return cgroup.pids(cgroup.of(self.init_pid))
+
+
+Described = tuple[tuple[manifests.Gpu, ...], tuple[manifests.CudaProcess, ...]]
+
+
+class Placement(NamedTuple):
+    """Old and new UUID of every GPU that a dumped container was given."""
+
+    driver: Driver
+    pairs: Pairs
+
+
+class Survey(NamedTuple):
+    """The GPUs of a node and the CUDA processes of a pod, by container."""
+
+    driver: Driver
+    version: str
+    cards: tuple[Card, ...]
+    processes: dict[str, list[CudaProcess]]
+
+    @property
+    def all(self) -> list[CudaProcess]:
+        return [process for some in self.processes.values() for process in some]
+
+
+def survey(token: str, containers: Sequence[Container]) -> Survey | None:
+    """What the driver says of the node and of every process of the containers; None without one."""
+    driver = gpu.find_driver(token)
+    if driver is None:
+        return None
+    version, cards = gpu.cards(driver)
+    found = {c.name: gpu.processes(driver, c.pids(), cards) for c in containers}
+    return Survey(driver, version, tuple(cards), found)
+
+
+def describe(found: Survey, container: Container) -> Described:
+    """The GPUs that the container was given and its CUDA processes, as the manifest keeps them."""
+    by_number = gpu_facts.pids_by_container_pid([p.pid for p in found.processes[container.name]])
+    number = {pid: inside for inside, pid in by_number.items()}
+    processes = tuple(
+        manifests.CudaProcess(
+            number[p.pid], tuple(manifests.DeviceMemory(*pair) for pair in p.used_bytes.items())
+        )
+        for p in found.processes[container.name]
+    )
+    return gpu_facts.described(gpu_facts.given(container.spec, found.cards)), processes
+
+
+def refuse_unrestorable(found: Survey, containers: Sequence[Container]) -> None:
+    """FailedPreconditionError, with all reasons, for a pod whose checkpoint could not be undone."""
+    users = [container for container in containers if found.processes[container.name]]
+    reasons = gpu_preflight.refusals(
+        [
+            gpu_facts.container_facts(
+                c.name, c.init_pid, c.spec, found.cards, found.processes[c.name]
+            )
+            for c in users
+        ],
+        [gpu_facts.process_facts(p, c.name) for c in users for p in found.processes[c.name]],
+        host_left_bytes=gpu_facts.host_left_bytes(),
+    )
+    reasons += [
+        f"process {process.pid} is {STATES[process.state]} already; grit gpu unlock it first"
+        for process in found.all
+        if process.state not in (RUNNING, CHECKPOINTED)
+    ]
+    if reasons:
+        raise FailedPreconditionError("; ".join(reasons))
+
+
+def suspend(found: Survey, timeline: log.Timeline) -> None:
+    """Take the cards from all processes that have any; those suspended before stay so."""
+    running = [process for process in found.all if process.state == RUNNING]
+    if not running:
+        return
+    with timeline.phase("gpu lock"):
+        lock(found.driver, [process.pid for process in running])
+    size_bytes = sum(process.size_bytes for process in running)
+    with timeline.phase("gpu checkpoint", size_bytes=size_bytes):
+        checkpoint(found.driver, running)
+
+
+def not_suspended(found: Survey, containers: Sequence[Container]) -> list[str]:
+    """What a CUDA process that came after the survey holds; to be asked of frozen containers."""
+    known = {process.pid for process in found.all}
+    pids = {pid for container in containers for pid in container.pids()}
+    held = [f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu.held_nodes(pid)]
+    answers = gpu.states(found.driver, gpu.users(pids - known))
+    late = [pid for pid, answer in answers.items() if answer.code == SUCCESS]
+    return held + [f"process {pid} has begun to use CUDA" for pid in late]
+
+
+def plan(
+    token: str, dumped: manifests.Container, spec: dict[str, Any], wanted: str
+) -> Placement | None:
+    """Where the GPU memory of a dumped container goes in the new pod; None if it had none.
+
+    FailedPreconditionError or InvalidArgumentError if it has no place here, before anything is
+    restored: a process whose CUDA restore runs out of memory is stuck for ever.
+    """
+    if not dumped.cuda:
+        return None
+    driver = gpu.find_driver(token)
+    if driver is None:
+        raise FailedPreconditionError(
+            f"container {dumped.name} has GPU memory, and this node has no NVIDIA driver"
+        )
+    _, cards = gpu.cards(driver)
+    given = gpu_facts.given(spec, cards)
+    pairs = device_map.plan(dumped.gpus, gpu_facts.described(given), wanted)
+    placement = Placement(driver, pairs)
+    _check_room(dumped, placement, given)
+    return placement
+
+
+def bring_back(
+    placement: Placement,
+    dumped: manifests.Container,
+    pids: Sequence[int],
+    timeline: log.Timeline,
+) -> None:
+    """Give restored processes their GPU memory and let them run, verified.
+
+    *pids* are this node's, in the order of the manifest's CUDA processes.
+    """
+    size_bytes = sum(process.size_bytes for process in dumped.cuda)
+    driver = placement.driver
+    _check_room(dumped, placement, gpu.cards(driver)[1])
+    with timeline.phase("gpu restore", size_bytes=size_bytes):
+        largest = max(process.size_bytes for process in dumped.cuda)
+        restore(driver, pids, placement.pairs, size_bytes=largest)
+    with timeline.phase("gpu unlock"):
+        unlock(driver, pids)
+    used = gpu.processes(driver, pids, gpu.cards(driver)[1])
+    for process, wanted in zip(used, dumped.cuda, strict=True):
+        if process.size_bytes + _SLACK_BYTES < wanted.size_bytes:
+            raise CommandError(
+                f"process {wanted.pid} came back with {process.size_bytes} of "
+                f"{wanted.size_bytes} bytes of GPU memory"
+            )
+
+
+def _check_room(dumped: manifests.Container, placement: Placement, cards: Sequence[Card]) -> None:
+    """FailedPreconditionError unless each card has as much free as its processes will take."""
+    free = {card.uuid: card.free_bytes for card in cards}
+    held = [memory for process in dumped.cuda for memory in process.devices]
+    for old, uuid in placement.pairs:
+        needed = sum(memory.size_bytes for memory in held if memory.uuid == old)
+        if needed > free[uuid]:
+            raise FailedPreconditionError(
+                f"GPU {uuid} has {free[uuid] >> 20} MiB free, the checkpoint needs "
+                f"{needed >> 20} MiB on it; free the card or use another"
+            )
+
+
+def lock(driver: Driver, pids: Sequence[int]) -> None:
+    """Lock all, or none. Blocks until work that was submitted has ended, 60 s at most."""
+    end = time.monotonic() + _LOCK_DEADLINE_S
+    while True:
+        left_s = end - time.monotonic()
+        timeout_ms = max(1, min(_LOCK_TRY_MS, int(left_s * 1000)))
+        calls = [Call("lock", pid, timeout_ms=timeout_ms) for pid in pids]
+        answers = gpu.perform(driver, calls, deadline_s=timeout_ms / 1000 + 5)
+        bad = [(call, answer) for call, answer in zip(calls, answers, strict=True) if answer.code]
+        if not bad:
+            return
+        revive(driver, pids)
+        if time.monotonic() >= end or any(answer.code != NOT_READY for _, answer in bad):
+            raise _failure(*bad[0])
+        log.info("lock timed out, trying again", pids=",".join(str(call.pid) for call, _ in bad))
+
+
+def checkpoint(driver: Driver, processes: Sequence[CudaProcess]) -> None:
+    """Move the device memory of locked processes into their own, and their cards are free."""
+    calls = [Call("checkpoint", process.pid) for process in processes]
+    _perform_all(driver, calls, size_bytes=max(process.size_bytes for process in processes))
+    for process in processes:
+        held = gpu.held_nodes(process.pid)
+        if held:
+            raise CommandError(
+                f"process {process.pid} still holds {', '.join(held)} after its CUDA checkpoint"
+            )
+
+
+def restore(driver: Driver, pids: Sequence[int], pairs: Pairs, *, size_bytes: int) -> None:
+    """Move memory back onto the cards, to those that *pairs* say; the processes stay locked.
+
+    *size_bytes* is the most that one process has; it sets the deadline.
+    """
+    # Without a map every device is itself, which drivers before 580 can do too.
+    real = () if all(old == new for old, new in pairs) else pairs
+    calls = [Call("restore", pid, pairs=real) for pid in pids]
+    _perform_all(driver, calls, size_bytes=size_bytes)
+
+
+def unlock(driver: Driver, pids: Sequence[int]) -> None:
+    """Let locked processes run; CommandError unless the driver then says that they do."""
+    _perform_all(driver, [Call("unlock", pid) for pid in pids], size_bytes=0)
+    for pid, answer in gpu.states(driver, pids).items():
+        if answer != (SUCCESS, RUNNING):
+            raise CommandError(f"process {pid} is {state_name(answer)} after its CUDA restore")
+
+
+def revive_pids(token: str, pids: Sequence[int]) -> None:
+    """As `revive`, by whoever finds a journal."""
+    driver = gpu.find_driver(token)
+    if driver is None:
+        raise SourceLostError(f"source lost: no GPU driver to bring back processes {pids}")
+    revive(driver, pids)
+
+
+def revive(driver: Driver, pids: Sequence[int]) -> None:
+    """Bring back to running whatever a failed or killed operation left of *pids*.
+
+    SourceLostError, with the driver's answer, for a process that cannot be brought back. Processes
+    that have ended are no concern.
+    """
+    states = _settled(driver, pids)
+    suspended = [pid for pid, state in states.items() if state == CHECKPOINTED]
+    locked = [pid for pid, state in states.items() if state == LOCKED]
+    try:
+        calls = [Call("restore", pid) for pid in suspended]
+        _perform_all(driver, calls, size_bytes=_resident_bytes(suspended))
+        unlock(driver, suspended + locked)
+    except CommandError as error:
+        raise SourceLostError(f"source lost: {error}") from None
+
+
+def suspend_to_kill(token: str, pids: Sequence[int]) -> None:
+    """Take the cards from processes that are about to be killed, as well as it can be done.
+
+    Killing a process that was restored and runs can hang a node (NVIDIA/cuda-checkpoint#53).
+    """
+    driver = gpu.find_driver(token)
+    if driver is None:
+        return
+    living = gpu.users(pids)
+    states = gpu.states(driver, living)
+    running = [pid for pid in living if states[pid] == (SUCCESS, RUNNING)]
+    for verb in ("lock", "checkpoint"):
+        calls = [Call(verb, pid, timeout_ms=_LOCK_TRY_MS) for pid in running]
+        answers = gpu.perform(driver, calls, deadline_s=_MOVE_DEADLINE_S)
+        for call, answer in zip(calls, answers, strict=True):
+            if answer.code != SUCCESS:
+                log.warning("not suspended before its end", reason=_failure(call, answer))
+
+
+def state_name(answer: Answer) -> str:
+    """``running``, or the driver's error."""
+    if answer.code != SUCCESS:
+        return error_name(answer.code)
+    return STATES[answer.value] if answer.value < len(STATES) else f"in state {answer.value}"
+
+
+def error_name(code: int) -> str:
+    if code == gpu.OVERDUE.code:
+        return "no answer within its deadline"
+    if code == gpu.DIED.code:
+        return "the calling process died"
+    return f"{ERRORS.get(code, 'CUDA error')} ({code})"
+
+
+def _perform_all(driver: Driver, calls: Sequence[Call], *, size_bytes: int) -> None:
+    """All calls at the same time; CommandError for the first that failed, when all have ended."""
+    deadline_s = _MOVE_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S
+    answers = gpu.perform(driver, calls, deadline_s=deadline_s)
+    for call, answer in zip(calls, answers, strict=True):
+        if answer.code != SUCCESS:
+            raise _failure(call, answer)
+
+
+def _failure(call: Call, answer: Answer) -> CommandError:
+    hint = _MANAGED if call.verb == "checkpoint" and answer.code == 801 else ""
+    return CommandError(f"process {call.pid}: CUDA {call.verb}: {error_name(answer.code)}{hint}")
+
+
+def _settled(driver: Driver, pids: Sequence[int]) -> dict[int, int]:
+    """The states of the living, once no call is under way on any of them."""
+    end = time.monotonic() + _SETTLE_DEADLINE_S
+    while True:
+        living = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+        answers = gpu.states(driver, living)
+        if all(a.code == SUCCESS and a.value in (0, 1, 2) for a in answers.values()):
+            return {pid: answer.value for pid, answer in answers.items()}
+        failed = [pid for pid, answer in answers.items() if answer == (SUCCESS, FAILED)]
+        if failed or time.monotonic() > end:
+            pid = failed[0] if failed else next(p for p, a in answers.items() if a[1] > 2 or a[0])
+            raise SourceLostError(f"source lost: process {pid} is {state_name(answers[pid])}")
+        time.sleep(_SETTLE_POLL_S)
+
+
+def _resident_bytes(pids: Sequence[int]) -> int:
+    """The memory of the largest; a suspended process has its device memory among it."""
+    sizes = [0]
+    for pid in pids:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            sizes.append(int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE"))
+    return max(sizes)

@@ -1,0 +1,97 @@
+"""What /proc and config.json say of the CUDA processes of a container."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grit_runtime.host import cgroup
+from grit_runtime.host.process import open_links, proc_text
+from grit_runtime.model.gpu_preflight import ContainerFacts, ProcessFacts, driver_mounts
+from grit_runtime.model.manifest import Gpu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from grit_runtime.host.gpu import Card, CudaProcess
+
+_GPU_NODE = "/dev/nvidia"
+_NCCL = "grit.dev/nccl"
+
+
+def given(spec: dict[str, Any], cards: Sequence[Card]) -> tuple[Card, ...]:
+    """The GPUs whose device nodes config.json gives the container."""
+    paths = [node["path"] for node in spec["linux"].get("devices") or ()]
+    minors = [path.removeprefix(_GPU_NODE) for path in paths if path.startswith(_GPU_NODE)]
+    wanted = {int(minor) for minor in minors if minor.isdigit()}
+    return tuple(card for card in cards if card.minor in wanted)
+
+
+def described(cards: Sequence[Card]) -> tuple[Gpu, ...]:
+    return tuple(Gpu(card.uuid, card.model, card.total_bytes) for card in cards)
+
+
+def container_facts(
+    name: str,
+    init_pid: int,
+    spec: dict[str, Any],
+    cards: Sequence[Card],
+    processes: Sequence[CudaProcess],
+) -> ContainerFacts:
+    ordered = [mount["destination"] for mount in spec.get("mounts") or ()]
+    ordered += [node["path"] for node in spec["linux"].get("devices") or ()]
+    return ContainerFacts(
+        name=name,
+        assumes_nccl_safe=spec.get("annotations", {}).get(_NCCL) == "assume-safe",
+        foreign_mounts=driver_mounts(_mountpoints(init_pid), ordered),
+        mig_cards=tuple(card.uuid for card in given(spec, cards) if card.mig),
+        needed_bytes=sum(process.size_bytes for process in processes),
+        limit_left_bytes=cgroup.memory_left_bytes(cgroup.of(init_pid)),
+    )
+
+
+def process_facts(process: CudaProcess, container: str) -> ProcessFacts:
+    links = open_links(process.pid)
+    return ProcessFacts(
+        pid=process.pid,
+        container=container,
+        environ=_environ(process.pid),
+        maps_nccl="/libnccl" in proc_text(process.pid, "maps"),
+        devices=len(process.used_bytes),
+        has_io_uring=any("[io_uring]" in link for link in links),
+        tracer_pid=_tracer(process.pid),
+        talks_to_mps=any("/nvidia-mps/" in link for link in links),
+    )
+
+
+def host_left_bytes() -> int:
+    """MemAvailable of this node."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["MemAvailable"].split()[0]) << 10
+
+
+def pids_by_container_pid(pids: Sequence[int]) -> dict[int, int]:
+    """The node's pids by what the innermost pid namespace calls them."""
+    found = {}
+    for pid in pids:
+        for line in proc_text(pid, "status").splitlines():
+            if line.startswith("NSpid:"):
+                found[int(line.split()[-1])] = pid
+    return found
+
+
+def _mountpoints(pid: int) -> list[str]:
+    return [line.split(" ")[4] for line in proc_text(pid, "mountinfo").splitlines()]
+
+
+def _environ(pid: int) -> dict[str, str]:
+    words = proc_text(pid, "environ").split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _tracer(pid: int) -> int:
+    lines = [
+        line for line in proc_text(pid, "status").splitlines() if line.startswith("TracerPid:")
+    ]
+    return int(lines[0].split()[1]) if lines else 0

@@ -11,6 +11,7 @@ class Config(NamedTuple):
     checkpoint_root: str = "/mnt/grit-agent"
     containerd_address: str = "/run/containerd/containerd.sock"
     runc_root: str = "/run/containerd/runc/k8s.io"
+    driver_dir: str = ""  # of libcuda.so.1 and libnvidia-ml.so.1, if not where they usually are
 
 
 def load(path: str = PATH) -> Config:

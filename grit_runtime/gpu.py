@@ -220,9 +220,9 @@ def _check_room(dumped: manifests.Container, placement: Placement, cards: Sequen
             )
 
 
-def lock(driver: Driver, pids: Sequence[int]) -> None:
-    """Lock all, or none. Blocks until work that was submitted has ended, 60 s at most."""
-    end = time.monotonic() + _LOCK_DEADLINE_S
+def lock(driver: Driver, pids: Sequence[int], *, deadline_s: float = _LOCK_DEADLINE_S) -> None:
+    """Lock all, or none. Blocks until work that was submitted has ended."""
+    end = time.monotonic() + deadline_s
     while True:
         left_s = end - time.monotonic()
         timeout_ms = max(1, min(_LOCK_TRY_MS, int(left_s * 1000)))
@@ -240,7 +240,7 @@ def lock(driver: Driver, pids: Sequence[int]) -> None:
 def checkpoint(driver: Driver, processes: Sequence[CudaProcess]) -> None:
     """Move the device memory of locked processes into their own, and their cards are free."""
     calls = [Call("checkpoint", process.pid) for process in processes]
-    _perform_all(driver, calls, size_bytes=max(process.size_bytes for process in processes))
+    perform_all(driver, calls, size_bytes=max(process.size_bytes for process in processes))
     for process in processes:
         held = gpu.held_nodes(process.pid)
         if held:
@@ -257,12 +257,12 @@ def restore(driver: Driver, pids: Sequence[int], pairs: Pairs, *, size_bytes: in
     # Without a map every device is itself, which drivers before 580 can do too.
     real = () if all(old == new for old, new in pairs) else pairs
     calls = [Call("restore", pid, pairs=real) for pid in pids]
-    _perform_all(driver, calls, size_bytes=size_bytes)
+    perform_all(driver, calls, size_bytes=size_bytes)
 
 
 def unlock(driver: Driver, pids: Sequence[int]) -> None:
     """Let locked processes run; CommandError unless the driver then says that they do."""
-    _perform_all(driver, [Call("unlock", pid) for pid in pids], size_bytes=0)
+    perform_all(driver, [Call("unlock", pid) for pid in pids], size_bytes=0)
     for pid, answer in gpu.states(driver, pids).items():
         if answer != (SUCCESS, RUNNING):
             raise CommandError(f"process {pid} is {state_name(answer)} after its CUDA restore")
@@ -287,7 +287,7 @@ def revive(driver: Driver, pids: Sequence[int]) -> None:
     locked = [pid for pid, state in states.items() if state == LOCKED]
     try:
         calls = [Call("restore", pid) for pid in suspended]
-        _perform_all(driver, calls, size_bytes=_resident_bytes(suspended))
+        perform_all(driver, calls, size_bytes=_resident_bytes(suspended))
         unlock(driver, suspended + locked)
     except CommandError as error:
         raise SourceLostError(f"source lost: {error}") from None
@@ -327,7 +327,7 @@ def error_name(code: int) -> str:
     return f"{ERRORS.get(code, 'CUDA error')} ({code})"
 
 
-def _perform_all(driver: Driver, calls: Sequence[Call], *, size_bytes: int) -> None:
+def perform_all(driver: Driver, calls: Sequence[Call], *, size_bytes: int = 0) -> None:
     """All calls at the same time; CommandError for the first that failed, when all have ended."""
     deadline_s = _MOVE_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S
     answers = gpu.perform(driver, calls, deadline_s=deadline_s)

@@ -35,7 +35,7 @@ TOP_LEVEL = {
 LAYERS = (
     {"cli"},
     {"shim", "oci", "agent", "manager"},
-    {"checkpoint", "restore", "inspection"},
+    {"checkpoint", "restore", "inspection", "gpu_control"},
     {"gpu"},
     {"host"},
     {"model"},

@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from grit_runtime.cli.checkpoint import checkpoint
+from grit_runtime.cli.gpu import gpu
 from grit_runtime.cli.inspect import inspect
 from grit_runtime.cli.recover import recover
 from grit_runtime.cli.resume import resume
@@ -23,7 +24,7 @@ def grit() -> None:
     """
 
 
-for _command in (checkpoint, resume, recover, inspect, verify):
+for _command in (checkpoint, resume, recover, inspect, verify, gpu):
     grit.add_command(_command)
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+from grit_runtime import config
 from grit_runtime.errors import CommandError, FailedPreconditionError
 from grit_runtime.host import cuda, process
 from grit_runtime.host.cuda import Answer, Call
@@ -74,11 +75,12 @@ class Driver(NamedTuple):
     token: str
 
 
-def find_driver(token: str, *, driver_dir: str = "") -> Driver | None:
+def find_driver(token: str) -> Driver | None:
     """The driver's libraries; None on a node without a driver.
 
-    *driver_dir*, if configured, is the only place looked at.
+    A configured driver_dir is the only place looked at.
     """
+    driver_dir = config.load().driver_dir
     directories = [driver_dir] if driver_dir else [r + d for r in _ROOTS for d in _DIRECTORIES]
     for directory in directories:
         libcuda, libnvidia_ml = f"{directory}/libcuda.so.1", f"{directory}/libnvidia-ml.so.1"

@@ -16,7 +16,12 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from grit_runtime import gpu, log
-from grit_runtime.errors import AlreadyExistsError, CommandError, FailedPreconditionError
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    CommandError,
+    FailedPreconditionError,
+    NotFoundError,
+)
 from grit_runtime.host import (
     checkpoint_dir,
     confine,
@@ -101,6 +106,30 @@ def checkpoint(order: Order, config: Config) -> Sealed:
     else:
         _end(held)
     return sealed
+
+
+def suspend_gpus(pod: Pod, config: Config) -> int:
+    """Free the GPUs of a running pod and let it be; the device memory freed, in bytes.
+
+    The way back is `grit gpu restore`. On any failure the pod runs as before.
+    """
+    held = _begin(pod)
+    try:
+        token = secrets.token_hex(8)
+        tool = Runc("runc", ("--root", config.runc_root), token)
+        held.record("begin", token=token, runc_root=config.runc_root)
+        containers = [_gpu_container(tool, container) for container in _running(pod)]
+        found = gpu.survey(token, containers)
+        if found is None or not found.running_pids:
+            raise NotFoundError(f"pod {pod.namespace}/{pod.name}: no running CUDA process")
+        gpu.refuse_unrestorable(found, containers)
+        held.record("gpu", pids=found.running_pids)
+        gpu.suspend(found, log.Timeline())
+    except BaseException:
+        undo(held)
+        raise
+    _end(held)
+    return sum(process.size_bytes for process in found.all)
 
 
 def undo(held: Journal) -> None:
@@ -233,7 +262,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
                 runc.resume(tool, container.id)
         if found and found.all:
             with timeline.phase("gpu restore"):
-                gpu.revive(found.driver, [process.pid for process in found.all])
+                gpu.revive(found.driver, found.running_pids)
         timeline.add("paused", seconds=time.monotonic() - begin)
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
@@ -259,8 +288,7 @@ def _suspend_and_freeze(
     """Take the GPUs from the pod, then freeze it; once more if a CUDA process came in between."""
     left: list[str] = []
     for _ in range(2):
-        pids = [process.pid for process in found.all]
-        held.record("gpu", pids=pids)
+        held.record("gpu", pids=found.running_pids)
         gpu.suspend(found, timeline)
         _freeze(tool, containers, held, timeline)
         left = gpu.not_suspended(found, containers)
@@ -268,7 +296,7 @@ def _suspend_and_freeze(
             return found
         for container in containers:
             runc.resume(tool, container.id)
-        gpu.revive(found.driver, pids)
+        gpu.revive(found.driver, found.running_pids)
         found = gpu.survey(tool.token, containers) or found
     raise CommandError(f"the pod keeps taking GPUs while it is suspended: {left[0]}")
 

@@ -89,6 +89,11 @@ class Survey(NamedTuple):
     def all(self) -> list[CudaProcess]:
         return [process for some in self.processes.values() for process in some]
 
+    @property
+    def running_pids(self) -> list[int]:
+        """Those that a checkpoint suspends; what was suspended before stays so afterwards."""
+        return [process.pid for process in self.all if process.state == RUNNING]
+
 
 def survey(token: str, containers: Sequence[Container]) -> Survey | None:
     """What the driver says of the node and of every process of the containers; None without one."""
@@ -136,12 +141,12 @@ def refuse_unrestorable(found: Survey, containers: Sequence[Container]) -> None:
 
 
 def suspend(found: Survey, timeline: log.Timeline) -> None:
-    """Take the cards from all processes that have any; those suspended before stay so."""
+    """Take the cards from all processes that have any."""
     running = [process for process in found.all if process.state == RUNNING]
     if not running:
         return
     with timeline.phase("gpu lock"):
-        lock(found.driver, [process.pid for process in running])
+        lock(found.driver, found.running_pids)
     size_bytes = sum(process.size_bytes for process in running)
     with timeline.phase("gpu checkpoint", size_bytes=size_bytes):
         checkpoint(found.driver, running)

@@ -93,23 +93,30 @@ def act(
         engine.unlock(driver, pids)
 
 
-def toggle(driver: Driver, pids: Sequence[int], *, timeout_ms: int, device_map: str) -> None:
-    """Lock and checkpoint those that run, restore and unlock those that are suspended.
+def suspend(driver: Driver, pids: Sequence[int], *, timeout_ms: int) -> None:
+    """Lock and checkpoint; if a checkpoint fails, all run again."""
+    act(driver, "lock", pids, timeout_ms=timeout_ms, device_map="")
+    try:
+        act(driver, "checkpoint", pids, timeout_ms=timeout_ms, device_map="")
+    except BaseException:
+        engine.revive(driver, pids)
+        raise
 
-    If a checkpoint fails, all that were running run again.
-    """
+
+def resume(driver: Driver, pids: Sequence[int], *, device_map: str) -> None:
+    """Restore and unlock."""
+    act(driver, "restore", pids, timeout_ms=0, device_map=device_map)
+    act(driver, "unlock", pids, timeout_ms=0, device_map="")
+
+
+def toggle(driver: Driver, pids: Sequence[int], *, timeout_ms: int, device_map: str) -> None:
+    """Suspend those that run, resume those that are suspended."""
     running = [pid for pid in pids if state(driver, pid) == "running"]
     suspended = [pid for pid in pids if state(driver, pid) == "checkpointed"]
     if running:
-        act(driver, "lock", running, timeout_ms=timeout_ms, device_map="")
-        try:
-            act(driver, "checkpoint", running, timeout_ms=timeout_ms, device_map="")
-        except BaseException:
-            engine.revive(driver, running)
-            raise
+        suspend(driver, running, timeout_ms=timeout_ms)
     if suspended:
-        act(driver, "restore", suspended, timeout_ms=timeout_ms, device_map=device_map)
-        act(driver, "unlock", suspended, timeout_ms=timeout_ms, device_map="")
+        resume(driver, suspended, device_map=device_map)
 
 
 def listing(driver: Driver) -> list[str]:

@@ -26,9 +26,22 @@ from grit_runtime.model.manifest import plain
     is_flag=True,
     help="With --after stopped: the pod is being deleted, so kubelet will not restart it.",
 )
+@click.option(
+    "--stage",
+    type=click.Choice(["all", "gpu"]),
+    default="all",
+    show_default=True,
+    help="gpu: only free the pod's GPUs and write nothing; grit gpu restore TARGET brings it back.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
 def checkpoint(
-    target: str, name: str | None, after: str, replace: bool, pod_is_going: bool, as_json: bool
+    target: str,
+    name: str | None,
+    after: str,
+    replace: bool,
+    pod_is_going: bool,
+    stage: str,
+    as_json: bool,
 ) -> None:
     """Checkpoint TARGET: NAMESPACE/POD, a pod sandbox's id, or one container's id.
 
@@ -43,6 +56,10 @@ def checkpoint(
     with Containerd(settings.containerd_address) as containerd:
         pod = containerd.find(target)
         version = containerd.version()
+    if stage == "gpu":
+        freed = engine.suspend_gpus(pod, settings)
+        click.echo(f"{pod.namespace}/{pod.name}: {freed} bytes of GPU memory freed")
+        return
     order = engine.Order(
         pod=pod,
         name=name or pod.name,

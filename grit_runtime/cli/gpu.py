@@ -67,26 +67,48 @@ def state(targets: tuple[str, ...]) -> None:
         click.echo(f"{pid} {gpu_control.state(driver, pid)}")
 
 
+@gpu.command("lock")
+@click.argument("targets", nargs=-1, required=True)
+@click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Milliseconds to try for.")
+def lock(targets: tuple[str, ...], timeout_ms: int) -> None:
+    """Wait for the TARGETs' GPU work to end and keep them from giving more."""
+    driver = gpu_control.require_driver()
+    gpu_control.act(driver, "lock", _pids(targets), timeout_ms=timeout_ms, device_map="")
+
+
+@gpu.command("unlock")
+@click.argument("targets", nargs=-1, required=True)
+def unlock(targets: tuple[str, ...]) -> None:
+    """Let locked TARGETs work again."""
+    driver = gpu_control.require_driver()
+    gpu_control.act(driver, "unlock", _pids(targets), timeout_ms=0, device_map="")
+
+
+@gpu.command("checkpoint")
+@click.argument("targets", nargs=-1, required=True)
+@click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of the lock, in ms.")
+def checkpoint(targets: tuple[str, ...], timeout_ms: int) -> None:
+    """Lock the TARGETs and move their device memory into host memory."""
+    gpu_control.suspend(gpu_control.require_driver(), _pids(targets), timeout_ms=timeout_ms)
+
+
+@gpu.command("restore")
+@click.argument("targets", nargs=-1, required=True)
+@click.option("--device-map", default="", help=_MAP_HELP)
+def restore(targets: tuple[str, ...], device_map: str) -> None:
+    """Give suspended TARGETs their device memory back and let them work again."""
+    gpu_control.resume(gpu_control.require_driver(), _pids(targets), device_map=device_map)
+
+
+@gpu.command("toggle")
+@click.argument("targets", nargs=-1, required=True)
+@click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of a lock, in ms.")
+@click.option("--device-map", default="", help=_MAP_HELP)
+def toggle(targets: tuple[str, ...], timeout_ms: int, device_map: str) -> None:
+    """Suspend TARGETs that run, resume those that are suspended."""
+    driver = gpu_control.require_driver()
+    gpu_control.toggle(driver, _pids(targets), timeout_ms=timeout_ms, device_map=device_map)
+
+
 def _pids(targets: tuple[str, ...]) -> list[int]:
     return gpu_control.pids_of(targets, config.load())
-
-
-def _command(action: str, help_text: str) -> None:
-    @gpu.command(action, help=help_text)
-    @click.argument("targets", nargs=-1, required=True)
-    @click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of a lock, in ms.")
-    @click.option("--device-map", default="", help=_MAP_HELP)
-    def command(targets: tuple[str, ...], timeout_ms: int, device_map: str) -> None:
-        driver = gpu_control.require_driver()
-        pids = _pids(targets)
-        if action == "toggle":
-            gpu_control.toggle(driver, pids, timeout_ms=timeout_ms, device_map=device_map)
-        else:
-            gpu_control.act(driver, action, pids, timeout_ms=timeout_ms, device_map=device_map)
-
-
-_command("lock", "Keep the TARGETs from giving the GPU work, and wait for what it has.")
-_command("checkpoint", "Move the device memory of locked TARGETs into host memory.")
-_command("restore", "Give checkpointed TARGETs their device memory back; they stay locked.")
-_command("unlock", "Let locked TARGETs work again.")
-_command("toggle", "Suspend TARGETs that run, resume those that are suspended.")

@@ -113,16 +113,16 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
 
     The way back is `grit gpu restore`. On any failure the pod runs as before.
     """
+    token = secrets.token_hex(8)
+    tool = Runc("runc", ("--root", config.runc_root), token)
+    containers = [_gpu_container(tool, container) for container in _running(pod)]
+    found = gpu.survey(token, containers)
+    if found is None or not found.running_pids:
+        raise NotFoundError(f"pod {pod.namespace}/{pod.name}: no running CUDA process")
+    gpu.refuse_unrestorable(found, containers)
     held = _begin(pod)
     try:
-        token = secrets.token_hex(8)
-        tool = Runc("runc", ("--root", config.runc_root), token)
         held.record("begin", token=token, runc_root=config.runc_root)
-        containers = [_gpu_container(tool, container) for container in _running(pod)]
-        found = gpu.survey(token, containers)
-        if found is None or not found.running_pids:
-            raise NotFoundError(f"pod {pod.namespace}/{pod.name}: no running CUDA process")
-        gpu.refuse_unrestorable(found, containers)
         held.record("gpu", pids=found.running_pids)
         gpu.suspend(found, log.Timeline())
     except BaseException:

@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from grit_runtime.host.journal import Journal
 
 LOG_DIR = "/var/log/grit"
+JOURNAL = "checkpoint.journal"
 
 After = Literal["running", "frozen", "stopped"]
 
-_JOURNAL = "checkpoint.journal"
 _NO_PLUGINS_DIR = "/run/grit/no-plugins"
 _GHOST_LIMIT_BYTES = 64 << 20
 _CONTAINER_LOG_LIMIT_BYTES = 10 << 20
@@ -158,7 +158,7 @@ def undo(held: Journal) -> None:
 def recover() -> list[str]:
     """Undo every checkpoint whose engine has died; the journals that were undone."""
     return [
-        path for path in journal.beneath(journal.PODS_DIR, f"*/{_JOURNAL}") if _recover_one(path)
+        path for path in journal.beneath(journal.PODS_DIR, f"*/{JOURNAL}") if _recover_one(path)
     ]
 
 
@@ -179,7 +179,7 @@ def resume(pod: Pod) -> None:
 
 def forget_pod(pod_dir: str) -> None:
     """The sandbox is being deleted, and what a checkpoint had frozen in it goes too."""
-    held = journal.adopt(f"{pod_dir}/{_JOURNAL}")
+    held = journal.adopt(f"{pod_dir}/{JOURNAL}")
     if held is not None:
         _end(held)
 
@@ -491,7 +491,7 @@ def _is_frozen(held: Journal) -> bool:
 
 
 def _journal_path(pod: Pod) -> str:
-    return f"{journal.PODS_DIR}/{pod.sandbox_id}/{_JOURNAL}"
+    return f"{journal.PODS_DIR}/{pod.sandbox_id}/{JOURNAL}"
 
 
 def _end(held: Journal) -> None:

@@ -35,6 +35,7 @@ TOP_LEVEL = {
 LAYERS = (
     {"cli"},
     {"shim", "oci", "agent", "manager"},
+    {"plain"},
     {"checkpoint", "restore", "inspection", "gpu_control"},
     {"gpu"},
     {"host"},

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
+_LOG = "/var/log/grit/runtime.log"
+
 # Options of `create` that `restore` has under the same name and meaning.
 _SHARED_VALUES = ("console-socket", "pid-file")
 _SHARED_FLAGS = ("no-pivot",)
@@ -34,16 +36,15 @@ def intercept(argv: list[str], at: int, runc: str) -> NoReturn:
         _fail(argv, at, one_line(error))
     except Exception as error:  # noqa: BLE001  else containerd has nothing to tell but "exit 1"
         _fail(argv, at, f"internal error in grit-runtime: {_where(error)}")
-    if handled:
-        sys.exit(0)
-    exec_runc(runc, argv)
+    if handled is None:
+        exec_runc(runc, argv)
+    sys.exit(handled)
 
 
-def _create(argv: list[str], at: int, runc: str) -> bool:
+def _create(argv: list[str], at: int, runc: str) -> int | None:
     named, operands = options(argv[at + 1 :])
-    bundle_dir = os.path.abspath(named.get("bundle") or named.get("b") or ".")
-    with open(f"{bundle_dir}/config.json", "rb") as file:
-        spec = json.load(file)
+    bundle_dir = _bundle_dir(named)
+    spec = _read_spec(bundle_dir)
 
     from grit_runtime.model.annotations import restore_order, wants_safe_nccl  # noqa: PLC0415
     from grit_runtime.model.gpu_preflight import SAFE_NCCL  # noqa: PLC0415
@@ -53,7 +54,7 @@ def _create(argv: list[str], at: int, runc: str) -> bool:
     if order is None:
         if wants_safe_nccl(spec.get("annotations", {})):
             _add_environment(f"{bundle_dir}/config.json", spec, SAFE_NCCL)
-        return False
+        return None
 
     from grit_runtime import restore  # noqa: PLC0415  a cold start does not pay for it
     from grit_runtime.host.runc import Runc  # noqa: PLC0415
@@ -69,7 +70,7 @@ def _create(argv: list[str], at: int, runc: str) -> bool:
     )
     log.to_file(f"{request.log_dir}/grit.log")
     try:
-        return restore.restore(request)
+        return 0 if restore.restore(request) else None
     except (GritError, OSError) as error:
         log.error("restore failed", container_id=request.container_id, reason=one_line(error))
         raise
@@ -84,27 +85,61 @@ def _add_environment(path: str, spec: dict[str, Any], variables: dict[str, str])
     os.replace(f"{path}.grit", path)
 
 
-def _start(argv: list[str], at: int, _runc: str) -> bool:
+def _start(argv: list[str], at: int, _runc: str) -> int | None:
     from grit_runtime.restore import claim_start  # noqa: PLC0415
 
-    return any(claim_start(path) for path in pod_dirs_of(options(argv[at + 1 :])[1][0]))
+    paths = pod_dirs_of(options(argv[at + 1 :])[1][0])
+    return 0 if any(claim_start(path) for path in paths) else None
 
 
-def _delete(argv: list[str], at: int, _runc: str) -> bool:
+def _delete(argv: list[str], at: int, _runc: str) -> None:
     from grit_runtime import checkpoint, restore  # noqa: PLC0415
 
     container_id = options(argv[at + 1 :])[1][0]
-    log.to_file(f"{restore.LOG_DIR}/runtime.log")
+    log.to_file(_LOG)
     for path in pod_dirs_of(container_id):
         if path == f"{PODS_DIR}/{container_id}":
             restore.forget_pod(path)
             checkpoint.forget_pod(path)
         else:
             restore.forget(path)
-    return False
 
 
-_COMMANDS = {"create": _create, "start": _start, "delete": _delete}
+def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:
+    named, operands = options(argv[at + 1 :])
+    if not operands:
+        return None
+
+    from grit_runtime import plain  # noqa: PLC0415  a node without GPUs does not pay for it
+    from grit_runtime.host.runc import Runc, state  # noqa: PLC0415
+
+    tool = Runc(runc, _kept_options(argv, at), secrets.token_hex(8))
+    log.to_file(_LOG)
+    bundle_dir = state(tool, operands[0]).bundle_dir
+    call = plain.Call(argv, operands[0], tool, _read_spec(bundle_dir))
+    return plain.checkpoint(call, leave_running="leave-running" in named)
+
+
+def _restore(argv: list[str], at: int, runc: str) -> int | None:
+    named, operands = options(argv[at + 1 :])
+    if not operands or not ("detach" in named or "d" in named):
+        return None  # without --detach runc stays until the container has ended
+
+    from grit_runtime import plain  # noqa: PLC0415
+    from grit_runtime.host.runc import Runc  # noqa: PLC0415
+
+    tool = Runc(runc, _kept_options(argv, at), secrets.token_hex(8))
+    log.to_file(_LOG)
+    return plain.restore(plain.Call(argv, operands[0], tool, _read_spec(_bundle_dir(named))))
+
+
+_COMMANDS = {
+    "create": _create,
+    "start": _start,
+    "delete": _delete,
+    "checkpoint": _checkpoint,
+    "restore": _restore,
+}
 
 
 def _where(error: Exception) -> str:
@@ -114,6 +149,16 @@ def _where(error: Exception) -> str:
         trace = trace.tb_next
     place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
     return f"{type(error).__name__}: {error} at {place}".replace("\n", " ")
+
+
+def _bundle_dir(named: dict[str, str]) -> str:
+    return os.path.abspath(named.get("bundle") or named.get("b") or ".")
+
+
+def _read_spec(bundle_dir: str) -> dict[str, Any]:
+    with open(f"{bundle_dir}/config.json", "rb") as file:
+        spec: dict[str, Any] = json.load(file)
+    return spec
 
 
 def _kept_options(argv: list[str], at: int) -> tuple[str, ...]:

@@ -14,18 +14,25 @@ if TYPE_CHECKING:
 
 PODS_DIR = "/run/grit/pods"
 
+_OURS = ("create", "start", "delete", "checkpoint", "restore")
+_DRIVER = "/proc/driver/nvidia"
+
 # runc's options that take a value, by the place where they may stand (runc main.go, create.go).
 _GLOBAL_VALUES = frozenset(("log", "log-format", "root", "criu", "rootless"))
 _COMMAND_VALUES = frozenset(
-    ("b", "bundle", "console-socket", "pidfd-socket", "pid-file", "preserve-fds")
-)
+    (
+        "b", "bundle", "console-socket", "pidfd-socket", "pid-file", "preserve-fds",
+        "image-path", "work-path", "parent-path", "status-fd", "page-server",
+        "manage-cgroups-mode", "empty-ns", "lsm-profile", "lsm-mount-context",
+    )
+)  # fmt: skip
 
 
 def main(argv: list[str], runc: str) -> "NoReturn":
     """Run *argv* as runc would; *runc* is the real program's absolute path."""
     at = _options_end(argv, 1, _GLOBAL_VALUES)
     command = argv[at] if at < len(argv) else ""
-    if command in ("create", "start", "delete") and _is_ours(command, argv[at + 1 :]):
+    if command in _OURS and _is_ours(command, argv[at + 1 :]):
         from grit_runtime.oci.intercept import intercept  # noqa: PLC0415  the hot path ends above
 
         intercept(argv, at, runc)
@@ -67,6 +74,8 @@ def pod_dirs_of(container_id: str) -> list[str]:
 
 
 def _is_ours(command: str, arguments: list[str]) -> bool:
+    if command in ("checkpoint", "restore"):
+        return os.path.isdir(_DRIVER)
     named, operands = options(arguments)
     if command == "create":
         bundle = named.get("bundle") or named.get("b") or "."

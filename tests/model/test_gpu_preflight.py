@@ -55,7 +55,7 @@ def test_a_pytorch_process_on_one_gpu_is_never_refused_for_its_nccl() -> None:
     ids=["two ranks", "two cards", "safe", "half safe", "no NCCL"],
 )
 def test_nccl_without_the_safe_pair_is_refused(
-    processes: list[ProcessFacts], is_refused: bool
+    processes: list[ProcessFacts], *, is_refused: bool
 ) -> None:
     reasons = refusals([container()], processes, host_left_bytes=64 * GIB)
     assert bool(reasons) == is_refused

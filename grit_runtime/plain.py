@@ -1,0 +1,108 @@
+"""runc's own `checkpoint` and `restore` of a container with GPU memory, without a manifest.
+
+For those who call runc themselves, containerd's task API among them: the caller's flags and paths
+stay as they are, the driver's part is added around them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from grit_runtime import checkpoint as engine
+from grit_runtime import gpu, log
+from grit_runtime.errors import CommandError
+from grit_runtime.host import cgroup, devices, journal, process, runc
+from grit_runtime.host import gpu as host_gpu
+from grit_runtime.host.cuda import CHECKPOINTED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.host.runc import Runc
+
+
+class Call(NamedTuple):
+    """The caller's command line, and the container that it means."""
+
+    argv: list[str]
+    container_id: str
+    runc: Runc
+    spec: dict[str, Any]
+
+
+def checkpoint(call: Call, *, leave_running: bool) -> int | None:
+    """runc's exit status, or None if the container has no CUDA process: then runc is enough.
+
+    A container that the caller has paused is thawed for the driver, which needs its threads, and
+    paused again for the dump and afterwards.
+    """
+    state = runc.state(call.runc, call.container_id)
+    container = gpu.Container("", call.container_id, state.pid, call.spec)
+    found = gpu.survey(call.runc.token, [container])
+    if found is None or not found.running_pids:
+        return None
+    was_paused = state.status == "paused"
+    pod_dir = f"{journal.PODS_DIR}/{call.container_id}"
+    held = journal.begin(f"{pod_dir}/{engine.JOURNAL}")
+    try:
+        held.record(
+            "begin", token=call.runc.token, runc_root=_root(call.runc), program=call.runc.program
+        )
+        gpu.refuse_unrestorable(found, [container])
+        if was_paused:
+            runc.resume(call.runc, call.container_id)
+        held.record("gpu", pids=found.running_pids)
+        gpu.suspend(found, log.Timeline())
+        if was_paused:
+            runc.pause(call.runc, call.container_id)
+        status = _run(call)
+        if was_paused:
+            runc.resume(call.runc, call.container_id)
+    except BaseException:
+        engine.undo(held)
+        raise
+    if status == 0 and not leave_running:
+        held.end()
+        os.rmdir(pod_dir)
+    else:
+        engine.undo(held)
+        if was_paused:
+            runc.pause(call.runc, call.container_id)
+    return status
+
+
+def restore(call: Call) -> int:
+    """runc's exit status; if it is 0, the container's GPU memory is back and verified running."""
+    status = _run(call)
+    if status != 0:
+        return status
+    init_pid = runc.state(call.runc, call.container_id).pid
+    pids = host_gpu.users(cgroup.pids(cgroup.of(init_pid)))
+    driver = host_gpu.find_driver(call.runc.token)
+    if not pids or driver is None:
+        return status
+    suspended = [
+        pid for pid, answer in host_gpu.states(driver, pids).items() if answer == (0, CHECKPOINTED)
+    ]
+    try:
+        devices.equalize(init_pid, call.spec)
+        gpu.revive(driver, suspended)
+    except BaseException as error:
+        gpu.suspend_to_kill(call.runc.token, suspended)
+        runc.delete(call.runc, call.container_id)
+        raise CommandError(f"container {call.container_id}: {error}") from error
+    return status
+
+
+def _run(call: Call) -> int:
+    pid = process.spawn([call.runc.program, *call.argv[1:]], token=call.runc.token)
+    try:
+        return process.wait(pid)
+    except BaseException:
+        process.kill(pid)
+        raise
+
+
+def _root(tool: Runc) -> str:
+    roots = [option for option in tool.global_options if option.startswith("--root=")]
+    return roots[0].removeprefix("--root=") if roots else "/run/runc"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,21 +12,23 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.host import cuda, nvml
 from grit_runtime.host.cuda import Answer, Call
-from integration import cuda_workload, fake_gpu
+from integration import cuda_workload, fake_gpu, images, rootfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from integration.conftest import Nodes
     from integration.fake_gpu import Card
+    from integration.node import Node
 
 OK = Answer(0)
 INVALID_VALUE = Answer(1)
@@ -45,6 +48,13 @@ LOCK = """
 import sys
 from grit_runtime.host import cuda
 cuda.perform(cuda.load(sys.argv[1]), cuda.Call("lock", int(sys.argv[2])))
+"""
+
+# The same for any call, on a node; prints what was answered.
+CALL = """
+import sys
+from grit_runtime.host import cuda
+print(*cuda.perform(cuda.load(sys.argv[1]), cuda.Call(sys.argv[2], int(sys.argv[3]), 500)))
 """
 
 # Put in front of the counter's loop.
@@ -382,3 +392,106 @@ def test_a_driver_that_is_too_old_lacks_the_symbols(tmp_path: Path, libraries: P
     fake_gpu.build(tmp_path, definitions=["WITHOUT_CHECKPOINT"])
     with pytest.raises(FailedPreconditionError, match="lacks cuCheckpointProcessGetState"):
         cuda.load(str(tmp_path / fake_gpu.LIBCUDA.name))
+
+
+class ByHand:
+    """The counter in a container that nobody but runc knows, on a node with two cards."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._bundle = "/run/by-hand"
+
+    def prepare(self, devices: Sequence[str]) -> None:
+        """A bundle with the root filesystem of the image that pods run."""
+        rootfs_dir = f"{self._bundle}/rootfs"
+        self.node.path(Path(rootfs_dir)).mkdir(parents=True)
+        self.node.run(["ctr", "-n", "k8s.io", "images", "mount", "--rw", images.PYTHON, rootfs_dir])
+        self.node.run(["runc", "spec", "--bundle", self._bundle])
+        config = self.node.path(Path(self._bundle)) / "config.json"
+        config.write_text(json.dumps(self._spec(json.loads(config.read_text()), devices)))
+
+    def _spec(self, spec: dict[str, Any], devices: Sequence[str]) -> dict[str, Any]:
+        argv = cuda_workload.command(size_bytes=SIZE_BYTES)
+        spec["process"] |= {"terminal": False, "args": list(argv)}
+        del spec["process"]["rlimits"]
+        spec["root"]["readonly"] = False
+        for volume in fake_gpu.VOLUMES:
+            bind = {"type": "bind", "options": ["rbind"]}
+            spec["mounts"].append({"destination": volume.path, "source": volume.path, **bind})
+        spec["linux"]["devices"] = [
+            {
+                "path": path,
+                "type": "c",
+                "major": fake_gpu.MAJOR,
+                "minor": os.minor(self.node.path(Path(path)).stat().st_rdev),
+                "fileMode": 0o666,
+            }
+            for path in devices
+        ]
+        return spec
+
+    def remove(self) -> None:
+        self.node.run(["runc", "delete", "--force", "counter"], check=False)
+        self.node.run(["ctr", "-n", "k8s.io", "images", "unmount", f"{self._bundle}/rootfs"])
+        shutil.rmtree(self.node.path(Path(self._bundle)))
+
+    @contextmanager
+    def run(self, verb: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """runc run or restore, whose standard output is the counter's."""
+        argv = ["runc", verb, "--bundle", self._bundle, *options, "counter"]
+        with self.node.popen(argv, stdout=subprocess.PIPE) as process:
+            yield process
+            self.node.run(["runc", "delete", "--force", "counter"])
+
+    @property
+    def pid(self) -> int:
+        """The counter, as the node numbers it."""
+        return int(json.loads(self.node.run(["runc", "state", "counter"]).stdout)["pid"])
+
+    def call_argv(self, verb: str, pid: int) -> list[str]:
+        """One call of the driver, answer printed, for a worker that can be killed."""
+        return [f"/{rootfs.VENV}/bin/python", "-c", CALL, str(fake_gpu.LIBCUDA), verb, str(pid)]
+
+    def call(self, verb: str) -> Answer:
+        code, value = self.node.run(self.call_argv(verb, self.pid)).stdout.split()
+        return Answer(int(code), int(value))
+
+
+@pytest.fixture
+def by_hand(nodes: Nodes) -> Iterator[ByHand]:
+    cards = [fake_gpu.new_card(3), fake_gpu.new_card(5)]
+    with fake_gpu.installed(nodes.a, cards):
+        made = ByHand(nodes.a)
+        made.prepare(fake_gpu.device_paths(cards))
+        yield made
+        made.remove()
+
+
+def test_memory_survives_a_dump_and_a_restore_by_runc_in_between(by_hand: ByHand) -> None:
+    stages = ("--image-path", "/run/by-hand/images")
+    with by_hand.run("run") as process:
+        read_until(process, 3)
+        assert by_hand.call("lock") == OK
+        assert by_hand.call("checkpoint") == OK
+        by_hand.node.run(["runc", "checkpoint", *stages, "counter"])
+        assert process.stdout is not None
+        printed = cuda_workload.readings(process.stdout.read())
+    with by_hand.run("restore", *stages) as process:
+        while by_hand.node.run(["runc", "state", "counter"], check=False).returncode != 0:
+            assert process.poll() is None
+        assert by_hand.call("state") == Answer(0, cuda.CHECKPOINTED)
+        assert by_hand.call("restore") == OK
+        assert by_hand.call("unlock") == OK
+        read_until(process, max(one.counted for one in printed) + 5)
+
+
+def test_a_frozen_container_cannot_be_locked(by_hand: ByHand) -> None:
+    with by_hand.run("run") as process:
+        read_until(process, 3)
+        by_hand.node.run(["runc", "pause", "counter"])
+        with pytest.raises(subprocess.TimeoutExpired):
+            by_hand.node.run(by_hand.call_argv("lock", by_hand.pid), timeout_s=2)
+        by_hand.node.run(["runc", "resume", "counter"])
+        read_until(process, 10)
+        assert by_hand.call("state") == Answer(0, cuda.RUNNING)
+        assert by_hand.call("lock") == OK

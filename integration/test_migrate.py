@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 from grit_runtime.proto import cri_pb2
@@ -284,3 +285,56 @@ def runc_status(pod: Pod) -> str:
     """What runc says of the counter's state."""
     argv = ["runc", "--root", "/run/containerd/runc/k8s.io", "state", pod.container_ids["counter"]]
     return str(json.loads(pod.node.run(argv).stdout)["status"])
+
+
+BUNDLE_BY_HAND = """
+mkdir -p /run/by-hand/rootfs /run/by-hand/upper /run/by-hand/work
+cd /run/by-hand
+lower=$(grep " $1/rootfs " /proc/self/mountinfo | sed 's/.*lowerdir=\\([^,]*\\).*/\\1/')
+mount -t overlay overlay -o "lowerdir=$lower,upperdir=upper,workdir=work" rootfs
+python3 - "$1/config.json" <<'END'
+import json, sys
+spec = json.load(open(sys.argv[1]))
+spec["root"]["path"] = "rootfs"
+spec["linux"]["cgroupsPath"] += "-by-hand"
+spec["annotations"] = {"grit.dev/checkpoint": "/mnt/grit-agent/default/hand"}
+json.dump(spec, open("config.json", "w"))
+END
+"""
+
+
+def test_a_restore_can_be_repeated_by_hand(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, workload.counter_pod("hand"))
+    workload.wait_for_count(pod, 3)
+    checkpoints.take(pod, "hand")
+    task_dir = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
+    bundle_dir = f"{task_dir}/{pod.container_ids['counter']}"
+    nodes.a.run(["sh", "-ec", BUNDLE_BY_HAND, "make", bundle_dir])
+    wrapper = ["grit-runtime", "--root", "/run/by-hand/runc"]
+    with nodes.a.popen(
+        [*wrapper, "create", "--bundle", "/run/by-hand", "hand"], stdout=subprocess.PIPE
+    ) as create:
+        assert create.wait() == 0
+        state = json.loads(nodes.a.run([*wrapper, "state", "hand"]).stdout)
+        assert state["status"] == "running"
+        nodes.a.run([*wrapper, "start", "hand"])
+        again = nodes.a.run([*wrapper, "start", "hand"], check=False)
+        assert again.returncode != 0
+        nodes.a.run([*wrapper, "delete", "--force", "hand"])
+    gone = nodes.a.run([*wrapper, "state", "hand"], check=False)
+    assert "does not exist" in gone.stderr
+    assert not nodes.a.path(Path("/run/grit/pods/hand")).exists()
+    nodes.a.run(["umount", "/run/by-hand/rootfs"])
+
+
+def test_an_ordinary_pod_is_not_touched(nodes: Nodes, run_pod: RunPod) -> None:
+    look = ["/bin/sh", "-c", "grep -E 'Sig|Cap|NoNewPrivs|Seccomp:' /proc/1/status; env | sort"]
+    seen = []
+    for handler in ("grit", "runc"):
+        pod = run_pod(nodes.a, workload.counter_pod("ordinary", runtime_handler=handler))
+        workload.wait_for_count(pod, 3)
+        seen.append(pod.exec_sync("counter", look).stdout)
+        pod.stop(grace_period_s=0)
+        pod.remove()
+    assert seen[0] == seen[1]
+    assert not nodes.a.path(Path("/var/log/grit/default/ordinary")).exists()

@@ -1,0 +1,237 @@
+"""This machine as a host of pods: containerd and the rest from the bundle.
+
+Everything is mounted in a mount namespace of our own, which `run` makes, and all state lies below
+one directory, so that little is left when the namespace goes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, Self
+
+from grit_runtime.proto import cri_pb2
+from integration import cgroup, node, rootfs
+from integration.cri import Cri
+from integration.gpu.bundle import PREFIX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STATE = PREFIX / "state"
+# What would lie on the machine's own disk or in its memory, were this not for once only.
+STATE_DIRS = (
+    "etc/containerd",
+    "mnt/grit-agent",
+    "var/lib/containerd",
+    "var/lib/grit",
+    "var/lib/kubelet",
+    "var/log",
+)
+RUN_DIRS = ("run/containerd", "run/grit")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PODS_CGROUP = "kubepods"
+
+RUNC = str(PREFIX / "bin/runc")
+START_TIMEOUT_S = 30
+LOG_TAIL_BYTES = 24_576
+
+
+class Machine:
+    """The machine, from entering its context to leaving it."""
+
+    name = "machine"
+    root = Path("/")
+
+    def __init__(self, *, library_dirs: Sequence[Path] = ()) -> None:
+        self._environment = {
+            **node.ENVIRONMENT,
+            "PATH": f"{PREFIX}/bin:{node.ENVIRONMENT['PATH']}",
+            "LD_LIBRARY_PATH": ":".join(map(str, library_dirs)),
+        }
+
+    def __enter__(self) -> Self:
+        _sweep()
+        with ExitStack() as stack:
+            _mount_cgroups()
+            _mount_state()
+            _install_project()
+            _configure_containerd()
+            stack.callback(_sweep)
+            with self.path(Path("/var/log/containerd.log")).open("a") as log:
+                self._containerd = self.popen(["containerd"], stdout=log, stderr=log)
+            stack.callback(self._kill_containerd)
+            self.cri = Cri(Path("/run/containerd/containerd.sock"))
+            stack.callback(self.cri.close)
+            self._wait_until_ready()
+            for image in sorted((PREFIX / "images").iterdir()):
+                self.run(["ctr", "-n", "k8s.io", "images", "import", str(image)])
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def path(self, path: Path) -> Path:
+        """*path* itself."""
+        return path
+
+    def run(
+        self, argv: Sequence[str], *, check: bool = True, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run *argv* to its end, output captured apart."""
+        with self.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout_s)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        done = subprocess.CompletedProcess(list(argv), process.returncode, stdout, stderr)
+        if check and done.returncode != 0:
+            raise AssertionError(f"{' '.join(argv)} ended {done.returncode}: {stdout}{stderr}")
+        return done
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        stdout: int | IO[str] | None = None,
+        stderr: int | IO[str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start *argv* in a process group of its own."""
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=self._environment,
+            start_new_session=True,
+            text=True,
+        )
+
+    def view(self, path: Path) -> Path:
+        """*path* mounted once more, for containers, without what is mounted below it."""
+        target = STATE / "views" / str(path).strip("/").replace("/", "-")
+        if not target.exists():
+            if not path.is_dir():
+                target.parent.mkdir(exist_ok=True)
+                target.touch()
+            _mount(path, target, "--bind")
+        return target
+
+    def collect_logs(self) -> str:
+        """The ends of all logs that may tell why something failed, each with a headline."""
+        found = [Path("/var/log/containerd.log")]
+        for directory in ("/var/log/grit", "/var/log/pods"):
+            found += sorted(path for path in Path(directory).rglob("*") if path.is_file())
+        for directory in ("/mnt/grit-agent", "/run/containerd", "/run/grit", "/var/lib/grit"):
+            found += sorted(Path(directory).rglob("*.log"))
+        parts = []
+        for path in found:
+            with suppress(OSError):
+                parts += [f"---- {path}", _tail(path)]
+        return "\n".join(parts)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._is_ready(deadline - time.monotonic()):
+            time.sleep(0.05)
+
+    def _is_ready(self, timeout_s: float) -> bool:
+        # Pods are on the host network, so that network readiness is never asked for.
+        if self._containerd.poll() is not None or timeout_s < 0:
+            raise AssertionError(f"containerd is not ready:\n{self.collect_logs()}")
+        reply = self.cri.call(
+            "Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse, timeout_s=timeout_s
+        )
+        return any(
+            condition.type == "RuntimeReady" and condition.status
+            for condition in reply.status.conditions
+        )
+
+    def _kill_containerd(self) -> None:
+        self._containerd.kill()
+        self._containerd.wait()
+
+
+def _sweep() -> None:
+    """End what this run, or one that was killed, has left: pods, and programs of the bundle."""
+    for hierarchy in cgroup.hierarchies():
+        cgroup.thaw(PODS_CGROUP)
+        for procs in (hierarchy.path / PODS_CGROUP).rglob("cgroup.procs"):
+            for pid in procs.read_text().split():
+                _kill(int(pid))
+    for exe in Path("/proc").glob("[0-9]*/exe"):
+        with suppress(OSError):
+            if exe.readlink().is_relative_to(PREFIX):
+                _kill(int(exe.parent.name))
+    cgroup.remove(PODS_CGROUP)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _mount_cgroups() -> None:
+    if not cgroup.hierarchies():
+        _mount("cgroup2", CGROUP_ROOT, "--types", "cgroup2")
+
+
+def _mount_state() -> None:
+    if STATE.exists():
+        shutil.rmtree(STATE)
+    for name in STATE_DIRS:
+        (STATE / name).mkdir(parents=True, mode=0o700)
+        _mount(STATE / name, Path("/", name), "--bind")
+    for name in RUN_DIRS:
+        _mount("tmpfs", Path("/", name), "--types", "tmpfs", "--options", "mode=0711")
+    filesystem = _output("stat", "--file-system", "--format=%T", str(STATE))
+    if filesystem.strip() == "overlayfs":  # an overlay's upper directory cannot lie on another
+        _mount("tmpfs", Path("/var/lib/containerd"), "--types", "tmpfs")
+    _output("mount", "--make-rshared", "/")
+
+
+def _mount(source: Path | str, target: Path, *options: str) -> None:
+    if not target.exists():
+        target.mkdir(parents=True)
+    _output("mount", *options, str(source), str(target))
+
+
+def _install_project() -> None:
+    """Put this checkout where an installer would, with its launchers."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    site_packages = Path("/") / rootfs.VENV / f"lib/python{version}/site-packages"
+    package = site_packages / "grit_runtime"
+    shutil.rmtree(package, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(rootfs.REPO / "grit_runtime", package, ignore=ignored)
+    _output(sys.executable, "-m", "compileall", "-q", str(package))
+    python = f"/{rootfs.VENV}/bin/python"
+    node.write_launchers(Path("/"), python=python, site_packages=site_packages, runc=RUNC)
+
+
+def _configure_containerd() -> None:
+    config_dir = Path("/etc/containerd")
+    shutil.copy(rootfs.REPO / "integration/containerd-2.x.toml", config_dir / "config.toml")
+    (config_dir / "conf.d").mkdir()
+    handler = rootfs.REPO / "runtime-config/containerd-2.x.toml"
+    shutil.copy(handler, config_dir / "conf.d/grit.toml")
+
+
+def _output(*argv: str) -> str:
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,59 @@
+"""Checkpoints of pods on this machine, and how long each phase took."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from integration import checkpoints
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from integration.kubelet import Pod
+
+RECORDS = Path("/var/lib/grit/restored")
+TIMEOUT_S = 240
+
+
+def asking_for(name: str) -> tuple[tuple[str, str], ...]:
+    """Annotations that make a pod of the default namespace a restore of the checkpoint *name*."""
+    return (("grit.dev/restore-name", name),)
+
+
+def directory(name: str) -> Path:
+    """Where the checkpoint *name* of a pod of the default namespace is."""
+    return checkpoints.ROOT / "default" / name
+
+
+def take(pod: Pod, name: str) -> dict[str, float]:
+    """Checkpoint *pod* and stop it; seconds by phase, and in all."""
+    argv = ["grit", "checkpoint", f"{pod.spec.namespace}/{pod.spec.name}", "--name", name]
+    begin = time.monotonic()
+    pod.node.run([*argv, "--after", "stopped", "--pod-is-going"], timeout_s=TIMEOUT_S)
+    seconds = time.monotonic() - begin
+    manifest = json.loads((directory(name) / "manifest.json").read_text())
+    return {"all": round(seconds, 3), **_by_phase(manifest["timeline"])}
+
+
+def restored(pod: Pod) -> dict[str, float]:
+    """What the node remembers of the restore that *pod* is: seconds by phase."""
+    (record,) = (RECORDS / pod.spec.uid).glob("*.json")
+    return _by_phase(json.loads(record.read_text())["timeline"])
+
+
+def forget(name: str) -> None:
+    """Remove the checkpoint *name*, if it came to be."""
+    shutil.rmtree(directory(name), ignore_errors=True)
+
+
+def _by_phase(timeline: Iterable[dict[str, Any]]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for entry in timeline:
+        name = entry["phase"]
+        seconds[name] = round(seconds.get(name, 0.0) + entry["seconds"], 3)
+    return seconds

@@ -144,17 +144,24 @@ def _mirror() -> str:
 
 
 def _make_venv(root: Path, edition: Edition) -> None:
-    # The wheels are fetched by this machine's pip, which knows where from; Debian's python3 has
-    # none of its own anyway.
+    # Debian's python3 has no pip of its own.
     _run("chroot", str(root), "python3", "-m", "venv", "--without-pip", f"/{VENV}")
+    install_dependencies(root / site_packages(edition), python=edition.python)
+    _run("chroot", str(root), f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{VENV}")
+
+
+def install_dependencies(target: Path, *, python: str) -> None:
+    """Put what the project needs into *target*, for that version of Python.
+
+    The wheels are fetched by this machine's pip, which knows where from.
+    """
     platforms = [f"--platform={name}_{platform.machine()}" for name in PLATFORMS]
     _run(
         *(sys.executable, "-m", "pip", "install", "-qq", "--no-compile"),
-        *("--only-binary=:all:", f"--python-version={edition.python}", *platforms),
-        f"--target={root / site_packages(edition)}",
+        *("--only-binary=:all:", f"--python-version={python}", *platforms),
+        f"--target={target}",
         *dependencies(),
     )
-    _run("chroot", str(root), f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{VENV}")
 
 
 def _run(*argv: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from grit_runtime.host import cgroup
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
 
     from grit_runtime.host.gpu import Card, CudaProcess
 
-_GPU_NODE = "/dev/nvidia"
+_GPU_NODE = re.compile(r"/dev/nvidia\d+")
 _NCCL = "grit.dev/nccl"
 
 
 def given(spec: dict[str, Any], cards: Sequence[Card]) -> tuple[Card, ...]:
     """The GPUs whose device nodes config.json gives the container."""
-    paths = [node["path"] for node in spec["linux"].get("devices") or ()]
-    minors = [path.removeprefix(_GPU_NODE) for path in paths if path.startswith(_GPU_NODE)]
-    wanted = {int(minor) for minor in minors if minor.isdigit()}
-    return tuple(card for card in cards if card.minor in wanted)
+    nodes = spec["linux"].get("devices") or ()
+    # The name may be the container's own; the minor is the card's.
+    minors = {node["minor"] for node in nodes if _GPU_NODE.fullmatch(node["path"])}
+    return tuple(card for card in cards if card.minor in minors)
 
 
 def described(cards: Sequence[Card]) -> tuple[Gpu, ...]:

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define MAX_FAULTS 16
+#define WAIT_US 1000
 
 struct fault_line {
     char call[16], what[16];
@@ -190,6 +191,8 @@ static struct fault fault_in(const struct fault_line *line) {
     struct fault fault = {.kind = FAULT_CODE, .afterwards = line->afterwards};
     if (strcmp(line->what, "block") == 0) {
         fault.kind = FAULT_BLOCK;
+    } else if (strcmp(line->what, "wait") == 0) {
+        fault.kind = FAULT_WAIT;
     } else if (strcmp(line->what, "die") == 0) {
         fault.kind = FAULT_DIE;
     } else if (strcmp(line->what, "failed") == 0) {
@@ -243,6 +246,11 @@ struct fault fault_of(const char *call) {
 }
 
 void fault_strike(struct fault fault) {
+    char path[PATH_BYTES];
+    snprintf(path, sizeof path, "%s/faults", cards_dir());
+    while (fault.kind == FAULT_WAIT && access(path, F_OK) == 0) {
+        usleep(WAIT_US);
+    }
     if (fault.kind == FAULT_DIE) {
         kill(getpid(), SIGKILL);
     }

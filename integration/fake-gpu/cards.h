@@ -17,11 +17,12 @@
  *   CALL    state, tid, lock, checkpoint, restore, unlock or nvml (nvmlInit_v2)
  *   WHAT    a number: answer it and do nothing (600: once the timeout of the lock has passed)
  *           block: never answer
+ *           wait: go on only once the file faults is gone
  *           die: kill the calling process
  *           failed: of state alone, answer CU_PROCESS_STATE_FAILED
  *   skip    the first N calls are let pass: "checkpoint 801 skip 1 times 1" is the second
  *   times   so many calls, then no more; without it all of them
- *   afterwards   do first what was asked, then block or die
+ *   afterwards   do first what was asked, then block, wait or die
  *
  * The first line that applies counts.
  */
@@ -49,7 +50,7 @@ struct user {
     uint64_t used_bytes;
 };
 
-enum fault_kind { FAULT_NONE, FAULT_CODE, FAULT_BLOCK, FAULT_DIE, FAULT_FAILED };
+enum fault_kind { FAULT_NONE, FAULT_CODE, FAULT_BLOCK, FAULT_WAIT, FAULT_DIE, FAULT_FAILED };
 
 struct fault {
     enum fault_kind kind;
@@ -74,7 +75,7 @@ int card_users(const char *uuid, struct user users[MAX_USERS]);
 /* What is scripted for this call, counted down. */
 struct fault fault_of(const char *call);
 
-/* Block or die, if the fault says so. */
+/* Block, wait or die, if the fault says so. */
 void fault_strike(struct fault fault);
 
 #endif

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from integration.host import Host
     from integration.kubelet import Pod
     from integration.node import Node
 
@@ -70,7 +71,7 @@ def records(node: Node) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in found]
 
 
-def left_by_checkpoints(node: Node) -> list[str]:
+def left_by_checkpoints(node: Host) -> list[str]:
     """Journals, staging directories and dump directories that should not be there."""
     staging = node.path(ROOT).glob("*/.*")
     pods = node.path(Path("/run/grit/pods"))

@@ -15,7 +15,7 @@ from integration.pod_spec import HostPath, VolumeMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from integration.node import Node
 
@@ -136,21 +136,26 @@ def installed(node: Node, cards: Sequence[Card], *, driver: str = DRIVER) -> Ite
 
 
 @contextmanager
-def faults(cards_dir: Path, *lines: str) -> Iterator[None]:
-    """Script what goes wrong, as cards.h says, until the end of the context."""
+def faults(cards_dir: Path, *lines: str) -> Iterator[Callable[[], None]]:
+    """Script what goes wrong, as cards.h says, until the end of the context or the call of what is
+    yielded."""
     path = cards_dir / "faults"
     path.write_text("".join(f"{line}\n" for line in lines))
+
+    def lift() -> None:
+        path.unlink(missing_ok=True)
+
     try:
-        yield
+        yield lift
     finally:
-        path.unlink()
+        lift()
 
 
 @contextmanager
-def resized(cards_dir: Path, card: Card, total_bytes: int) -> Iterator[None]:
-    """Let the card have another size until the end of the context."""
+def changed(cards_dir: Path, card: Card, **properties: object) -> Iterator[None]:
+    """Let the card have other properties until the end of the context."""
     path = cards_dir / card.uuid / "card"
-    path.write_text(card._replace(total_bytes=total_bytes).description())
+    path.write_text(card._replace(**properties).description())  # type: ignore[arg-type]
     try:
         yield
     finally:

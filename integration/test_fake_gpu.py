@@ -280,7 +280,7 @@ def test_a_restore_that_runs_out_of_memory_cannot_be_tried_again(
     machine: Machine, counter: subprocess.Popen[str]
 ) -> None:
     machine.calls(counter.pid, "lock", "checkpoint")
-    with fake_gpu.resized(machine.cards_dir, machine.cards[0], SIZE_BYTES):
+    with fake_gpu.changed(machine.cards_dir, machine.cards[0], total_bytes=SIZE_BYTES):
         assert machine.call("restore", counter.pid) == OUT_OF_MEMORY
     assert machine.used_bytes() == [0, 0]
     assert machine.state(counter.pid) == cuda.CHECKPOINTED

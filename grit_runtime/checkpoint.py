@@ -267,7 +267,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
     manifest = _manifest(order, [*dumped, *exited], dumps)
-    _seal(manifest, staging_dir, final_dir)
+    # A source that goes on can be checkpointed again; one that ends has nothing but this.
+    _seal(manifest, staging_dir, final_dir, sync=order.after == "stopped")
     shutil.rmtree(work_dir)
     if order.after == "frozen":
         held.record("frozen")
@@ -392,17 +393,19 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
     )
 
 
-def _seal(manifest: Manifest, staging_dir: str, final_dir: str) -> None:
-    """Write the manifest last, have it all on the medium, and give the directory its name."""
+def _seal(manifest: Manifest, staging_dir: str, final_dir: str, *, sync: bool) -> None:
+    """Write the manifest last and give the directory its name, with *sync* on the medium."""
     with open(f"{staging_dir}/{manifests.FILE_NAME}", "xb") as file:
         file.write(manifests.dump(manifest))
-    linux.sync_filesystem(staging_dir)
+    if sync:
+        linux.sync_filesystem(staging_dir)
     if os.path.lexists(final_dir):
         linux.exchange(staging_dir, final_dir)
         shutil.rmtree(staging_dir)
     else:
         os.rename(staging_dir, final_dir)
-    linux.sync_filesystem(os.path.dirname(final_dir))
+    if sync:
+        linux.sync_filesystem(os.path.dirname(final_dir))
 
 
 def _described(dumps: _Dumps, container: Container, images_dir: str) -> manifests.Container:

@@ -84,7 +84,7 @@ def left_by_restores(pod: Pod) -> list[str]:
     """Whatever an attempt to restore a container of *pod* has left on its node."""
     node = pod.node
     attempts = node.path(Path("/run/grit/pods") / pod.sandbox_id).glob("*")
-    mounts = node.path(Path("/proc/1/mounts")).read_text().splitlines()
+    mounts = node.run(["cat", "/proc/self/mounts"]).stdout.splitlines()
     criu = node.run(["pgrep", "-a", "criu"], check=False).stdout.splitlines()
     cgroups = node.path(Path("/sys/fs/cgroup/freezer/kubepods")).rglob("cgroup.procs")
     container_ids = set(pod.container_ids.values())

@@ -287,7 +287,7 @@ class Pod:
         return self.pod_dir / "volumes/kubernetes.io~empty-dir" / volume.name
 
     def _unmount_volumes(self) -> None:
-        mounts = self.node.path(Path("/proc/1/mounts")).read_text().splitlines()
+        mounts = self.node.run(["cat", "/proc/self/mounts"]).stdout.splitlines()
         targets = [Path(line.split()[1]) for line in mounts]
         for target in reversed(targets):
             if target.is_relative_to(self.pod_dir):

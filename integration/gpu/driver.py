@@ -62,10 +62,14 @@ def call(verb: str, pids: Sequence[int], *, timeout_s: float = 60) -> list[Answe
     directory = library_dir()
     assert directory is not None, "no libcuda.so.1"
     argv = [sys.executable, "-I", __file__, str(directory / "libcuda.so.1"), verb]
-    done = subprocess.run(
-        [*argv, *map(str, pids)], stdout=subprocess.PIPE, timeout=timeout_s, check=True
-    )
-    return [Answer(*answer) for answer in json.loads(done.stdout)]
+    with subprocess.Popen([*argv, *map(str, pids)], stdout=subprocess.PIPE) as caller:
+        try:
+            answers, _ = caller.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            caller.kill()
+            raise
+    assert caller.returncode == 0, f"{verb}: the caller ended {caller.returncode}"
+    return [Answer(*answer) for answer in json.loads(answers)]
 
 
 def must(verb: str, pids: Sequence[int], *, timeout_s: float = 60) -> float:

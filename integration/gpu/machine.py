@@ -36,6 +36,7 @@ STATE_DIRS = (
     "var/log",
 )
 RUN_DIRS = ("run/containerd", "run/grit")
+SANDBOX_FILES = ("etc/hosts", "etc/resolv.conf")  # containerd copies them for each sandbox
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PODS_CGROUP = "kubepods"
 
@@ -193,6 +194,8 @@ def _mount_state() -> None:
         _mount(STATE / name, Path("/", name), "--bind")
     for name in RUN_DIRS:
         _mount("tmpfs", Path("/", name), "--types", "tmpfs", "--options", "mode=0711")
+    for name in SANDBOX_FILES:
+        Path("/", name).touch()
     filesystem = _output("stat", "--file-system", "--format=%T", str(STATE))
     if filesystem.strip() == "overlayfs":  # an overlay's upper directory cannot lie on another
         _mount("tmpfs", Path("/var/lib/containerd"), "--types", "tmpfs")

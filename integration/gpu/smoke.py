@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FAILURES = (AssertionError, CriError, OSError, subprocess.SubprocessError)
 LINE_LIMIT = 600
 LONG_S = 90
+SHORT_S = 5
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done"
 LOOK = (
@@ -35,6 +36,7 @@ LOOK = (
 )
 PID_MAX = "/proc/sys/kernel/pid_max"
 DRIVER_STATE = Path("/proc/driver/nvidia")
+DRIVER_VARIABLE = re.compile("NVIDIA|CUDA|NCCL|LD_LIBRARY")
 MOUNTS_OF_INTEREST = re.compile(r" (/|/tmp|/opt|/usr\S*|/run|/dev\S*|/mnt\S*|/sys/fs/cgroup\S*) ")
 
 
@@ -90,6 +92,7 @@ class Smoke:
         yield f"huge pages {_text('/sys/kernel/mm/transparent_hugepage/enabled')}"
         yield f"cgroup {_text('/proc/self/cgroup')}; {_text('/sys/fs/cgroup/cgroup.controllers')}"
         yield f"lsm {_text('/sys/kernel/security/lsm')}; pid_max {_text(PID_MAX)}"
+        yield " ".join(f"{k}={v}" for k, v in os.environ.items() if DRIVER_VARIABLE.match(k))
         mounts = _lines("/proc/self/mounts")
         yield from (line for line in mounts if MOUNTS_OF_INTEREST.search(line))
         yield from _output("df", "-h", str(PREFIX), "/tmp").splitlines()[1:]
@@ -123,9 +126,10 @@ class Smoke:
         try:
             for name, pid in asked.items():
                 for verb in driver.QUERIES:
-                    yield f"{verb} of pid {name}: {_ask(verb, pid)}"
+                    yield f"{verb} of pid {name}: {_ask(verb, pid, timeout_s=SHORT_S)}"
             for verb in ("lock", "checkpoint", "restore", "unlock"):
-                yield f"{verb} of pid without CUDA: {_ask(verb, bystander.pid)}"
+                answer = _ask(verb, bystander.pid, timeout_s=SHORT_S)
+                yield f"{verb} of pid without CUDA: {answer}"
         finally:
             bystander.kill()
             bystander.wait()
@@ -198,19 +202,19 @@ class Smoke:
         return kubelet.running(self.machine, spec)
 
 
-def _ask(verb: str, pid: int) -> str:
+def _ask(verb: str, pid: int, *, timeout_s: float = 30) -> str:
     """The driver's answer on *pid*, or that there was none."""
     try:
-        (answer,) = driver.call(verb, [pid], timeout_s=30)
+        (answer,) = driver.call(verb, [pid], timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
-        return "no answer in 30 s"
+        return f"no answer in {timeout_s} s"
     value = f" -> {answer.value}" if verb in driver.QUERIES else ""
     return f"{answer.code}{value} in {answer.seconds:.6f} s"
 
 
 def _held(pid: int) -> str:
     """Descriptors and mappings of the driver in *pid*, each with how often, and its memory."""
-    fds = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    fds = [name for fd in Path(f"/proc/{pid}/fd").iterdir() if (name := _target(fd))]
     maps = [line.split(maxsplit=5)[-1] for line in _lines(f"/proc/{pid}/maps")]
     driven = [name for name in fds if "nvidia" in name]
     mapped = [name for name in maps if name.startswith(("/dev/nvidia", "anon_inode:", "/memfd:"))]
@@ -220,6 +224,13 @@ def _held(pid: int) -> str:
         f"{dict(Counter(mapped))}, {_grep('VmRSS', f'/proc/{pid}/status')}, "
         f"{_grep('Threads', f'/proc/{pid}/status')}"
     )
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # closed meanwhile
+        return ""
 
 
 def _smi(query: str) -> list[str]:

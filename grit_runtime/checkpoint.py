@@ -26,6 +26,7 @@ from grit_runtime.host import (
     checkpoint_dir,
     confine,
     criu,
+    huge_pages,
     images,
     journal,
     linux,
@@ -124,7 +125,8 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
     try:
         held.record("begin", token=token, runc_root=config.runc_root)
         held.record("gpu", pids=found.running_pids)
-        gpu.suspend(found, log.Timeline())
+        with huge_pages.enabled(wanted=config.huge_pages):
+            gpu.suspend(found, log.Timeline())
     except BaseException:
         undo(held)
         raise
@@ -157,6 +159,7 @@ def undo(held: Journal) -> None:
 
 def recover() -> list[str]:
     """Undo every checkpoint whose engine has died; the journals that were undone."""
+    huge_pages.recover()
     return [
         path for path in journal.beneath(journal.PODS_DIR, f"*/{JOURNAL}") if _recover_one(path)
     ]
@@ -249,7 +252,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         gpu.refuse_unrestorable(found, containers)
     begin = time.monotonic()
     if found and found.all:
-        found = _suspend_and_freeze(tool, found, containers, held, timeline)
+        found = _suspend_and_freeze(config, tool, found, containers, held, timeline)
     else:
         _freeze(tool, containers, held, timeline)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
@@ -280,6 +283,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
 
 
 def _suspend_and_freeze(
+    config: Config,
     tool: Runc,
     found: gpu.Survey,
     containers: list[gpu.Container],
@@ -290,7 +294,8 @@ def _suspend_and_freeze(
     left: list[str] = []
     for _ in range(2):
         held.record("gpu", pids=found.running_pids)
-        gpu.suspend(found, timeline)
+        with huge_pages.enabled(wanted=config.huge_pages):
+            gpu.suspend(found, timeline)
         _freeze(tool, containers, held, timeline)
         left = gpu.not_suspended(found, containers)
         if not left:

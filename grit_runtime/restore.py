@@ -27,6 +27,7 @@ from grit_runtime.host import (
     criu,
     devices,
     gpu_facts,
+    huge_pages,
     images,
     journal,
     namespaces,
@@ -69,6 +70,7 @@ class Request(NamedTuple):
     flags: tuple[str, ...]  # of `create`, those that `restore` knows too
     order: RestoreOrder
     checkpoint_root: str
+    huge_pages: bool
 
     @property
     def checkpoint_path(self) -> str:
@@ -218,10 +220,11 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         _configure_criu(request, plan)
         images_dir = _mount_images(request, attempt, images_fd, dump)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
-    with timeline.phase("restore"):
-        _runc_restore(request, attempt, sealed.manifest, images_dir)
-    if placement:
-        _bring_back_gpus(request, attempt, container, placement, timeline)
+    with huge_pages.enabled(wanted=placement is not None and request.huge_pages):
+        with timeline.phase("restore"):
+            _runc_restore(request, attempt, sealed.manifest, images_dir)
+        if placement:
+            _bring_back_gpus(request, attempt, container, placement, timeline)
     overlay.unmount(images_dir)
     shutil.rmtree(request.copy_dir, ignore_errors=True)
     attempt.record("restored", **_record(request, sealed, timeline))

@@ -23,6 +23,7 @@ def test_a_key_is_taken_from_the_file(tmp_path: Path) -> None:
         ('colour = "red"', "unknown key colour; known keys: checkpoint_root"),
         ('checkpoint_root = "srv"', "must be an absolute path, is 'srv'"),
         ("checkpoint_root = 7", "must be an absolute path, is 7"),
+        ('huge_pages = "yes"', "huge_pages must be true or false, is 'yes'"),
         ("checkpoint_root", "not TOML"),
     ],
 )

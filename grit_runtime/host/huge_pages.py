@@ -1,0 +1,79 @@
+"""Transparent huge pages for everybody, for as long as device memory is moved.
+
+The driver stages a process's device memory in one anonymous mapping, and CRIU fills it again; with
+4 KiB pages both are bound by page faults. The setting is the node's, so whoever is first keeps what
+it was, and whoever is last puts it back. The kept value is locked by all who use the pages, so that
+a killed one's part is taken over by the next to leave. Source: linux
+Documentation/admin-guide/mm/transhuge.rst.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager, suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ENABLED = "/sys/kernel/mm/transparent_hugepage/enabled"
+_KEPT = "/run/grit/huge-pages"
+
+
+@contextmanager
+def enabled(*, wanted: bool) -> Iterator[None]:
+    """Have huge pages "always" during the block, if *wanted*."""
+    if not wanted:
+        yield
+        return
+    fd = _join()
+    try:
+        yield
+    finally:
+        _leave(fd)
+
+
+def recover() -> None:
+    """Put the setting back if all who changed it have died."""
+    if os.path.exists(_KEPT):
+        _leave(os.open(_KEPT, os.O_RDWR | os.O_CLOEXEC))
+
+
+def _join() -> int:
+    os.makedirs(os.path.dirname(_KEPT), mode=0o700, exist_ok=True)
+    while True:
+        fd = os.open(_KEPT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with suppress(BlockingIOError):  # others use them already
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_size == 0:
+                os.write(fd, _chosen().encode())
+            _choose("always")
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.fstat(fd).st_nlink:  # else the last user has left in between
+            return fd
+        os.close(fd)
+
+
+def _leave(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass  # others still use them
+    else:
+        if os.fstat(fd).st_nlink:
+            _choose(os.pread(fd, 64, 0).decode())
+            os.unlink(_KEPT)
+    finally:
+        os.close(fd)
+
+
+def _chosen() -> str:
+    """The word in brackets of ``always [madvise] never``."""
+    with open(_ENABLED, encoding="ascii") as file:
+        return file.read().partition("[")[2].partition("]")[0]
+
+
+def _choose(word: str) -> None:
+    with open(_ENABLED, "w", encoding="ascii") as file:
+        file.write(word)

@@ -25,9 +25,14 @@ CONTAINER = "cuda"
 COUNT_BYTES = 8
 SIZE_BYTES = 3 << 20
 
-# Arguments: bytes, the number of this process, how many more to start.
+# Arguments: bytes, the number of this process, how many more to start. A library that $MAPPED names
+# is mapped, whatever it is.
 PROGRAM = """
-import ctypes, hashlib, random, subprocess, sys, time
+import ctypes, hashlib, mmap, os, random, subprocess, sys, time
+if "MAPPED" in os.environ:
+    with open(os.environ["MAPPED"], "ab+") as library:
+        library.truncate(mmap.PAGESIZE)
+        mapped = mmap.mmap(library.fileno(), 0)
 size, number, more = map(int, sys.argv[1:])
 if more:
     more_argv = [str(size), str(number + 1), str(more - 1)]
@@ -76,6 +81,7 @@ def pod(
     *,
     processes: int = 1,
     size_bytes: int = SIZE_BYTES,
+    env: tuple[tuple[str, str], ...] = (),
     annotations: tuple[tuple[str, str], ...] = (),
 ) -> PodSpec:
     """A pod of one container that has *cards* and counts on them."""
@@ -83,6 +89,7 @@ def pod(
         name=CONTAINER,
         image=images.PYTHON,
         command=command(processes=processes, size_bytes=size_bytes),
+        env=env,
         mounts=fake_gpu.MOUNTS,
         devices=fake_gpu.device_paths(cards),
     )

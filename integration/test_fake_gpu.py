@@ -436,12 +436,17 @@ class ByHand:
         shutil.rmtree(self.node.path(Path(self._bundle)))
 
     @contextmanager
-    def run(self, verb: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-        """runc run or restore, whose standard output is the counter's."""
-        argv = ["runc", verb, "--bundle", self._bundle, *options, "counter"]
+    def run(
+        self, verb: str, *options: str, runtime: str = "runc"
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Run or restore the container; its standard output is the counter's."""
+        argv = [runtime, verb, "--bundle", self._bundle, *options, "counter"]
         with self.node.popen(argv, stdout=subprocess.PIPE) as process:
-            yield process
-            self.node.run(["runc", "delete", "--force", "counter"])
+            try:
+                yield process
+            finally:
+                self.node.run(["runc", "resume", "counter"], check=False)
+                self.node.run(["runc", "delete", "--force", "counter"])
 
     @property
     def pid(self) -> int:

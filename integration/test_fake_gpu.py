@@ -148,14 +148,15 @@ def counting(machine: Machine) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def read_until(process: subprocess.Popen[str], count: int) -> None:
-    """Read what the process prints until it has counted so far, with its bytes as they were."""
+def read_until(process: subprocess.Popen[str], count: int) -> int:
+    """Read what the process prints until it has counted so far, with its bytes as they were; how
+    far it is then."""
     assert process.stdout is not None
     for line in process.stdout:
         (reading,) = cuda_workload.readings(line)
         assert reading.digest == cuda_workload.expected_digest(0, SIZE_BYTES)
         if reading.counted >= count:
-            return
+            return reading.counted
     raise AssertionError("the counter has ended")
 
 
@@ -302,6 +303,14 @@ def test_a_stopped_process_answers_when_it_goes_on(
     asking.join()
     assert locked == [OK]
     assert state == [Answer(0, cuda.LOCKED)]
+
+
+def test_the_restore_thread_of_a_stopped_process_is_known(
+    machine: Machine, counter: subprocess.Popen[str]
+) -> None:
+    thread = machine.call("restore-tid", counter.pid)
+    counter.send_signal(signal.SIGSTOP)
+    assert machine.call("restore-tid", counter.pid) == thread
 
 
 def test_a_call_goes_with_its_caller(machine: Machine, counter: subprocess.Popen[str]) -> None:
@@ -475,19 +484,18 @@ def by_hand(nodes: Nodes) -> Iterator[ByHand]:
 def test_memory_survives_a_dump_and_a_restore_by_runc_in_between(by_hand: ByHand) -> None:
     stages = ("--image-path", "/run/by-hand/images")
     with by_hand.run("run") as process:
-        read_until(process, 3)
+        count = read_until(process, 3)
         assert by_hand.call("lock") == OK
         assert by_hand.call("checkpoint") == OK
         by_hand.node.run(["runc", "checkpoint", *stages, "counter"])
-        assert process.stdout is not None
-        printed = cuda_workload.readings(process.stdout.read())
     with by_hand.run("restore", *stages) as process:
         while by_hand.node.run(["runc", "state", "counter"], check=False).returncode != 0:
             assert process.poll() is None
         assert by_hand.call("state") == Answer(0, cuda.CHECKPOINTED)
         assert by_hand.call("restore") == OK
         assert by_hand.call("unlock") == OK
-        read_until(process, max(one.counted for one in printed) + 5)
+        assert read_until(process, 0) > count
+        read_until(process, count + 10)
 
 
 def test_a_frozen_container_cannot_be_locked(by_hand: ByHand) -> None:

@@ -19,16 +19,16 @@
  *    answered 1, and the process stays checkpointed and can be restored yet.
  *  - A restore that runs out of memory is answered 2; the process stays checkpointed, but each
  *    further restore is answered 304.
- *  - A process stopped by SIGSTOP answers nothing: calls on it wait, the lock beyond its timeout,
- *    and so does the query of the state. When it goes on it does what was asked, the lock too,
- *    unless the caller has died in the meantime.
+ *  - A process that is frozen or stopped by SIGSTOP answers nothing but its restore thread: calls
+ *    on it wait, the lock beyond its timeout, and so does the query of the state. When it goes on it
+ *    does what was asked, the lock too, unless the caller has died in the meantime.
+ *  - A call waits its turn while another is under way, and so does the query of the state. A call
+ *    that the target has begun is finished even if its caller dies.
  *
- * Chosen here, not measured: a frozen cgroup is as good as SIGSTOP; a call waits its turn while
- * another is under way, and one that the target has begun is finished although its caller dies; a
- * restore whose device node is missing is answered 100; without pairs each device goes back to the
- * card of its own UUID, and is answered 1 where there is none; a driver before CUDA 13.0 answers
- * pairs with 1; a target that dies during a call is answered 304; the restore thread is told as the
- * caller numbers threads.
+ * Chosen here, not measured: a restore whose device node is missing is answered 100; without pairs
+ * each device goes back to the card of its own UUID, and is answered 1 where there is none; a
+ * driver before CUDA 13.0 answers pairs with 1; a target that dies during a call is answered 304;
+ * the restore thread is told as the caller numbers threads.
  *
  * Not imitated: CRIU's refusal of the device nodes (these are of harmless memory devices, which it
  * can dump), mappings of them, IPC, managed memory, streams and kernels, so nothing that would let

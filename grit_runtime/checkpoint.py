@@ -148,6 +148,8 @@ def undo(held: Journal) -> None:
                     runc.stop(tool, step["container"])
                 case "freeze":
                     runc.resume(tool, step["container"])
+                case "thaw" if not stopping:
+                    runc.pause(tool, step["container"])
                 case "gpu" if not stopping:
                     gpu.revive_pids(tool.token, step["pids"])
                 case "directory":
@@ -247,26 +249,28 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         os.makedirs(path, mode=0o700)
 
     containers = [_gpu_container(tool, container) for container in running]
+    thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(token, containers)
     if found and found.all:
         gpu.refuse_unrestorable(found, containers)
     begin = time.monotonic()
     if found and found.all:
-        found = _suspend_and_freeze(config, tool, found, containers, held, timeline)
+        found, frozen = _suspend_and_freeze(config, tool, found, containers, held, timeline)
     else:
-        _freeze(tool, containers, held, timeline)
+        frozen = _freeze(tool, containers, held, timeline)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     version = found.version if found else ""
     dumps = _Dumps(tool, order.pod, staging_dir, work_dir, timeline, gpus, version)
     dumped = [_dump(dumps, container) for container in running]
     if order.after == "running":
         with timeline.phase("thaw"):
-            for container in running:
-                runc.resume(tool, container.id)
+            _thaw(tool, frozen)
         if found and found.all:
             with timeline.phase("gpu restore"):
                 gpu.revive(found.driver, found.running_pids)
         timeline.add("paused", seconds=time.monotonic() - begin)
+        for container_id in thawed:
+            runc.pause(tool, container_id)
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
     manifest = _manifest(order, [*dumped, *exited], dumps)
@@ -289,19 +293,18 @@ def _suspend_and_freeze(
     containers: list[gpu.Container],
     held: Journal,
     timeline: log.Timeline,
-) -> gpu.Survey:
+) -> tuple[gpu.Survey, list[str]]:
     """Take the GPUs from the pod, then freeze it; once more if a CUDA process came in between."""
     left: list[str] = []
     for _ in range(2):
         held.record("gpu", pids=found.running_pids)
         with huge_pages.enabled(wanted=config.huge_pages):
             gpu.suspend(found, timeline)
-        _freeze(tool, containers, held, timeline)
-        left = gpu.not_suspended(found, containers)
+        frozen = _freeze(tool, containers, held, timeline)
+        left = gpu.not_suspended(containers)
         if not left:
-            return found
-        for container in containers:
-            runc.resume(tool, container.id)
+            return found, frozen
+        _thaw(tool, frozen)
         gpu.revive(found.driver, found.running_pids)
         found = gpu.survey(tool.token, containers) or found
     raise CommandError(f"the pod keeps taking GPUs while it is suspended: {left[0]}")
@@ -313,15 +316,37 @@ def _gpu_container(tool: Runc, container: Container) -> gpu.Container:
         return gpu.Container(container.name, container.id, state.pid, json.load(file))
 
 
+def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
+    """Let CUDA containers run that somebody else has paused; they are paused again at the end.
+
+    containerd's clients pause a task before its checkpoint, but the driver needs its threads.
+    """
+    paused = [
+        container.id
+        for container in containers
+        if runc.state(tool, container.id).status == "paused" and container.has_users()
+    ]
+    for container_id in paused:
+        held.record("thaw", container=container_id)
+        runc.resume(tool, container_id)
+    return paused
+
+
 def _freeze(
     tool: Runc, containers: list[gpu.Container], held: Journal, timeline: log.Timeline
-) -> None:
-    """Freeze the pod; a container that somebody else holds frozen already stays so afterwards."""
+) -> list[str]:
+    """Freeze the pod; the containers that were not frozen before, by somebody else."""
+    running = [c.id for c in containers if runc.state(tool, c.id).status == "running"]
     with timeline.phase("freeze"):
-        for container in containers:
-            if runc.state(tool, container.id).status == "running":
-                held.record("freeze", container=container.id)
-                runc.pause(tool, container.id)
+        for container_id in running:
+            held.record("freeze", container=container_id)
+            runc.pause(tool, container_id)
+    return running
+
+
+def _thaw(tool: Runc, frozen: list[str]) -> None:
+    for container_id in frozen:
+        runc.resume(tool, container_id)
 
 
 def _dump(dumps: _Dumps, container: Container) -> manifests.Container:

@@ -40,6 +40,7 @@ _LOCK_DEADLINE_S = 60.0
 _LOCK_TRY_MS = 10_000
 _SETTLE_DEADLINE_S = 60.0
 _SETTLE_POLL_S = 0.1
+_STATE_DEADLINE_S = 20.0
 
 # A call that moves memory may take this long, and a second more for each 200 MiB: a tenth of the
 # rate that was measured with 4 KiB pages.
@@ -65,6 +66,10 @@ class Container(NamedTuple):
 
     def pids(self) -> set[int]:
         return cgroup.pids(cgroup.of(self.init_pid))
+
+    def has_users(self) -> bool:
+        """Whether the driver may have something to say of it; asks only /proc."""
+        return bool(gpu.users(self.pids()))
 
 
 Described = tuple[tuple[manifests.Gpu, ...], tuple[manifests.CudaProcess, ...]]
@@ -136,6 +141,13 @@ def refuse_unrestorable(found: Survey, containers: Sequence[Container]) -> None:
         for process in found.all
         if process.state not in (RUNNING, CHECKPOINTED)
     ]
+    known = {process.pid for process in found.all}
+    heirs = {pid for c in containers for pid in c.pids() - known if gpu.held_nodes(pid)}
+    reasons += [
+        f"process {pid} inherited {gpu.held_nodes(pid)[0]} from the CUDA process that forked it, "
+        "and keeps it open; start such workers before CUDA is used, or by spawn"
+        for pid in sorted(heirs)
+    ]
     if reasons:
         raise FailedPreconditionError("; ".join(reasons))
 
@@ -152,14 +164,13 @@ def suspend(found: Survey, timeline: log.Timeline) -> None:
         checkpoint(found.driver, running)
 
 
-def not_suspended(found: Survey, containers: Sequence[Container]) -> list[str]:
-    """What a CUDA process that came after the survey holds; to be asked of frozen containers."""
-    known = {process.pid for process in found.all}
+def not_suspended(containers: Sequence[Container]) -> list[str]:
+    """What CUDA processes that came after the survey hold; to be asked of frozen containers.
+
+    The driver is not asked: it answers nothing about a process that is frozen.
+    """
     pids = {pid for container in containers for pid in container.pids()}
-    held = [f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu.held_nodes(pid)]
-    answers = gpu.states(found.driver, gpu.users(pids - known))
-    late = [pid for pid, answer in answers.items() if answer.code == SUCCESS]
-    return held + [f"process {pid} has begun to use CUDA" for pid in late]
+    return [f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu.held_nodes(pid)]
 
 
 def plan(
@@ -347,11 +358,15 @@ def _failure(call: Call, answer: Answer) -> CommandError:
 
 
 def _settled(driver: Driver, pids: Sequence[int]) -> dict[int, int]:
-    """The states of the living, once no call is under way on any of them."""
-    end = time.monotonic() + _SETTLE_DEADLINE_S
+    """The states of the living, once no call is under way on any of them.
+
+    The driver answers no question about a process while it works on it, or while it is frozen.
+    """
+    size_bytes = _resident_bytes([pid for pid in pids if os.path.exists(f"/proc/{pid}")])
+    end = time.monotonic() + _SETTLE_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S
     while True:
         living = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
-        answers = gpu.states(driver, living)
+        answers = _answers(driver, living)
         if all(a.code == SUCCESS and a.value in (0, 1, 2) for a in answers.values()):
             return {pid: answer.value for pid, answer in answers.items()}
         failed = [pid for pid, answer in answers.items() if answer == (SUCCESS, FAILED)]
@@ -359,6 +374,13 @@ def _settled(driver: Driver, pids: Sequence[int]) -> dict[int, int]:
             pid = failed[0] if failed else next(p for p, a in answers.items() if a[1] > 2 or a[0])
             raise SourceLostError(f"source lost: process {pid} is {state_name(answers[pid])}")
         time.sleep(_SETTLE_POLL_S)
+
+
+def _answers(driver: Driver, pids: Sequence[int]) -> dict[int, Answer]:
+    """The states, each asked for apart: one that gives no answer must not hide the others."""
+    calls = [Call("state", pid) for pid in pids]
+    answers = gpu.perform(driver, calls, deadline_s=_STATE_DEADLINE_S)
+    return dict(zip(pids, answers, strict=True))
 
 
 def _resident_bytes(pids: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ from grit_runtime.host.cuda import CHECKPOINTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from grit_runtime.host.journal import Journal
     from grit_runtime.host.runc import Runc
 
 
@@ -38,26 +39,13 @@ def checkpoint(call: Call, *, leave_running: bool) -> int | None:
     """
     state = runc.state(call.runc, call.container_id)
     container = gpu.Container("", call.container_id, state.pid, call.spec)
-    found = gpu.survey(call.runc.token, [container])
-    if found is None or not found.running_pids:
+    if not container.has_users():
         return None
-    was_paused = state.status == "paused"
     pod_dir = f"{journal.PODS_DIR}/{call.container_id}"
     held = journal.begin(f"{pod_dir}/{engine.JOURNAL}")
     try:
-        held.record(
-            "begin", token=call.runc.token, runc_root=_root(call.runc), program=call.runc.program
-        )
-        gpu.refuse_unrestorable(found, [container])
-        if was_paused:
-            runc.resume(call.runc, call.container_id)
-        held.record("gpu", pids=found.running_pids)
-        gpu.suspend(found, log.Timeline())
-        if was_paused:
-            runc.pause(call.runc, call.container_id)
-        status = _run(call)
-        if was_paused:
-            runc.resume(call.runc, call.container_id)
+        held.record("begin", token=call.runc.token, runc_root=_root(call.runc))
+        status = _suspended(call, container, held, was_paused=state.status == "paused")
     except BaseException:
         engine.undo(held)
         raise
@@ -66,8 +54,6 @@ def checkpoint(call: Call, *, leave_running: bool) -> int | None:
         os.rmdir(pod_dir)
     else:
         engine.undo(held)
-        if was_paused:
-            runc.pause(call.runc, call.container_id)
     return status
 
 
@@ -92,6 +78,22 @@ def restore(call: Call) -> int:
         runc.delete(call.runc, call.container_id)
         raise CommandError(f"container {call.container_id}: {error}") from error
     return status
+
+
+def _suspended(call: Call, container: gpu.Container, held: Journal, *, was_paused: bool) -> int:
+    """Run the caller's command while the container's GPU memory is in its own."""
+    if was_paused:
+        held.record("thaw", container=call.container_id)
+        runc.resume(call.runc, call.container_id)
+    found = gpu.survey(call.runc.token, [container])
+    if found and found.running_pids:
+        gpu.refuse_unrestorable(found, [container])
+        held.record("gpu", pids=found.running_pids)
+        gpu.suspend(found, log.Timeline())
+    if was_paused:
+        held.record("freeze", container=call.container_id)
+        runc.pause(call.runc, call.container_id)
+    return _run(call)
 
 
 def _run(call: Call) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 STATE = PREFIX / "state"
 # What would lie on the machine's own disk or in its memory, were this not for once only.
 STATE_DIRS = (
+    "etc/grit",
     "etc/containerd",
     "mnt/grit-agent",
     "var/lib/containerd",
@@ -140,6 +141,10 @@ class Machine:
                 parts += [f"---- {path}", _tail(path)]
         return "\n".join(parts)
 
+    def end_pods(self) -> None:
+        """Kill all that lives in pods, if a case has left any."""
+        _kill_pods()
+
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._is_ready(deadline - time.monotonic()):
@@ -164,16 +169,20 @@ class Machine:
 
 def _sweep() -> None:
     """End what this run, or one that was killed, has left: pods, and programs of the bundle."""
-    for hierarchy in cgroup.hierarchies():
-        cgroup.thaw(PODS_CGROUP)
-        for procs in (hierarchy.path / PODS_CGROUP).rglob("cgroup.procs"):
-            for pid in procs.read_text().split():
-                _kill(int(pid))
+    _kill_pods()
     for exe in Path("/proc").glob("[0-9]*/exe"):
         with suppress(OSError):
             if exe.readlink().is_relative_to(PREFIX):
                 _kill(int(exe.parent.name))
     cgroup.remove(PODS_CGROUP)
+
+
+def _kill_pods() -> None:
+    cgroup.thaw(PODS_CGROUP)
+    for hierarchy in cgroup.hierarchies():
+        for procs in (hierarchy.path / PODS_CGROUP).rglob("cgroup.procs"):
+            for pid in procs.read_text().split():
+                _kill(int(pid))
 
 
 def _kill(pid: int) -> None:

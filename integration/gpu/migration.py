@@ -32,12 +32,30 @@ def directory(name: str) -> Path:
 
 def take(pod: Pod, name: str) -> dict[str, float]:
     """Checkpoint *pod* and stop it; seconds by phase, and in all."""
-    argv = ["grit", "checkpoint", f"{pod.spec.namespace}/{pod.spec.name}", "--name", name]
     begin = time.monotonic()
-    pod.node.run([*argv, "--after", "stopped", "--pod-is-going"], timeout_s=TIMEOUT_S)
+    argv = [*_checkpoint(pod, name), "--after", "stopped", "--pod-is-going"]
+    pod.node.run(argv, timeout_s=TIMEOUT_S)
     seconds = time.monotonic() - begin
     manifest = json.loads((directory(name) / "manifest.json").read_text())
-    return {"all": round(seconds, 3), **_by_phase(manifest["timeline"])}
+    return {"all": seconds, **_by_phase(manifest["timeline"])}
+
+
+def refusal(pod: Pod, name: str) -> str:
+    """Why a checkpoint of *pod*, which would run on, is refused."""
+    done = pod.node.run(_checkpoint(pod, name), check=False, timeout_s=TIMEOUT_S)
+    assert done.returncode != 0, "the checkpoint was not refused"
+    assert not directory(name).exists(), "a refused checkpoint left something"
+    return done.stderr.strip().splitlines()[-1]
+
+
+def processes(pod: Pod) -> list[int]:
+    """The pids of the CUDA processes of *pod*, as grit finds them."""
+    done = pod.node.run(["grit", "gpu", "state", f"{pod.spec.namespace}/{pod.spec.name}"])
+    return [int(line.split()[0]) for line in done.stdout.splitlines()]
+
+
+def _checkpoint(pod: Pod, name: str) -> list[str]:
+    return ["grit", "checkpoint", f"{pod.spec.namespace}/{pod.spec.name}", "--name", name]
 
 
 def restored(pod: Pod) -> dict[str, float]:
@@ -55,5 +73,5 @@ def _by_phase(timeline: Iterable[dict[str, Any]]) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for entry in timeline:
         name = entry["phase"]
-        seconds[name] = round(seconds.get(name, 0.0) + entry["seconds"], 3)
+        seconds[name] = seconds.get(name, 0.0) + entry["seconds"]
     return seconds

@@ -39,7 +39,6 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "PYTHONPATH": CHECKOUT,
     "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONUNBUFFERED": "1",
     **NO_MULTICAST,
 }
 

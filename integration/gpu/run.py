@@ -1,45 +1,173 @@
 """The cases of one group on this machine, as `run` starts them.
 
-usage: run GROUP OUT [--cpu]
+usage: run GROUP OUT [--cpu] [--huge-pages] [CASE...]
 
-GROUP is smoke. With --cpu, workloads compute on the processor: what needs no card is tried where
-there is none. Writes into the directory OUT: GROUP.json, and logs.txt where something failed.
+GROUP is smoke, single (one card), pair (two cards), bench (one card, beside the same steps by hand,
+in turns) or stand-in (what makes sense without one). CASEs, if named, are the only ones. With
+--cpu, workloads compute on the processor; with --huge-pages, grit is configured to use these, and
+nothing is done by hand. Writes into the directory OUT: smoke.json or results.json, and the logs of
+what failed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
-from integration.gpu import driver
+from integration.gpu import by_hand, cases, driver, pods
+from integration.gpu.cases import Room
 from integration.gpu.machine import Machine
-from integration.gpu.smoke import Smoke
+from integration.gpu.results import FAILED, SKIPPED, Outcome, Results
+from integration.gpu.smoke import FAILURES, Smoke
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from integration.gpu.cases import Case
+
+# A run as a whole, and what a case needs at least: a start of PyTorch on both sides, and so much
+# for each GiB that goes through the driver, CRIU and the disk.
+RUN_S = 530
+CASE_S = 30
+GIB_S = 3.5
+
+
+CPU, HUGE_PAGES = "--cpu", "--huge-pages"
+CONFIG = Path("/etc/grit/config.toml")
+GRIT, WITH_PAGES, BY_HAND = "grit", "grit, huge pages", "by hand"
+
+
+class Plan(NamedTuple):
+    """A case of a group, and what it is expected to take."""
+
+    name: str
+    case: Case
+    gib: float | None = None
+    way: str = GRIT
+    needs_gpu: bool = True
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds, on the safe side."""
+        return CASE_S + GIB_S * (self.gib or 0)
+
+
+def tensors(gib: float) -> Plan:
+    return Plan(f"tensors {gib:g} GiB", cases.tensors(gib), gib, needs_gpu=False)
+
+
+def by_hands(gib: float) -> Plan:
+    return Plan(f"tensors {gib:g} GiB", by_hand.tensors(gib), gib, BY_HAND, needs_gpu=False)
+
+
+def refused(name: str, job: cases.Job, card_numbers: tuple[int, ...], *words: str) -> Plan:
+    return Plan(name, cases.refused(job, card_numbers, *words))
+
+
+UNSAFE_RANKS = cases.Job("ranks-unsafe", ("two_ranks",))
+HALF_SAFE_RANKS = cases.Job("ranks-half", ("two_ranks",), env=cases.SAFE_NCCL[:1])
+
+GROUPS = {
+    "single": (
+        tensors(1),
+        Plan("training", cases.training, needs_gpu=False),
+        Plan("streams, events, graph, pinned memory, cuBLAS, cuDNN", cases.features),
+        Plan("3 processes", cases.tensors(2, processes=3), 6, needs_gpu=False),
+        refused("managed memory", cases.Job("managed", ("managed",)), (0,), "managed"),
+        tensors(8),
+        tensors(32),
+    ),
+    "pair": (
+        Plan("one card", cases.tensors(8), 8, needs_gpu=False),
+        Plan(
+            "two processes, two cards",
+            cases.tensors(8, processes=2, source=(0, 1), target=(0, 1)),
+            16,
+        ),
+        Plan("from card 0 to card 1", cases.tensors(4, target=(1,)), 4),
+        Plan(
+            "from cards 0 1 to cards 1 0",
+            cases.tensors(2, processes=2, source=(0, 1), target=(1, 0)),
+            4,
+        ),
+        refused("NCCL as it is", UNSAFE_RANKS, (0, 1), "NCCL_P2P_DISABLE", "NCCL_CUMEM_ENABLE"),
+        refused("NCCL half safe", HALF_SAFE_RANKS, (0, 1), "NCCL_CUMEM_ENABLE"),
+        Plan("NCCL, safe, in place", cases.two_ranks_in_place),
+        Plan("NCCL, safe", cases.two_ranks(injected=False)),
+        Plan("NCCL, made safe by annotation", cases.two_ranks(injected=True)),
+    ),
+    "bench": (
+        *(tensors(1), by_hands(1)) * 3,
+        *(tensors(8), by_hands(8)) * 3,
+        *(tensors(32), by_hands(32)),
+    ),
+    "stand-in": (
+        tensors(0.1),
+        by_hands(0.1),
+        Plan("training", cases.training, needs_gpu=False),
+        Plan("3 processes", cases.tensors(0.05, processes=3), needs_gpu=False),
+    ),
+}
 
 
 def main() -> None:
-    arguments = [word for word in sys.argv[1:] if word != "--cpu"]
-    if len(arguments) != 2 or arguments[0] not in GROUPS:
+    options = {word for word in sys.argv[1:] if word.startswith("-")}
+    words = [word for word in sys.argv[1:] if word not in options]
+    if len(words) < 2 or words[0] not in {"smoke", *GROUPS} or options - {CPU, HUGE_PAGES}:
         sys.exit(f"{__doc__}")
-    group, out = arguments[0], Path(arguments[1])
-    on_gpu = "--cpu" not in sys.argv
+    group, out, chosen = words[0], Path(words[1]), words[2:]
+    on_gpu = CPU not in options
     out.mkdir(parents=True, exist_ok=True)
     library_dir = driver.library_dir()
+    deadline = time.monotonic() + RUN_S
     with Machine(library_dirs=[library_dir] if library_dir else []) as machine:
-        all_well = GROUPS[group](machine, out, on_gpu=on_gpu)
-        if not all_well:
-            (out / "logs.txt").write_text(machine.collect_logs())
+        if group == "smoke":
+            all_well = run_smoke(machine, out, on_gpu=on_gpu)
+        else:
+            room = Room(machine, pods.machinery(machine, on_gpu=on_gpu))
+            plans = [plan for plan in GROUPS[group] if on_gpu or not plan.needs_gpu]
+            plans = [plan for plan in plans if not chosen or plan.name in chosen]
+            if HUGE_PAGES in options:
+                CONFIG.write_text("huge_pages = true\n")
+                plans = [plan._replace(way=WITH_PAGES) for plan in plans if plan.way == GRIT]
+            all_well = run_plans(room, plans, out, deadline=deadline)
     sys.exit(not all_well)
 
 
-def smoke(machine: Machine, out: Path, *, on_gpu: bool) -> bool:
+def run_smoke(machine: Machine, out: Path, *, on_gpu: bool) -> bool:
     checks = Smoke(machine, on_gpu=on_gpu)
     checks.run()
     (out / "smoke.json").write_text(json.dumps(checks.outcomes, indent=1))
-    return not any(outcome["failure"] for outcome in checks.outcomes)
+    all_well = not any(outcome["failure"] for outcome in checks.outcomes)
+    if not all_well:
+        (out / "logs.txt").write_text(machine.collect_logs())
+    return all_well
 
 
-GROUPS = {"smoke": smoke}
+def run_plans(room: Room, plans: list[Plan], out: Path, *, deadline: float) -> bool:
+    """Run *plans* one after the other, whatever comes of each; whether all went well."""
+    results = Results(out / "results.json")
+    all_well = True
+    for plan in plans:
+        if time.monotonic() + plan.expected_s > deadline:
+            outcome = Outcome(SKIPPED, {})
+        else:
+            outcome = run_case(room, plan, out)
+        results.add(plan.name, plan.way, plan.gib, outcome)
+        all_well &= outcome.outcome not in {FAILED, SKIPPED} and outcome.digests_equal is not False
+    return all_well
+
+
+def run_case(room: Room, plan: Plan, out: Path) -> Outcome:
+    try:
+        return plan.case(room)
+    except FAILURES as error:
+        with (out / "logs.txt").open("a") as file:
+            file.write(f"==== {plan.name} ({plan.way})\n{error}\n{room.machine.collect_logs()}\n")
+        room.machine.end_pods()
+        return Outcome(FAILED, {}, note=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

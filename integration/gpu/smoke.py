@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from integration.kubelet import Pod
     from integration.pod_spec import PodSpec
 
-FAILURES = (AssertionError, CriError, OSError, subprocess.SubprocessError)
+FAILURES = (
+    AssertionError,
+    CriError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    subprocess.SubprocessError,
+    ValueError,
+)
 LINE_LIMIT = 600
 LONG_S = 90
 SHORT_S = 5
@@ -137,10 +145,10 @@ class Smoke:
     def _shell_pod(self) -> Iterator[str]:
         with kubelet.running(self.machine, pods.shell_pod("shell", COUNT)) as source:
             source.wait_for_log(pods.CONTAINER, "\n10\n")
-            yield f"checkpoint {migration.take(source, 'shell')}"
+            yield f"checkpoint {_phases(migration.take(source, 'shell'))}"
         again = pods.shell_pod("shell", COUNT, annotations=migration.asking_for("shell"))
         with kubelet.running(self.machine, again) as target:
-            yield f"restore {migration.restored(target)}"
+            yield f"restore {_phases(migration.restored(target))}"
             last = len(target.logs(pods.CONTAINER).split())
             log = target.wait_for_log(pods.CONTAINER, f"\n{last + 10}\n")
             counted = [int(word) for word in log.split()]
@@ -183,10 +191,10 @@ class Smoke:
     def _tensors_migrate(self) -> Iterator[str]:
         with self._running(self._tensors("tensors")) as source:
             source.wait_for_log(pods.CONTAINER, "0 5 ", timeout_s=LONG_S)
-            yield f"checkpoint {migration.take(source, 'tensors')}"
+            yield f"checkpoint {_phases(migration.take(source, 'tensors'))}"
         again = self._tensors("tensors", annotations=migration.asking_for("tensors"))
         with self._running(again) as target:
-            yield f"restore {migration.restored(target)}"
+            yield f"restore {_phases(migration.restored(target))}"
             last = len(target.logs(pods.CONTAINER).splitlines())
             log = target.wait_for_log(pods.CONTAINER, f"0 {last + 3} ")
             checks = {line.split()[2] for line in log.splitlines()}
@@ -210,6 +218,10 @@ def _ask(verb: str, pid: int, *, timeout_s: float = 30) -> str:
         return f"no answer in {timeout_s} s"
     value = f" -> {answer.value}" if verb in driver.QUERIES else ""
     return f"{answer.code}{value} in {answer.seconds:.6f} s"
+
+
+def _phases(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
 
 
 def _held(pid: int) -> str:

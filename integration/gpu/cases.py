@@ -1,0 +1,274 @@
+"""What is done with real cards: pods that move, and pods that must not."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple, TypeVar
+
+from integration import kubelet
+from integration.gpu import driver, logs, migration, pods
+from integration.gpu.results import IN_PLACE, REFUSED, VERIFIED, Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from integration.gpu.machine import Machine
+    from integration.gpu.pods import Machinery
+    from integration.kubelet import Pod
+    from integration.pod_spec import PodSpec
+
+    Case = Callable[["Room"], Outcome]
+    Pairs = tuple[tuple[str, str], ...]
+
+T = TypeVar("T")
+
+TRAINING_STEPS = 150
+TRAINING_CUT = 40
+TRAINING_PACE_S = 0.05
+DIGEST_S = 120
+
+# What several processes need, if one of them may use NCCL.
+SAFE_NCCL = (("NCCL_P2P_DISABLE", "1"), ("NCCL_CUMEM_ENABLE", "0"))
+ASKS_FOR_SAFE_NCCL = (("grit.dev/nccl", "checkpointable"),)
+
+
+class Room(NamedTuple):
+    """Where cases run."""
+
+    machine: Machine
+    machinery: Machinery
+
+    def spec(self, job: Job, cards: Sequence[int], annotations: Pairs = ()) -> PodSpec:
+        """A pod that does *job* on the cards of these numbers."""
+        nodes = pods.cards() if self.machinery.on_gpu else []
+        program, *arguments = job.program
+        return pods.python_pod(
+            job.name,
+            ("-m", f"{pods.WORKLOADS}.{program}", *arguments),
+            self.machinery,
+            devices=[nodes[card] for card in cards] if nodes else (),
+            env=job.env,
+            annotations=(*job.annotations, *annotations),
+        )
+
+
+class Job(NamedTuple):
+    """A workload, and the pod it runs in."""
+
+    name: str
+    program: tuple[str, ...]
+    env: Pairs = ()
+    annotations: Pairs = ()
+
+
+class Held(NamedTuple):
+    """What processes said of their tensors: how far each has counted, and every digest."""
+
+    counted: dict[str, int]
+    digests: dict[str, str]
+
+
+def tensors(
+    gib: float, *, processes: int = 1, source: Sequence[int] = (0,), target: Sequence[int] = (0,)
+) -> Case:
+    """Processes that hold *gib* of tensors each, which are digested on both sides."""
+    job = Job(
+        f"tensors-{gib:g}-{processes}".replace(".", "-"),
+        ("tensors", str(gib), str(processes)),
+        env=SAFE_NCCL if processes > 1 else (),
+    )
+
+    def settle(pod: Pod) -> Held:
+        said = logs.wait(
+            pod, lambda said: min_count(said, processes) >= 3, timeout_s=logs.STARTED_S
+        )
+        digests = ask_digests(pod, processes)
+        return Held({rank: counts[-1] for rank, counts in counted(said).items()}, digests)
+
+    def verify(pod: Pod, held: Held) -> bool:
+        past = max(held.counted.values()) + 5
+        logs.wait(pod, lambda said: min_count(said, processes) > past, timeout_s=60)
+        digests = ask_digests(pod, processes)
+        said = logs.lines(pod)
+        for rank, counts in counted(said).items():
+            assert counts == list(range(1, len(counts) + 1)), f"rank {rank} counted {counts}"
+        assert len(sums(said)) == processes, f"sums changed: {sums(said)}"
+        return digests == held.digests
+
+    return lambda room: move(room, job, source, target, settle, verify)
+
+
+def training(room: Room) -> Outcome:
+    """A training run that is moved, beside one that is left alone."""
+    whole = Job("undisturbed", ("training", str(TRAINING_STEPS), "0"))
+    with kubelet.running(room.machine, room.spec(whole, (0,))) as pod:
+        undisturbed = wait_for_parameters(pod, timeout_s=logs.STARTED_S)
+    job = Job("training", ("training", str(TRAINING_STEPS), str(TRAINING_PACE_S)))
+
+    def settle(pod: Pod) -> None:
+        said = logs.wait(pod, lambda said: len(said) >= TRAINING_CUT, timeout_s=logs.STARTED_S)
+        assert len(said) < TRAINING_STEPS, "it was too fast to be interrupted"
+
+    def verify(pod: Pod, _: None) -> bool:
+        return wait_for_parameters(pod, timeout_s=60) == undisturbed
+
+    return move(room, job, (0,), (0,), settle, verify)
+
+
+def features(room: Room) -> Outcome:
+    """Streams, events that are pending, a graph, pinned memory and library handles."""
+
+    def settle(pod: Pod) -> None:
+        logs.wait(
+            pod,
+            lambda said: len(said) >= 5 and said[-1].endswith("pending=True"),
+            timeout_s=logs.STARTED_S,
+        )
+
+    def verify(pod: Pod, _: None) -> bool:
+        said = logs.wait_for_more(pod, 20)
+        assert numbered(said) == list(range(1, len(said) + 1)), f"steps {numbered(said)}"
+        return not any("wrong" in line for line in said)
+
+    return move(room, Job("features", ("features",)), (0,), (0,), settle, verify)
+
+
+def two_ranks(*, injected: bool) -> Case:
+    """Two ranks with the NCCL environment that survives, from their pod's spec or from us."""
+    job = safe_ranks(injected=injected)
+    return lambda room: move(room, job, (0, 1), (0, 1), settle_ranks, goes_on)
+
+
+def two_ranks_in_place(room: Room) -> Outcome:
+    """The same two ranks, whose cards are freed for a while under the living pod."""
+    with kubelet.running(room.machine, room.spec(safe_ranks(injected=False), (0, 1))) as pod:
+        settle_ranks(pod)
+        target = f"{pod.spec.namespace}/{pod.spec.name}"
+        seconds = {
+            "suspend": timed(room, "grit", "checkpoint", target, "--stage", "gpu"),
+            "resume": timed(room, "grit", "gpu", "restore", target),
+        }
+        goes_on(pod, None)
+    return Outcome(IN_PLACE, seconds)
+
+
+def refused(job: Job, cards: Sequence[int], *words: str) -> Case:
+    """A checkpoint that must be refused, with these *words*, while the source goes on."""
+
+    def run(room: Room) -> Outcome:
+        with kubelet.running(room.machine, room.spec(job, cards)) as pod:
+            logs.wait(pod, lambda said: len(said) >= 5, timeout_s=logs.STARTED_S)
+            begin = time.monotonic()
+            reason = migration.refusal(pod, job.name)
+            seconds = {"refusal": time.monotonic() - begin}
+            missing = [word for word in words if word not in reason]
+            assert missing == [], f"the reason does not say {missing}: {reason}"
+            goes_on(pod, None)
+            processes = migration.processes(pod)
+            states = {answer.value for answer in driver.call("state", processes)}
+            assert states == {0}, f"states after the refusal: {states}"
+        return Outcome(REFUSED, seconds, note=reason)
+
+    return run
+
+
+def safe_ranks(*, injected: bool) -> Job:
+    if injected:
+        return Job("ranks-asked", ("two_ranks",), annotations=ASKS_FOR_SAFE_NCCL)
+    return Job("ranks", ("two_ranks",), env=SAFE_NCCL)
+
+
+def settle_ranks(pod: Pod) -> None:
+    logs.wait(pod, lambda said: len(said) >= 5, timeout_s=logs.STARTED_S)
+
+
+def goes_on(pod: Pod, _: None) -> None:
+    """The steps of *pod* go on, each once."""
+    said = logs.wait_for_more(pod, 10)
+    steps = numbered(said)
+    assert steps == list(range(1, len(steps) + 1)), f"steps {steps}"
+
+
+def move(
+    room: Room,
+    job: Job,
+    source: Sequence[int],
+    target: Sequence[int],
+    settle: Callable[[Pod], T],
+    verify: Callable[[Pod, T], bool | None],
+) -> Outcome:
+    """Run *job* until it has settled, checkpoint and stop it, restore it in a new pod, verify."""
+    try:
+        with kubelet.running(room.machine, room.spec(job, source)) as pod:
+            settled = settle(pod)
+            begin = time.monotonic()
+            taken = migration.take(pod, job.name)
+        asking = migration.asking_for(job.name)
+        with kubelet.sandbox(room.machine, room.spec(job, target, asking)) as pod:
+            created = time.monotonic()
+            pod.run_containers()
+            started_s = time.monotonic() - created
+            restored = migration.restored(pod)
+            logs.wait_for_more(pod, 1)
+            away_s = time.monotonic() - begin
+            equal = verify(pod, settled)
+    finally:
+        migration.forget(job.name)
+    seconds = {f"checkpoint {phase}": value for phase, value in taken.items()}
+    seconds |= {f"restore {phase}": value for phase, value in restored.items()}
+    seconds |= {"start": started_s, "away": away_s}
+    return Outcome(VERIFIED, seconds, equal)
+
+
+def ask_digests(pod: Pod, processes: int) -> dict[str, str]:
+    """The digest of each process's tensors, computed now."""
+    before = len(digests(logs.lines(pod)))
+    pod.exec_sync(pods.CONTAINER, ["/bin/kill", "-USR1", "1"])
+    said = logs.wait(pod, lambda said: len(digests(said)) >= before + processes, timeout_s=DIGEST_S)
+    found = dict(line.split()[1:] for line in digests(said)[before:])
+    assert len(found) == processes, f"digests of ranks {sorted(found)}"
+    return found
+
+
+def digests(said: list[str]) -> list[str]:
+    return [line for line in said if line.startswith("digest ")]
+
+
+def counted(said: list[str]) -> dict[str, list[int]]:
+    """What each rank has counted, in order."""
+    counts: dict[str, list[int]] = {}
+    for line in said:
+        if not line.startswith("digest "):
+            rank, count, _ = line.split()
+            counts.setdefault(rank, []).append(int(count))
+    return counts
+
+
+def min_count(said: list[str], processes: int) -> int:
+    """How far the slowest of all processes has counted."""
+    counts = counted(said)
+    return min(map(len, counts.values())) if len(counts) == processes else 0
+
+
+def sums(said: list[str]) -> set[tuple[str, str]]:
+    """The different sums of each rank; one a rank if nothing has changed."""
+    words = (line.split() for line in said if not line.startswith("digest "))
+    return {(rank, check) for rank, _, check in words}
+
+
+def numbered(said: list[str]) -> list[int]:
+    return [int(line.split()[0]) for line in said]
+
+
+def wait_for_parameters(pod: Pod, *, timeout_s: float) -> list[str]:
+    """All that a training run says."""
+    return logs.wait(
+        pod, lambda said: said[-1:] != [] and said[-1].startswith("parameters"), timeout_s=timeout_s
+    )
+
+
+def timed(room: Room, *argv: str) -> float:
+    begin = time.monotonic()
+    room.machine.run(argv, timeout_s=migration.TIMEOUT_S)
+    return time.monotonic() - begin

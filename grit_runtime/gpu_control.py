@@ -37,7 +37,7 @@ def require_driver() -> Driver:
     return driver
 
 
-def pids_of(targets: Sequence[str], config: Config) -> list[int]:
+def pids_of(driver: Driver, targets: Sequence[str], config: Config) -> list[int]:
     """The CUDA processes that pids, container ids, sandbox ids or NAMESPACE/POD mean."""
     pids = {int(target) for target in targets if target.isdigit()}
     named = [target for target in targets if not target.isdigit()]
@@ -48,7 +48,8 @@ def pids_of(targets: Sequence[str], config: Config) -> list[int]:
         for container in found:
             if container.state == "running":
                 init_pid = runc.state(tool, container.id).pid
-                pids |= set(gpu.users(cgroup.pids(cgroup.of(init_pid))))
+                inside = cgroup.pids(cgroup.of(init_pid))
+                pids |= {process.pid for process in gpu.processes(driver, inside, [])}
     if not pids:
         raise NotFoundError(f"{' '.join(targets)}: no CUDA process there")
     return sorted(pids)

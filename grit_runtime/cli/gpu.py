@@ -3,6 +3,7 @@ import click
 from grit_runtime import config, gpu_control
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.gpu_control import ACTIONS
+from grit_runtime.host.gpu import Driver
 
 _MAP_HELP = "GPUs to restore to: OLDUUID=NEWUUID,... listing every GPU the process saw."
 
@@ -63,7 +64,7 @@ def list_() -> None:
 def state(targets: tuple[str, ...]) -> None:
     """Print the state of each CUDA process of the TARGETs."""
     driver = gpu_control.require_driver()
-    for pid in _pids(targets):
+    for pid in _pids(driver, targets):
         click.echo(f"{pid} {gpu_control.state(driver, pid)}")
 
 
@@ -73,7 +74,7 @@ def state(targets: tuple[str, ...]) -> None:
 def lock(targets: tuple[str, ...], timeout_ms: int) -> None:
     """Wait for the TARGETs' GPU work to end and keep them from giving more."""
     driver = gpu_control.require_driver()
-    gpu_control.act(driver, "lock", _pids(targets), timeout_ms=timeout_ms, device_map="")
+    gpu_control.act(driver, "lock", _pids(driver, targets), timeout_ms=timeout_ms, device_map="")
 
 
 @gpu.command("unlock")
@@ -81,7 +82,7 @@ def lock(targets: tuple[str, ...], timeout_ms: int) -> None:
 def unlock(targets: tuple[str, ...]) -> None:
     """Let locked TARGETs work again."""
     driver = gpu_control.require_driver()
-    gpu_control.act(driver, "unlock", _pids(targets), timeout_ms=0, device_map="")
+    gpu_control.act(driver, "unlock", _pids(driver, targets), timeout_ms=0, device_map="")
 
 
 @gpu.command("checkpoint")
@@ -89,7 +90,8 @@ def unlock(targets: tuple[str, ...]) -> None:
 @click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of the lock, in ms.")
 def checkpoint(targets: tuple[str, ...], timeout_ms: int) -> None:
     """Lock the TARGETs and move their device memory into host memory."""
-    gpu_control.suspend(gpu_control.require_driver(), _pids(targets), timeout_ms=timeout_ms)
+    driver = gpu_control.require_driver()
+    gpu_control.suspend(driver, _pids(driver, targets), timeout_ms=timeout_ms)
 
 
 @gpu.command("restore")
@@ -97,7 +99,8 @@ def checkpoint(targets: tuple[str, ...], timeout_ms: int) -> None:
 @click.option("--device-map", default="", help=_MAP_HELP)
 def restore(targets: tuple[str, ...], device_map: str) -> None:
     """Give suspended TARGETs their device memory back and let them work again."""
-    gpu_control.resume(gpu_control.require_driver(), _pids(targets), device_map=device_map)
+    driver = gpu_control.require_driver()
+    gpu_control.resume(driver, _pids(driver, targets), device_map=device_map)
 
 
 @gpu.command("toggle")
@@ -107,8 +110,8 @@ def restore(targets: tuple[str, ...], device_map: str) -> None:
 def toggle(targets: tuple[str, ...], timeout_ms: int, device_map: str) -> None:
     """Suspend TARGETs that run, resume those that are suspended."""
     driver = gpu_control.require_driver()
-    gpu_control.toggle(driver, _pids(targets), timeout_ms=timeout_ms, device_map=device_map)
+    gpu_control.toggle(driver, _pids(driver, targets), timeout_ms=timeout_ms, device_map=device_map)
 
 
-def _pids(targets: tuple[str, ...]) -> list[int]:
-    return gpu_control.pids_of(targets, config.load())
+def _pids(driver: Driver, targets: tuple[str, ...]) -> list[int]:
+    return gpu_control.pids_of(driver, targets, config.load())

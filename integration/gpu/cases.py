@@ -111,7 +111,12 @@ def training(room: Room) -> Outcome:
         assert len(said) < TRAINING_STEPS, "it was too fast to be interrupted"
 
     def verify(pod: Pod, _: None) -> bool:
-        return wait_for_parameters(pod, timeout_s=60) == undisturbed
+        moved = wait_for_parameters(pod, timeout_s=60)
+        for ours, theirs in zip(moved, undisturbed, strict=False):
+            if ours != theirs:
+                print(f"    first difference: {ours!r}, undisturbed {theirs!r}", flush=True)
+                break
+        return moved == undisturbed
 
     return move(room, job, (0,), (0,), settle, verify)
 

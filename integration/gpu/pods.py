@@ -25,6 +25,7 @@ MERGED = ("lib", "lib64")  # of /usr, which the image does not have at the top a
 FILES = ("/etc/alternatives", "/etc/ld.so.cache")
 
 ASK_PYTHON = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
+USE_CARD = "import torch; torch.ones(1, device='cuda')"
 CONTROL_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 
 # NVLink multicast can take the cards of a shared machine out of service.
@@ -63,6 +64,8 @@ def machinery(machine: Machine, *, on_gpu: bool) -> Machinery:
     asked = subprocess.run([python, "-c", ASK_PYTHON], stdout=subprocess.PIPE, check=True)
     prefixes = [Path(path) for path in json.loads(asked.stdout)]
     library_dir = driver.library_dir() if on_gpu else None
+    if on_gpu and not all(Path(node).exists() for node in CONTROL_NODES[:2]):
+        subprocess.run([python, "-c", USE_CARD], check=True)  # its library makes the nodes
     wanted = [Path("/usr"), *prefixes, *([library_dir] if library_dir else [])]
     trees = _with_mounts_below(wanted)
     places = {str(path): path for path in trees}

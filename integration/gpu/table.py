@@ -39,8 +39,9 @@ def main() -> None:
 
 
 def _outcome(run: dict[str, Any]) -> str:
-    equal = {True: "equal to the last bit", False: "DIFFERENT", None: run["outcome"]}
-    return equal[run["digests_equal"]]
+    if run["digests_equal"] is None:
+        return str(run["outcome"])
+    return "equal to the last bit" if run["digests_equal"] else "DIFFERENT"
 
 
 def _median(runs: list[dict[str, Any]], phases: tuple[str, ...]) -> str:

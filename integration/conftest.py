@@ -65,6 +65,13 @@ def nodes(edition: Edition, network: Network) -> Iterator[Nodes]:
         yield Nodes(a, b)
 
 
+@pytest.fixture(scope="module")
+def fresh_nodes(nodes: Nodes) -> None:
+    """What the tests of another file have left on the nodes by name is gone."""
+    for node in nodes:
+        node.run(["sh", "-c", "rm -rf /mnt/grit-agent/* /run/by-hand"])
+
+
 @pytest.fixture
 def run_pod(nodes: Nodes) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end before their nodes
     """Runs a pod on a node; what the test has not removed by itself goes at its end."""

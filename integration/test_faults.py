@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from integration.kubelet import Pod
     from integration.node import Node
 
+pytestmark = pytest.mark.usefixtures("fresh_nodes")
+
 
 @pytest.fixture
 def counter(nodes: Nodes, run_pod: RunPod) -> Pod:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 HELD_BYTES = SIZE_BYTES + CONTEXT_BYTES
 
+pytestmark = pytest.mark.usefixtures("fresh_nodes")
+
 
 # CRIU does not dump an established connection unless it is told to.
 CONNECTED = """

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from grit_runtime.proto import cri_pb2
 from integration import checkpoints, images, workload
 from integration.pod_spec import ContainerSpec, PodSpec
@@ -15,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from integration.conftest import Nodes, RunPod
     from integration.kubelet import Pod
+
+pytestmark = pytest.mark.usefixtures("fresh_nodes")
 
 
 def restoring(name: str) -> tuple[tuple[str, str], ...]:

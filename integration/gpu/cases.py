@@ -107,8 +107,8 @@ def training(room: Room) -> Outcome:
     job = Job("training", ("training", str(TRAINING_STEPS), str(TRAINING_PACE_S)))
 
     def settle(pod: Pod) -> None:
-        said = logs.wait(pod, lambda said: len(said) >= TRAINING_CUT, timeout_s=logs.STARTED_S)
-        assert len(said) < TRAINING_STEPS, "it was too fast to be interrupted"
+        said = wait_for_steps(pod, TRAINING_CUT)
+        assert len(steps(said)) < TRAINING_STEPS, "it was too fast to be interrupted"
 
     def verify(pod: Pod, _: None) -> bool:
         moved = wait_for_parameters(pod, timeout_s=60)
@@ -127,14 +127,13 @@ def features(room: Room) -> Outcome:
     def settle(pod: Pod) -> None:
         logs.wait(
             pod,
-            lambda said: len(said) >= 5 and said[-1].endswith("pending=True"),
+            lambda said: len(steps(said)) >= 5 and steps(said)[-1].endswith("pending=True"),
             timeout_s=logs.STARTED_S,
         )
 
     def verify(pod: Pod, _: None) -> bool:
-        said = logs.wait_for_more(pod, 20)
-        assert numbered(said) == list(range(1, len(said) + 1)), f"steps {numbered(said)}"
-        return not any("wrong" in line for line in said)
+        assert_consecutive(logs.wait_for_more(pod, 20))
+        return not any("wrong" in line for line in logs.lines(pod))
 
     return move(room, Job("features", ("features",)), (0,), (0,), settle, verify)
 
@@ -142,13 +141,13 @@ def features(room: Room) -> Outcome:
 def two_ranks(*, injected: bool) -> Case:
     """Two ranks with the NCCL environment that survives, from their pod's spec or from us."""
     job = safe_ranks(injected=injected)
-    return lambda room: move(room, job, (0, 1), (0, 1), settle_ranks, goes_on)
+    return lambda room: move(room, job, (0, 1), (0, 1), lambda pod: wait_for_steps(pod, 5), goes_on)
 
 
 def two_ranks_in_place(room: Room) -> Outcome:
     """The same two ranks, whose cards are freed for a while under the living pod."""
     with kubelet.running(room.machine, room.spec(safe_ranks(injected=False), (0, 1))) as pod:
-        settle_ranks(pod)
+        wait_for_steps(pod, 5)
         target = f"{pod.spec.namespace}/{pod.spec.name}"
         seconds = {
             "suspend": timed(room, "grit", "checkpoint", target, "--stage", "gpu"),
@@ -163,7 +162,7 @@ def refused(job: Job, cards: Sequence[int], *words: str) -> Case:
 
     def run(room: Room) -> Outcome:
         with kubelet.running(room.machine, room.spec(job, cards)) as pod:
-            logs.wait(pod, lambda said: len(said) >= 5, timeout_s=logs.STARTED_S)
+            wait_for_steps(pod, 5)
             begin = time.monotonic()
             reason = migration.refusal(pod, job.name)
             seconds = {"refusal": time.monotonic() - begin}
@@ -184,15 +183,18 @@ def safe_ranks(*, injected: bool) -> Job:
     return Job("ranks", ("two_ranks",), env=SAFE_NCCL)
 
 
-def settle_ranks(pod: Pod) -> None:
-    logs.wait(pod, lambda said: len(said) >= 5, timeout_s=logs.STARTED_S)
+def wait_for_steps(pod: Pod, count: int) -> list[str]:
+    return logs.wait(pod, lambda said: len(steps(said)) >= count, timeout_s=logs.STARTED_S)
 
 
-def goes_on(pod: Pod, _: None) -> None:
+def goes_on(pod: Pod, _: object) -> None:
     """The steps of *pod* go on, each once."""
-    said = logs.wait_for_more(pod, 10)
-    steps = numbered(said)
-    assert steps == list(range(1, len(steps) + 1)), f"steps {steps}"
+    assert_consecutive(logs.wait_for_more(pod, 10))
+
+
+def assert_consecutive(said: list[str]) -> None:
+    numbers = [int(line.split()[0]) for line in steps(said)]
+    assert numbers == list(range(1, len(numbers) + 1)), f"steps {numbers}"
 
 
 def move(
@@ -240,13 +242,17 @@ def digests(said: list[str]) -> list[str]:
     return [line for line in said if line.startswith("digest ")]
 
 
+def steps(said: list[str]) -> list[str]:
+    """The lines that a workload has numbered; a library's warnings may be among the others."""
+    return [line for line in said if line.split(" ")[0].isdigit()]
+
+
 def counted(said: list[str]) -> dict[str, list[int]]:
     """What each rank has counted, in order."""
     counts: dict[str, list[int]] = {}
-    for line in said:
-        if not line.startswith("digest "):
-            rank, count, _ = line.split()
-            counts.setdefault(rank, []).append(int(count))
+    for line in steps(said):
+        rank, count, _ = line.split()
+        counts.setdefault(rank, []).append(int(count))
     return counts
 
 
@@ -258,19 +264,18 @@ def min_count(said: list[str], processes: int) -> int:
 
 def sums(said: list[str]) -> set[tuple[str, str]]:
     """The different sums of each rank; one a rank if nothing has changed."""
-    words = (line.split() for line in said if not line.startswith("digest "))
+    words = (line.split() for line in steps(said))
     return {(rank, check) for rank, _, check in words}
 
 
-def numbered(said: list[str]) -> list[int]:
-    return [int(line.split()[0]) for line in said]
-
-
 def wait_for_parameters(pod: Pod, *, timeout_s: float) -> list[str]:
-    """All that a training run says."""
-    return logs.wait(
-        pod, lambda said: said[-1:] != [] and said[-1].startswith("parameters"), timeout_s=timeout_s
+    """All that a training run has said, the digest of its parameters last."""
+    said = logs.wait(
+        pod,
+        lambda said: any(line.startswith("parameters ") for line in said),
+        timeout_s=timeout_s,
     )
+    return [*steps(said), next(line for line in said if line.startswith("parameters "))]
 
 
 def timed(room: Room, *argv: str) -> float:

@@ -62,7 +62,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def digest(model: nn.Module) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from integration import kubelet
 from integration.cri import CriError
-from integration.gpu import driver, migration, pods
+from integration.gpu import cases, driver, logs, migration, pods
 from integration.gpu.bundle import PREFIX
+from integration.gpu.cases import Job, Room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,8 +174,9 @@ class Smoke:
 
     def _by_hand(self) -> Iterator[str]:
         """What of the driver a process holds, before and after it is suspended."""
-        with self._running(self._tensors("hand")) as pod:
-            pod.wait_for_log(pods.CONTAINER, "0 3 ", timeout_s=LONG_S)
+        job = Job("hand", ("tensors", "1", "1"))
+        with self._running(Room(self.machine, self.machinery).spec(job, (0,))) as pod:
+            cases.wait_for_steps(pod, 3)
             pid = pod.pid(pods.CONTAINER)
             yield f"running: {_held(pid)}"
             yield f"thread {_ask('thread', pid)}, state {_ask('state', pid)}"
@@ -184,27 +186,16 @@ class Smoke:
             yield from _smi("--query-gpu=memory.used")
             for verb in ("restore", "unlock"):
                 yield f"{verb} {_ask(verb, pid)}, state {_ask('state', pid)}"
-            last = len(pod.logs(pods.CONTAINER).splitlines())
-            pod.wait_for_log(pods.CONTAINER, f"0 {last + 3} ")
+            assert len(cases.sums(logs.wait_for_more(pod, 4))) == 1, (
+                "the sum of the tensors changed"
+            )
             yield f"running again: {_held(pid)}"
 
     def _tensors_migrate(self) -> Iterator[str]:
-        with self._running(self._tensors("tensors")) as source:
-            source.wait_for_log(pods.CONTAINER, "0 5 ", timeout_s=LONG_S)
-            yield f"checkpoint {_phases(migration.take(source, 'tensors'))}"
-        again = self._tensors("tensors", annotations=migration.asking_for("tensors"))
-        with self._running(again) as target:
-            yield f"restore {_phases(migration.restored(target))}"
-            last = len(target.logs(pods.CONTAINER).splitlines())
-            log = target.wait_for_log(pods.CONTAINER, f"0 {last + 3} ")
-            checks = {line.split()[2] for line in log.splitlines()}
-            assert len(checks) == 1, f"the sum of the tensors changed: {checks}"
-
-    def _tensors(self, name: str, *, annotations: tuple[tuple[str, str], ...] = ()) -> PodSpec:
-        arguments = ("-m", f"{pods.WORKLOADS}.tensors", "1" if self.on_gpu else "0.1", "1")
-        return pods.python_pod(
-            name, arguments, self.machinery, devices=pods.cards()[:1], annotations=annotations
-        )
+        room = Room(self.machine, self.machinery)
+        outcome = cases.tensors(1 if self.on_gpu else 0.1)(room)
+        yield _phases(outcome.seconds)
+        assert outcome.digests_equal, "the tensors are not what they were"
 
     def _running(self, spec: PodSpec) -> AbstractContextManager[Pod]:
         return kubelet.running(self.machine, spec)

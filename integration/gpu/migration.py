@@ -31,7 +31,7 @@ def directory(name: str) -> Path:
 
 
 def take(pod: Pod, name: str) -> dict[str, float]:
-    """Checkpoint *pod* and leave it frozen, as a migration does; seconds by phase, and in all."""
+    """Checkpoint *pod* and stop it; seconds by phase, and in all."""
     begin = time.monotonic()
     argv = [*_checkpoint(pod, name), "--after", "stopped", "--pod-is-going"]
     pod.node.run(argv, timeout_s=TIMEOUT_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,4 +39,5 @@ def _start(rank: int, work: Callable[[int], None]) -> int:
 
 def _pass_on(number: int, children: list[int]) -> None:
     for pid in children:
-        os.kill(pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -15,7 +15,7 @@ from integration.gpu.workloads.device import device
 RANKS = 2
 NUMBERS = 1 << 20
 INTERVAL_S = 0.2
-RENDEZVOUS = "file:///tmp/rendezvous"
+RENDEZVOUS = "/tmp/rendezvous"
 
 
 def main() -> None:
@@ -26,7 +26,9 @@ def main() -> None:
 def work(rank: int) -> None:
     place = device(rank)
     backend = "gloo" if place.type == "cpu" else "nccl"
-    distributed.init_process_group(backend, init_method=RENDEZVOUS, rank=rank, world_size=RANKS)
+    distributed.init_process_group(
+        backend, init_method=f"file://{RENDEZVOUS}", rank=rank, world_size=RANKS
+    )
     step = 0
     while True:
         step += 1

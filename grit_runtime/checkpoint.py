@@ -24,6 +24,7 @@ from grit_runtime.errors import (
 )
 from grit_runtime.host import (
     checkpoint_dir,
+    config_json,
     confine,
     criu,
     huge_pages,
@@ -48,14 +49,12 @@ if TYPE_CHECKING:
     from grit_runtime.host.containerd import Container, Pod
     from grit_runtime.host.journal import Journal
 
-LOG_DIR = "/var/log/grit"
 JOURNAL = "checkpoint.journal"
 
 After = Literal["running", "frozen", "stopped"]
 
 _NO_PLUGINS_DIR = "/run/grit/no-plugins"
 _GHOST_LIMIT_BYTES = 64 << 20
-_CONTAINER_LOG_LIMIT_BYTES = 10 << 20
 
 # How long an interrupted CRIU may take to let go of its tasks by itself. Killed in the middle it
 # would leave its parasite code in them.
@@ -312,8 +311,8 @@ def _suspend_and_freeze(
 
 def _gpu_container(tool: Runc, container: Container) -> gpu.Container:
     state = runc.state(tool, container.id)
-    with open(f"{state.bundle_dir}/config.json", "rb") as file:
-        return gpu.Container(container.name, container.id, state.pid, json.load(file))
+    spec = config_json.read(state.bundle_dir)
+    return gpu.Container(container.name, container.id, state.pid, spec)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -408,7 +407,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
     return Manifest(
         version=manifests.VERSION,
         name=order.name,
-        created=_rfc3339(time.time_ns()),
+        created=log.rfc3339(),
         pod=manifests.Pod(pod.namespace, pod.name, pod.uid, pod.sandbox_id),
         containers=tuple(containers),
         files=files,
@@ -488,14 +487,14 @@ def _copy_log(source: str, target: str) -> None:
     fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as log_file, open(target, "xb") as out:
         size = os.fstat(fd).st_size
-        if size > _CONTAINER_LOG_LIMIT_BYTES:
-            log_file.seek(size - _CONTAINER_LOG_LIMIT_BYTES)
+        if size > checkpoint_dir.CONTAINER_LOG_LIMIT_BYTES:
+            log_file.seek(size - checkpoint_dir.CONTAINER_LOG_LIMIT_BYTES)
             log_file.readline()
         shutil.copyfileobj(log_file, out)
 
 
 def _keep_log(dump_log: str, pod: Pod, container: Container) -> str:
-    kept = f"{LOG_DIR}/{pod.namespace}/{pod.name}/{container.name}/dump.log"
+    kept = f"{log.DIR}/{pod.namespace}/{pod.name}/{container.name}/dump.log"
     os.makedirs(os.path.dirname(kept), mode=0o700, exist_ok=True)
     if os.path.exists(dump_log):  # runc can fail before CRIU has begun
         shutil.copyfile(dump_log, kept)
@@ -543,8 +542,8 @@ def _write_metadata(directory: str, container: Container) -> None:
         name=container.name,
         image=container.image,
         image_digest=container.image_digest,
-        created=_rfc3339(container.created_ns),
-        now=_rfc3339(time.time_ns()),
+        created=log.rfc3339(container.created_ns / 1e9),
+        now=log.rfc3339(),
     )
     status = checkpointctl.status_dump(
         created_ns=container.created_ns, started_ns=container.started_ns
@@ -552,7 +551,3 @@ def _write_metadata(directory: str, container: Container) -> None:
     for name, value in (("config.dump", config), ("status.dump", status)):
         with open(f"{directory}/{name}", "x", encoding="utf-8") as file:
             json.dump(value, file, indent=1)
-
-
-def _rfc3339(time_ns: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 10**9))

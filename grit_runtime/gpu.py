@@ -278,7 +278,7 @@ def restore(driver: Driver, pids: Sequence[int], pairs: Pairs, *, size_bytes: in
 
 def unlock(driver: Driver, pids: Sequence[int]) -> None:
     """Let locked processes run; CommandError unless the driver then says that they do."""
-    perform_all(driver, [Call("unlock", pid) for pid in pids], size_bytes=0)
+    perform_all(driver, [Call("unlock", pid) for pid in pids])
     for pid, answer in gpu.states(driver, pids).items():
         if answer != (SUCCESS, RUNNING):
             raise CommandError(f"process {pid} is {state_name(answer)} after its CUDA restore")

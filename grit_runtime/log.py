@@ -4,10 +4,11 @@ Standard error of the OCI wrapper is the container's own, so the wrapper logs to
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+DIR = "/var/log/grit"
 
 _fd = 2
 
@@ -33,15 +34,14 @@ def error(event: str, **fields: object) -> None:
     _write("error", event, fields)
 
 
-def is_terminal() -> bool:
-    """Whether a person reads the lines as they come."""
-    return _fd == 2 and sys.stderr.isatty()
+def rfc3339(time_s: float | None = None) -> str:
+    """A time, now if none is given, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_s))
 
 
 def _write(level: str, event: str, fields: dict[str, object]) -> None:
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-    os.write(_fd, f"time={stamp} level={level} msg={_quoted(event)}{pairs}\n".encode())
+    os.write(_fd, f"time={rfc3339()} level={level} msg={_quoted(event)}{pairs}\n".encode())
 
 
 def _quoted(value: object) -> str:

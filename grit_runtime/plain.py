@@ -97,12 +97,7 @@ def _suspended(call: Call, container: gpu.Container, held: Journal, *, was_pause
 
 
 def _run(call: Call) -> int:
-    pid = process.spawn([call.runc.program, *call.argv[1:]], token=call.runc.token)
-    try:
-        return process.wait(pid)
-    except BaseException:
-        process.kill(pid)
-        raise
+    return process.run_attached([call.runc.program, *call.argv[1:]], token=call.runc.token)
 
 
 def _root(tool: Runc) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from grit_runtime.host import (
     bundle,
     cgroup,
     checkpoint_dir,
+    config_json,
     confine,
     criu,
     devices,
@@ -50,14 +50,11 @@ if TYPE_CHECKING:
     from grit_runtime.model.manifest import Container, Manifest
     from grit_runtime.model.privilege import Dump, Live
 
-LOG_DIR = "/var/log/grit"
-
 _POD_LOGS_DIR = "/var/log/pods"
 _RESTORED_DIR = "/var/lib/grit/restored"
 _COPIES_DIR = "/var/lib/grit/copies"
 _JOURNAL = "attempt.journal"
 _COPY_LIMIT_ENTRIES = 100_000
-_CONTAINER_LOG_LIMIT_BYTES = 10 << 20
 
 
 class Request(NamedTuple):
@@ -90,8 +87,8 @@ class Request(NamedTuple):
     def log_dir(self) -> str:
         identity = self.order.identity
         if identity is None:
-            return f"{LOG_DIR}/{self.container_id}"
-        return f"{LOG_DIR}/{identity.namespace}/{identity.pod}/{identity.container}"
+            return f"{log.DIR}/{self.container_id}"
+        return f"{log.DIR}/{identity.namespace}/{identity.pod}/{identity.container}"
 
 
 def restore(request: Request) -> bool:
@@ -318,10 +315,7 @@ def _configure_criu(request: Request, plan: mount_plan.MountPlan) -> None:
     path = f"{request.attempt_dir}/criu.conf"
     criu.write_config(path, mount_plan.config_lines(plan))
     annotations = {**request.spec["annotations"], "org.criu.config": path}
-    config = f"{request.bundle_dir}/config.json"
-    with open(f"{config}.grit", "w", encoding="utf-8") as file:
-        json.dump({**request.spec, "annotations": annotations}, file)
-    os.replace(f"{config}.grit", config)
+    config_json.write(request.bundle_dir, {**request.spec, "annotations": annotations})
 
 
 def _mount_images(request: Request, attempt: Journal, images_fd: int, dump: Dump) -> str:
@@ -383,7 +377,7 @@ def _carry_log(identity: Identity | None, checkpoint_fd: int, name: str, attempt
         return
     source_fd = confine.open_regular(checkpoint_fd, f"{name}/container.log")
     with open(source_fd, "rb") as source:
-        data = source.read(_CONTAINER_LOG_LIMIT_BYTES)
+        data = source.read(checkpoint_dir.CONTAINER_LOG_LIMIT_BYTES)
     attempt.record("log", path=path, size_bytes=str(len(data)))
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb") as target:
         target.write(data)
@@ -438,12 +432,9 @@ def _runc_restore(request: Request, attempt: Journal, manifest: Manifest, images
     logged = tool._replace(
         global_options=(*tool.global_options, "--log", runc_log, "--log-format", "json")
     )
-    pid = process.spawn(logged.argv("restore", *flags, request.container_id), token=tool.token)
-    try:
-        status = process.wait(pid)
-    except BaseException:
-        process.kill(pid)
-        raise
+    status = process.run_attached(
+        logged.argv("restore", *flags, request.container_id), token=tool.token
+    )
     if status != 0:
         reason = criu.decisive_line(restore_log) or runc.last_error(runc_log) or f"exit {status}"
         raise CommandError(
@@ -488,7 +479,7 @@ def _record(request: Request, sealed: Sealed, timeline: log.Timeline) -> dict[st
         "manifest_sha256": sealed.sha256,
         "container": _name(request),
         "container_id": request.container_id,
-        "restored": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "restored": log.rfc3339(),
         "timeline": timeline.phases,
     }
 

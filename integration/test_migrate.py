@@ -203,16 +203,22 @@ exec sleep 1000
 """
 
 
+def move(nodes: Nodes, run_pod: RunPod, container: ContainerSpec) -> tuple[Pod, Pod]:
+    """The pod on node A once its container says "ready", and the one on B that goes on from it."""
+    name = container.name
+    source = run_pod(nodes.a, PodSpec(name=f"{name}-a", containers=(container,)))
+    source.wait_for_log(name, "ready\n")
+    checkpoints.take(source, name)
+    checkpoints.carry(nodes.a, nodes.b, name)
+    spec = PodSpec(name=f"{name}-b", containers=(container,), annotations=restoring(name))
+    return source, run_pod(nodes.b, spec)
+
+
 def test_the_rw_layer_arrives_as_it_was(nodes: Nodes, run_pod: RunPod) -> None:
     container = ContainerSpec(
         name="layered", image=images.BUSYBOX, command=("/bin/sh", "-c", LAYER_CHANGES)
     )
-    source = run_pod(nodes.a, PodSpec(name="layer-a", containers=(container,)))
-    source.wait_for_log("layered", "ready\n")
-    checkpoints.take(source, "layer")
-    checkpoints.carry(nodes.a, nodes.b, "layer")
-    spec = PodSpec(name="layer-b", containers=(container,), annotations=restoring("layer"))
-    target = run_pod(nodes.b, spec)
+    source, target = move(nodes, run_pod, container)
     look = ["/bin/sh", "-c", "cd /; ls -lan data/kept | sort; ls etc; stat -c %h data/kept/new"]
     seen = target.exec_sync("layered", look).stdout
     assert seen == source.exec_sync("layered", look).stdout
@@ -245,12 +251,7 @@ def test_open_files_that_are_deleted_or_locked_arrive(nodes: Nodes, run_pod: Run
     container = ContainerSpec(
         name="files", image=images.PYTHON, command=("/usr/bin/python3", "-c", DELETED_AND_LOCKED)
     )
-    source = run_pod(nodes.a, PodSpec(name="files-a", containers=(container,)))
-    source.wait_for_log("files", "ready\n")
-    checkpoints.take(source, "files")
-    checkpoints.carry(nodes.a, nodes.b, "files")
-    spec = PodSpec(name="files-b", containers=(container,), annotations=restoring("files"))
-    target = run_pod(nodes.b, spec)
+    _, target = move(nodes, run_pod, container)
     target.exec_sync("files", ["/bin/sh", "-c", "touch /go"])
     target.wait_for_log("files", f"{3 << 20} still locked\n")
 

@@ -13,7 +13,7 @@ def recover(journal: str | None) -> None:
     or its deletion when a restore is; this is for when those died too. Safe at any time.
     """
     if journal:
-        log.to_file(f"{checkpoint.LOG_DIR}/supervisor.log")
+        log.to_file(f"{log.DIR}/supervisor.log")
         checkpoint.supervise(journal)
         return
     for path in checkpoint.recover():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from grit_runtime.model.manifest import Manifest
 
+CONTAINER_LOG_LIMIT_BYTES = 10 << 20
+
 _MANIFEST_LIMIT_BYTES = 64 << 20
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from grit_runtime.host import cgroup
+from grit_runtime.host import cgroup, overlay
 from grit_runtime.host.process import open_links, proc_text
 from grit_runtime.model.gpu_preflight import ContainerFacts, ProcessFacts, driver_mounts
 from grit_runtime.model.manifest import Gpu
@@ -83,7 +83,8 @@ def pids_by_container_pid(pids: Sequence[int]) -> dict[int, int]:
 
 
 def _mountpoints(pid: int) -> list[str]:
-    return [line.split(" ")[4] for line in proc_text(pid, "mountinfo").splitlines()]
+    data = proc_text(pid, "mountinfo").encode(errors="surrogateescape")
+    return [mount.path for mount in overlay.parse_mountinfo(data)]
 
 
 def _environ(pid: int) -> dict[str, str]:

@@ -22,7 +22,7 @@ def setns(path: str) -> None:
     """Move this thread into the namespace at *path*."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _check(_libc.setns(fd, 0), "setns", path)
+        call("setns", path, fd, 0)
     finally:
         os.close(fd)
 
@@ -31,7 +31,7 @@ def sync_filesystem(directory: str) -> None:
     """Write the filesystem of *directory* to its medium. Blocks for as long as that takes."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _check(_libc.syncfs(fd), "syncfs", directory)
+        call("syncfs", directory, fd)
     finally:
         os.close(fd)
 
@@ -39,10 +39,11 @@ def sync_filesystem(directory: str) -> None:
 def exchange(one: str, other: str) -> None:
     """Swap two paths of one filesystem in one step."""
     paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
-    _check(_libc.renameat2(*paths, _RENAME_EXCHANGE), "renameat2", other)
+    call("renameat2", other, *paths, _RENAME_EXCHANGE)
 
 
-def _check(result: int, call: str, path: str) -> None:
-    if result != 0:
+def call(name: str, path: str, *arguments: object) -> None:
+    """Call libc's *name*; OSError with that name, about *path*, if it does not return 0."""
+    if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{call}: {os.strerror(number)}", path)
+        raise OSError(number, f"{name}: {os.strerror(number)}", path)

@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from grit_runtime.errors import FailedPreconditionError, NotFoundError
+from grit_runtime.host import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def mount_overlay(lower: Sequence[str], upper: str, work: str, path: str) -> Non
 
 def unmount(path: str) -> None:
     """Unmount what was mounted last at *path*, which may not be a symbolic link."""
-    _call("umount2", path, os.fsencode(path), _UMOUNT_NOFOLLOW)
+    linux.call("umount2", path, os.fsencode(path), _UMOUNT_NOFOLLOW)
 
 
 def _parse_line(line: bytes) -> Mount:
@@ -112,11 +113,4 @@ def _escaped(path: str) -> str:
 def _mount(path: str, options: str) -> None:
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     arguments = (b"overlay", os.fsencode(path), b"overlay", ctypes.c_ulong(flags))
-    _call("mount", path, *arguments, os.fsencode(options))
-
-
-def _call(name: str, path: str, *arguments: object) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, name)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}", path)
+    linux.call("mount", path, *arguments, os.fsencode(options))

@@ -73,6 +73,16 @@ def spawn(
         os._exit(127)
 
 
+def run_attached(argv: list[str], *, token: str) -> int:
+    """Run *argv* to its end with our own standard streams; its exit status, as of `wait`."""
+    pid = spawn(argv, token=token)
+    try:
+        return wait(pid)
+    except BaseException:
+        kill(pid)
+        raise
+
+
 def wait(pid: int) -> int:
     """Exit status of the child: its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

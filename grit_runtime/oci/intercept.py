@@ -10,10 +10,10 @@ import json
 import os
 import secrets
 import sys
-import time
 
 from grit_runtime import config, log
 from grit_runtime.errors import GritError, one_line
+from grit_runtime.host import config_json
 from grit_runtime.oci.main import PODS_DIR, exec_runc, global_options, options, pod_dirs_of
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
-_LOG = "/var/log/grit/runtime.log"
+_LOG = f"{log.DIR}/runtime.log"
 
 # Options of `create` that `restore` has under the same name and meaning.
 _SHARED_VALUES = ("console-socket", "pid-file")
@@ -44,7 +44,7 @@ def intercept(argv: list[str], at: int, runc: str) -> NoReturn:
 def _create(argv: list[str], at: int, runc: str) -> int | None:
     named, operands = options(argv[at + 1 :])
     bundle_dir = _bundle_dir(named)
-    spec = _read_spec(bundle_dir)
+    spec = config_json.read(bundle_dir)
 
     from grit_runtime.model.annotations import restore_order, wants_safe_nccl  # noqa: PLC0415
     from grit_runtime.model.gpu_preflight import SAFE_NCCL  # noqa: PLC0415
@@ -53,7 +53,7 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
     order = restore_order(spec.get("annotations", {}), settings.checkpoint_root)
     if order is None:
         if wants_safe_nccl(spec.get("annotations", {})):
-            _add_environment(f"{bundle_dir}/config.json", spec, SAFE_NCCL)
+            _add_environment(bundle_dir, spec, SAFE_NCCL)
         return None
 
     from grit_runtime import restore  # noqa: PLC0415  a cold start does not pay for it
@@ -77,13 +77,11 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
         raise
 
 
-def _add_environment(path: str, spec: dict[str, Any], variables: dict[str, str]) -> None:
+def _add_environment(bundle_dir: str, spec: dict[str, Any], variables: dict[str, str]) -> None:
     """Have the container's process started with *variables*, whatever its pod says of them."""
     kept = [pair for pair in spec["process"]["env"] if pair.partition("=")[0] not in variables]
     spec["process"]["env"] = kept + [f"{name}={value}" for name, value in variables.items()]
-    with open(f"{path}.grit", "w", encoding="utf-8") as file:
-        json.dump(spec, file)
-    os.replace(f"{path}.grit", path)
+    config_json.write(bundle_dir, spec)
 
 
 def _start(argv: list[str], at: int, _runc: str) -> int | None:
@@ -117,7 +115,7 @@ def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:
     tool = Runc(runc, _kept_options(argv, at), secrets.token_hex(8))
     log.to_file(_LOG)
     bundle_dir = state(tool, operands[0]).bundle_dir
-    call = plain.Call(argv, operands[0], tool, _read_spec(bundle_dir))
+    call = plain.Call(argv, operands[0], tool, config_json.read(bundle_dir))
     return plain.checkpoint(call, leave_running="leave-running" in named)
 
 
@@ -131,7 +129,7 @@ def _restore(argv: list[str], at: int, runc: str) -> int | None:
 
     tool = Runc(runc, _kept_options(argv, at), secrets.token_hex(8))
     log.to_file(_LOG)
-    return plain.restore(plain.Call(argv, operands[0], tool, _read_spec(_bundle_dir(named))))
+    return plain.restore(plain.Call(argv, operands[0], tool, config_json.read(_bundle_dir(named))))
 
 
 _COMMANDS = {
@@ -156,12 +154,6 @@ def _bundle_dir(named: dict[str, str]) -> str:
     return os.path.abspath(named.get("bundle") or named.get("b") or ".")
 
 
-def _read_spec(bundle_dir: str) -> dict[str, Any]:
-    with open(f"{bundle_dir}/config.json", "rb") as file:
-        spec: dict[str, Any] = json.load(file)
-    return spec
-
-
 def _kept_options(argv: list[str], at: int) -> tuple[str, ...]:
     """The caller's global options, less those of the log, which is written by us."""
     named = global_options(argv, at)
@@ -182,7 +174,7 @@ def _shared_flags(named: dict[str, str]) -> tuple[str, ...]:
 
 def _fail(argv: list[str], at: int, message: str) -> NoReturn:
     named = global_options(argv, at)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    stamp = log.rfc3339()
     if named.get("log-format") == "json":
         line = json.dumps({"level": "error", "msg": message, "time": stamp})
     else:

@@ -54,5 +54,9 @@ class Cri:
         try:
             answer: Reply = call(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
-            raise CriError(method, error.code(), error.details()) from None
+            code = error.code()
+            # Nobody here cancels a call: the server's clock was the first to see the deadline pass.
+            if code == grpc.StatusCode.CANCELLED:
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+            raise CriError(method, code, error.details()) from None
         return answer

@@ -24,8 +24,9 @@ while True:
     held.seek(0)
     held.write(str(count))
     held.flush()
-    with open("/root-count", "w") as file:
+    with open("/root-count.new", "w") as file:
         file.write(str(count))
+    os.replace("/root-count.new", "/root-count")  # whoever reads it finds a number
     print(count, flush=True)
     time.sleep(0.05)
 """

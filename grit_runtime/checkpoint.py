@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -113,7 +112,7 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
 
     The way back is `grit gpu restore`. On any failure the pod runs as before.
     """
-    token = secrets.token_hex(8)
+    token = process.new_token()
     tool = Runc("runc", ("--root", config.runc_root), token)
     containers = [_gpu_container(tool, container) for container in _running(pod)]
     found = gpu.survey(token, containers)
@@ -236,7 +235,7 @@ def _begin(pod: Pod) -> Journal:
 
 def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed:
     timeline = log.Timeline()
-    token = secrets.token_hex(8)
+    token = process.new_token()
     tool = Runc("runc", ("--root", config.runc_root), token)
     running = _running(order.pod)
     staging_dir = f"{os.path.dirname(final_dir)}/.{order.name}.{token}"

@@ -175,14 +175,12 @@ def not_suspended(containers: Sequence[Container]) -> list[str]:
 
 def plan(
     token: str, dumped: manifests.Container, spec: dict[str, Any], wanted: str
-) -> Placement | None:
-    """Where the GPU memory of a dumped container goes in the new pod; None if it had none.
+) -> Placement:
+    """Where the GPU memory of a dumped container goes in the new pod.
 
     FailedPreconditionError or InvalidArgumentError if it has no place here, before anything is
     restored: a process whose CUDA restore runs out of memory is stuck for ever.
     """
-    if not dumped.cuda:
-        return None
     driver = gpu.find_driver(token)
     if driver is None:
         raise FailedPreconditionError(

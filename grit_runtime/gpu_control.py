@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 
 from grit_runtime import gpu as engine
 from grit_runtime.errors import (
@@ -14,6 +13,7 @@ from grit_runtime.errors import (
 from grit_runtime.host import cgroup, gpu, runc
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.host.cuda import CHECKPOINTED, LOCKED, RUNNING, SUCCESS, Call
+from grit_runtime.host.process import new_token
 from grit_runtime.host.runc import Runc
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ ACTIONS = ("lock", "checkpoint", "restore", "unlock")
 
 
 def require_driver() -> Driver:
-    driver = gpu.find_driver(secrets.token_hex(8))
+    driver = gpu.find_driver(new_token())
     if driver is None:
         raise NotFoundError(
             "no NVIDIA driver: libcuda.so.1 and libnvidia-ml.so.1 were not found; set driver_dir "
@@ -42,7 +42,7 @@ def pids_of(driver: Driver, targets: Sequence[str], config: Config) -> list[int]
     pids = {int(target) for target in targets if target.isdigit()}
     named = [target for target in targets if not target.isdigit()]
     if named:
-        tool = Runc("runc", ("--root", config.runc_root), secrets.token_hex(8))
+        tool = Runc("runc", ("--root", config.runc_root), new_token())
         with Containerd(config.containerd_address) as containerd:
             found = [c for target in named for c in containerd.find(target).containers]
         for container in found:

@@ -16,7 +16,7 @@ import shutil
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from grit_runtime import gpu, log
+from grit_runtime import log
 from grit_runtime.errors import CommandError, FailedPreconditionError, ImageError
 from grit_runtime.host import (
     bundle,
@@ -26,7 +26,6 @@ from grit_runtime.host import (
     confine,
     criu,
     devices,
-    gpu_facts,
     huge_pages,
     images,
     journal,
@@ -44,6 +43,7 @@ from grit_runtime.wire import criu_image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from grit_runtime import gpu
     from grit_runtime.host.checkpoint_dir import Sealed
     from grit_runtime.host.journal import Journal
     from grit_runtime.model.annotations import Identity, RestoreOrder
@@ -176,6 +176,8 @@ def undo(attempt: Journal) -> None:
     for step in reversed(attempt.steps()):
         match step["step"]:
             case "gpu":
+                from grit_runtime import gpu  # noqa: PLC0415
+
                 gpu.suspend_to_kill(step["token"], step["pids"])
             case "restore":
                 _kill(step)
@@ -210,7 +212,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         live = bundle.live(request.bundle_dir, request.spec)
         plan = _plan(request, dump, live)
         privilege.check(dump, live)
-        placement = gpu.plan(request.runc.token, container, request.spec, request.order.device_map)
+        placement = _plan_gpus(request, container)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
@@ -310,6 +312,15 @@ def _plan(request: Request, dump: Dump, live: Live) -> mount_plan.MountPlan:
     return plan
 
 
+def _plan_gpus(request: Request, container: Container) -> gpu.Placement | None:
+    """Where the container's GPU memory goes in the new pod; None if it had none."""
+    if not container.cuda:
+        return None
+    from grit_runtime import gpu  # noqa: PLC0415  a pod without GPUs does not pay for it
+
+    return gpu.plan(request.runc.token, container, request.spec, request.order.device_map)
+
+
 def _configure_criu(request: Request, plan: mount_plan.MountPlan) -> None:
     """Write CRIU's configuration file, and name it in config.json where runc looks for it."""
     path = f"{request.attempt_dir}/criu.conf"
@@ -342,18 +353,19 @@ def _rewritten(spec: dict[str, Any], images_fd: int, dump: Dump) -> dict[str, by
     It sets hostname and limits even of a namespace that it joins, so the new pod's own go in.
     """
     joined = {ns["type"]: ns["path"] for ns in spec["linux"]["namespaces"] if ns.get("path")}
+    live = namespaces.read(joined.get("uts"), joined.get("ipc"))
     files = {}
     if "uts" in joined:
         for name in images.named(dump.names, "utsns"):
             image = images.load(images_fd, name)
             uts = criu_image.entry(image, criu_pb2.utsns_entry)
-            uts.nodename, uts.domainname = namespaces.host_names(joined["uts"])
+            uts.nodename, uts.domainname = live.node_name, live.domain_name
             files[name] = criu_image.serialize(criu_image.with_entry(image, 0, uts))
     if "ipc" in joined:
         for name in images.named(dump.names, "ipcns-var"):
             image = images.load(images_fd, name)
             ipc = criu_image.entry(image, criu_pb2.ipc_var_entry)
-            for field, numbers in namespaces.ipc_sysctls(joined["ipc"]).items():
+            for field, numbers in live.ipc_sysctls.items():
                 if field == "sem_ctls":
                     ipc.sem_ctls[:] = numbers
                 else:
@@ -451,6 +463,9 @@ def _bring_back_gpus(
     timeline: log.Timeline,
 ) -> None:
     """Give the restored processes the cards of the new pod, and their memory back."""
+    from grit_runtime import gpu  # noqa: PLC0415
+    from grit_runtime.host import gpu_facts  # noqa: PLC0415
+
     init_pid = runc.state(request.runc, request.container_id).pid
     devices.equalize(init_pid, request.spec)
     inside = gpu_facts.pids_by_container_pid(sorted(cgroup.pids(cgroup.of(init_pid))))

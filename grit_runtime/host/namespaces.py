@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 from grit_runtime.errors import CommandError
 from grit_runtime.host import linux
@@ -27,26 +26,29 @@ IPC_SYSCTLS = {
 }
 
 
-def host_names(uts_path: str) -> tuple[bytes, bytes]:
-    """The host name and the NIS domain name in the UTS namespace at *uts_path*."""
-    node, domain = _inside(uts_path, _read_names)
-    return node.encode(), domain.encode()
+class Live(NamedTuple):
+    """What the namespaces hold; empty for one that was not asked for."""
+
+    node_name: bytes
+    domain_name: bytes
+    ipc_sysctls: dict[str, list[int]]  # by the fields of IPC_SYSCTLS
 
 
-def ipc_sysctls(ipc_path: str) -> dict[str, list[int]]:
-    """The IPC limits in the namespace at *ipc_path*: the numbers of each field of IPC_SYSCTLS."""
-    answer: dict[str, list[int]] = _inside(ipc_path, _read_sysctls)
-    return answer
+def read(uts_path: str | None, ipc_path: str | None) -> Live:
+    """Host name and NIS domain name in a UTS namespace, and the limits of an IPC namespace.
 
-
-def _inside(namespace_path: str, read: Callable[[], object]) -> Any:
-    """What *read* returns in a child that joined the namespace: setns cannot be taken back."""
+    Read by a child that joins them: setns cannot be taken back.
+    """
+    paths = [path for path in (uts_path, ipc_path) if path]
     read_fd, write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            linux.setns(namespace_path)
-            os.write(write_fd, json.dumps(read()).encode())
+            for path in paths:
+                linux.setns(path)
+            names = _read_names() if uts_path else ["", ""]
+            sysctls = _read_sysctls() if ipc_path else {}
+            os.write(write_fd, json.dumps([*names, sysctls]).encode())
         finally:
             os._exit(0)
     os.close(write_fd)
@@ -54,8 +56,9 @@ def _inside(namespace_path: str, read: Callable[[], object]) -> Any:
         data = file.read()
     os.waitpid(pid, 0)
     if not data:
-        raise CommandError(f"namespace {namespace_path} cannot be joined")
-    return json.loads(data)
+        raise CommandError(f"namespaces {' and '.join(paths)} cannot be joined")
+    node, domain, ipc_sysctls = json.loads(data)
+    return Live(node.encode(), domain.encode(), ipc_sysctls)
 
 
 def _read_names() -> list[str]:

@@ -18,6 +18,11 @@ OPERATION = "GRIT_OPERATION"
 _OUTPUT_LIMIT_BYTES = 1 << 20
 
 
+def new_token() -> str:
+    """A value that nothing else carries."""
+    return os.urandom(8).hex()
+
+
 def run(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> bytes:
     """Run *argv* to its end and return what it printed; the child dies when this process does.
 

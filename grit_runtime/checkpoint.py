@@ -411,7 +411,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         containers=tuple(containers),
         files=files,
         node=this_node.facts(
-            dumps.tool.token,
+            criu.version(criu.ask_version(dumps.tool.token)),
             runc=runc.version(dumps.tool),
             containerd=order.containerd_version,
             driver=dumps.driver_version,

@@ -173,9 +173,7 @@ def not_suspended(containers: Sequence[Container]) -> list[str]:
     return [f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu.held_nodes(pid)]
 
 
-def plan(
-    token: str, dumped: manifests.Container, spec: dict[str, Any], wanted: str
-) -> Placement:
+def plan(token: str, dumped: manifests.Container, spec: dict[str, Any], wanted: str) -> Placement:
     """Where the GPU memory of a dumped container goes in the new pod.
 
     FailedPreconditionError or InvalidArgumentError if it has no place here, before anything is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from grit_runtime import gpu as engine
 from grit_runtime.errors import (
     CommandError,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from grit_runtime import gpu
     from grit_runtime.host.checkpoint_dir import Sealed
     from grit_runtime.host.journal import Journal
+    from grit_runtime.host.process import Child
     from grit_runtime.model.annotations import Identity, RestoreOrder
     from grit_runtime.model.manifest import Container, Manifest
     from grit_runtime.model.privilege import Dump, Live
@@ -187,7 +187,7 @@ def undo(attempt: Journal) -> None:
             case "log":
                 _empty_log(step["path"], int(step["size_bytes"]))
             case "copy":
-                shutil.rmtree(step["path"], ignore_errors=True)
+                _remove(step["path"])
             case _:
                 pass  # nothing to take back
     _end(attempt)
@@ -195,6 +195,7 @@ def undo(attempt: Journal) -> None:
 
 def _attempt(request: Request, attempt: Journal) -> bool:
     timeline = log.Timeline()
+    criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     checkpoint_fd = _open_checkpoint(request, attempt)
     sealed = checkpoint_dir.read_manifest(checkpoint_fd, request.checkpoint_path)
     container = _container(sealed.manifest, request)
@@ -206,7 +207,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
     with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
         _verify(checkpoint_fd, sealed.manifest, request)
     with timeline.phase("check"):
-        _compare(sealed.manifest, request)
+        _compare(sealed.manifest, request, criu_version)
         images_fd = confine.descend(checkpoint_fd, (container.name, "checkpoint"))
         dump = images.read(images_fd)
         live = bundle.live(request.bundle_dir, request.spec)
@@ -225,7 +226,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         if placement:
             _bring_back_gpus(request, attempt, container, placement, timeline)
     overlay.unmount(images_dir)
-    shutil.rmtree(request.copy_dir, ignore_errors=True)
+    _remove(request.copy_dir)
     attempt.record("restored", **_record(request, sealed, timeline))
     return True
 
@@ -288,8 +289,9 @@ def _verify(checkpoint_fd: int, manifest: Manifest, request: Request) -> None:
         )
 
 
-def _compare(manifest: Manifest, request: Request) -> None:
-    reasons = compatibility.refusals(manifest.node, this_node.facts(request.runc.token))
+def _compare(manifest: Manifest, request: Request, criu_version: Child) -> None:
+    here = this_node.facts(criu.version(criu_version))
+    reasons = compatibility.refusals(manifest.node, here)
     if reasons:
         raise FailedPreconditionError(
             f"checkpoint {request.checkpoint_path} {'; it '.join(reasons)}"
@@ -521,8 +523,15 @@ def _name(request: Request) -> str:
     return identity.container if identity else request.container_id
 
 
+def _remove(directory: str) -> None:
+    if os.path.isdir(directory):
+        import shutil  # noqa: PLC0415  brings all compressors, and is seldom needed
+
+        shutil.rmtree(directory)
+
+
 def _end(held: Journal) -> None:
-    shutil.rmtree(os.path.dirname(held.path))
+    _remove(os.path.dirname(held.path))
     held.close()
     with suppress(OSError):  # the pod has other attempts
         os.rmdir(os.path.dirname(os.path.dirname(held.path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -43,15 +44,7 @@ CRIU_LAUNCHER = f"""\
 LD_PRELOAD={CRIU_PRELOAD} exec /usr/sbin/criu "$@"
 """
 
-RUNTIME_LAUNCHER = """\
-#!{python} -ISE
-import sys
-
-sys.path.insert(0, "{site_packages}")
-from grit_runtime.oci.main import main
-
-sys.exit(main(sys.argv, "{runc}"))
-"""
+RUNTIME_LAUNCHER = rootfs.REPO / "runtime-config/grit-runtime"
 CLI_LAUNCHER = """\
 #!{python} -I
 import sys
@@ -285,13 +278,20 @@ class Node:
 def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) -> None:
     """Write grit-runtime and grit for the node at *root*, whose other paths are its own."""
     launchers = {
-        "grit-runtime": RUNTIME_LAUNCHER.format(
-            python=python, site_packages=site_packages, runc=runc
-        ),
+        "grit-runtime": runtime_launcher(python=python, packages=str(site_packages), runc=runc),
         "grit": CLI_LAUNCHER.format(python=f"/{rootfs.VENV}/bin/python"),
     }
     for name, text in launchers.items():
         _write_script(root / "usr/local/bin" / name, text)
+
+
+def runtime_launcher(**paths: str) -> str:
+    """runtime-config/grit-runtime with the paths in it replaced."""
+    text = RUNTIME_LAUNCHER.read_text()
+    for name, path in paths.items():
+        text, count = re.subn(f"^{name}=.*$", f"{name}={path}", text, flags=re.MULTILINE)
+        assert count == 1, f"{RUNTIME_LAUNCHER} does not say {name}= once"
+    return text
 
 
 def _write_script(path: Path, text: str) -> None:

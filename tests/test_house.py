@@ -70,9 +70,9 @@ MODULES = sorted(
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in (REPO / "integration", REPO / "integration/gpu", REPO / ".ci")
-    for path in directory.iterdir()
-    if path.is_file() and path.read_bytes().startswith((b"#!/bin/bash", b"# shellcheck shell="))
+    for directory in ("integration", "integration/gpu", ".ci", "runtime-config")
+    for path in (REPO / directory).iterdir()
+    if path.is_file() and path.read_bytes().startswith((b"#!/bin/", b"# shellcheck shell="))
 )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from grit_runtime.errors import CommandError, InvalidArgumentError
 from grit_runtime.host import process
+from grit_runtime.host.process import Child
 
 _LOG_TAIL_BYTES = 256 << 10
 
@@ -24,9 +25,14 @@ class Version(NamedTuple):
     patch: int
 
 
-def version(token: str) -> Version:
-    """The version of the criu on PATH; CommandError if there is none."""
-    text = process.run(["criu", "--version"], token=token).decode()
+def ask_version(token: str) -> Child:
+    """Start the criu on PATH, which takes a moment; `version` hears its answer."""
+    return process.start(["criu", "--version"], token=token)
+
+
+def version(asked: Child) -> Version:
+    """The version of the criu that was asked; CommandError if there is none."""
+    text = process.output(asked).decode()
     for line in text.splitlines():
         name, _, value = line.partition(":")
         if name == "Version":

@@ -7,14 +7,16 @@ from grit_runtime.model.compatibility import instruction_sets
 from grit_runtime.model.manifest import Node
 
 
-def facts(token: str, *, runc: str = "", containerd: str = "", driver: str = "") -> Node:
-    """Kernel, CPU and CRIU of this node; the other versions are what the caller knows of them."""
+def facts(
+    criu_version: criu.Version, *, runc: str = "", containerd: str = "", driver: str = ""
+) -> Node:
+    """This node's kernel and CPU, and the versions of its programs, as far as the caller knows."""
     uname = os.uname()
     return Node(
         kernel=uname.release,
         machine=uname.machine,
         cpu_features=instruction_sets(_cpu_flags()),
-        criu=".".join(map(str, criu.version(token))),
+        criu=".".join(map(str, criu_version)),
         runc=runc,
         containerd=containerd,
         driver=driver,

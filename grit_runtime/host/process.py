@@ -9,6 +9,7 @@ import select
 import signal
 import time
 from contextlib import suppress
+from typing import NamedTuple
 
 from grit_runtime.errors import CommandError, FailedPreconditionError
 from grit_runtime.host import linux
@@ -23,25 +24,45 @@ def new_token() -> str:
     return os.urandom(8).hex()
 
 
-def run(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> bytes:
-    """Run *argv* to its end and return what it printed; the child dies when this process does.
+class Child(NamedTuple):
+    """A program that runs while we do something else, and dies when this process does."""
 
-    Blocks. CommandError carries the last line the program wrote to standard error.
-    """
-    out_read, out_write = os.pipe()
+    argv: list[str]
+    pid: int
+    out_fd: int
+    err_fd: int
+
+
+def run(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> bytes:
+    """Run *argv* to its end and return what it printed, as `output` does."""
+    return output(start(argv, token=token, env=env))
+
+
+def start(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> Child:
+    """Start *argv*, with nothing to read; the caller asks for its `output` once."""
+    out_fd, write_fd = os.pipe()
     err_fd = os.memfd_create("stderr")
-    with open(out_read, "rb") as out, open(err_fd, "rb"):
-        pid = spawn(argv, token=token, env=env, stdin=os.devnull, stdout=out_write, stderr=err_fd)
-        os.close(out_write)
+    pid = spawn(argv, token=token, env=env, stdin=os.devnull, stdout=write_fd, stderr=err_fd)
+    os.close(write_fd)
+    return Child(argv, pid, out_fd, err_fd)
+
+
+def output(child: Child) -> bytes:
+    """What the child printed. Blocks until it has ended.
+
+    CommandError carries the last line that it wrote to standard error.
+    """
+    with open(child.out_fd, "rb") as out, open(child.err_fd, "rb"):
         try:
-            output = out.read(_OUTPUT_LIMIT_BYTES)
-            status = wait(pid)
+            printed = out.read(_OUTPUT_LIMIT_BYTES)
+            status = wait(child.pid)
         except BaseException:
-            kill(pid)
+            kill(child.pid)
             raise
         if status != 0:
-            raise CommandError(f"{argv[0]} {_verb(argv)}: {_last_line(err_fd)}")
-    return output
+            reason = _last_line(child.err_fd)
+            raise CommandError(f"{child.argv[0]} {_verb(child.argv)}: {reason}")
+    return printed
 
 
 def spawn(

@@ -1,6 +1,7 @@
 """grit-runtime: the OCI runtime that containerd calls. Most calls are exec'd straight into runc.
 
-Every runc command of every pod starts here, so this module imports nothing but os and sys, and
+The launcher (runtime-config/grit-runtime) hands the words to runc where none can be a command of
+ours; the others start here, for every pod. So this module imports nothing but os and sys, and
 decides by the cheapest look that is right: `create` of a bundle whose config.json never says
 ``grit.dev/``, and `start` and `delete` of a container that no restore has touched, are runc's.
 """

@@ -9,6 +9,7 @@ import pytest
 
 from grit_runtime.host import journal
 from grit_runtime.oci import main
+from integration.node import RUNTIME_LAUNCHER, runtime_launcher
 
 REPO = Path(__file__).parents[2]
 
@@ -22,8 +23,10 @@ def wrapper(tmp_path: Path) -> list[str]:
         f'json.dump(sys.argv[1:], open("{tmp_path}/argv.json", "w"))\nsys.exit(3)\n'
     )
     runc.chmod(0o755)
-    code = f'import sys; sys.path.append("{REPO}"); from grit_runtime.oci.main import main; '
-    return [sys.executable, "-ISE", "-c", f'{code}main(["grit-runtime", *sys.argv[1:]], "{runc}")']
+    launcher = tmp_path / "grit-runtime"
+    launcher.write_text(runtime_launcher(python=sys.executable, packages=str(REPO), runc=str(runc)))
+    launcher.chmod(0o755)
+    return [str(launcher)]
 
 
 def call(wrapper: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +45,7 @@ def call(wrapper: list[str], *arguments: str) -> subprocess.CompletedProcess[str
         ["delete", "--force", "abc"],
         ["restore", "--bundle", "create", "abc"],
         ["exec", "abc", "create"],
+        ["exec", "abc", "sh", "-c", 'echo "a  b" $HOME *', ""],
     ],
     ids=" ".join,
 )
@@ -76,11 +80,12 @@ def test_an_order_that_cannot_be_followed_is_told_as_runc_tells_its_errors(
     assert not (tmp_path / "argv.json").exists()
 
 
-def test_a_runc_that_is_not_there_is_named() -> None:
-    code = f'import sys; sys.path.append("{REPO}"); from grit_runtime.oci.main import main; '
-    done = call([sys.executable, "-ISE", "-c", code + 'main(["x", "state", "a"], "/no/runc")'])
-    assert done.returncode == 1
-    assert done.stderr.startswith("grit-runtime: cannot run /no/runc: No such file")
+def test_a_runc_that_is_not_there_is_named(wrapper: list[str], tmp_path: Path) -> None:
+    (tmp_path / "runc").unlink()
+    for command in ("state", "create"):
+        done = call(wrapper, command, "abc")
+        assert done.returncode != 0
+        assert f"{tmp_path}/runc: " in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -102,3 +107,4 @@ def test_runcs_option_forms_are_read(
 
 def test_the_wrapper_looks_where_the_engine_writes() -> None:
     assert main.PODS_DIR == journal.PODS_DIR
+    assert f"\npods={journal.PODS_DIR}\n" in RUNTIME_LAUNCHER.read_text()

@@ -1,0 +1,41 @@
+"""How a case ends when its test passes, and what the cases share."""
+
+from __future__ import annotations
+
+from integration import checkpoints, kubelet
+from integration.cri import CriError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from integration.conftest import Nodes
+    from integration.kubelet import Pod
+    from integration.pod_spec import PodSpec
+
+RESTORED = "restored"
+REFUSED = "refused"
+
+
+def known_limit(reason: str) -> str:
+    """What cannot be done, why, and where that is written upstream."""
+    return f"known limit: {reason}"
+
+
+def move(nodes: Nodes, source: Pod, name: str, *options: str) -> None:
+    """Checkpoint *source* under *name* on node A, end it, and carry the checkpoint to node B."""
+    checkpoints.take(source, name, "--after", "frozen", *options)
+    checkpoints.carry(nodes.a, nodes.b, name)
+    source.stop(grace_period_s=0)
+    source.remove()
+
+
+def refusal(nodes: Nodes, spec: PodSpec) -> str:
+    """What kubelet is told when the first container of *spec* cannot be restored on node B."""
+    with kubelet.sandbox(nodes.b, spec) as pod:
+        name = spec.containers[0].name
+        pod.create(name)
+        try:
+            pod.start(name)
+        except CriError as error:
+            assert checkpoints.left_by_restores(pod) == []
+            return error.details
+    raise AssertionError(f"pod {spec.name} was started, expected a refusal")

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from grit_runtime.config import Config
     from grit_runtime.host.containerd import Container, Pod
     from grit_runtime.host.journal import Journal
+    from grit_runtime.host.process import Child
 
 JOURNAL = "checkpoint.journal"
 
@@ -80,6 +81,8 @@ class _Dumps(NamedTuple):
     """What the dumps of one checkpoint have in common."""
 
     tool: Runc
+    bundle_dirs: dict[str, str]  # by container id
+    versions: tuple[Child, Child]  # of CRIU and runc, which were asked for theirs
     pod: Pod
     staging_dir: str
     work_dir: str
@@ -114,8 +117,9 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
     """
     token = process.new_token()
     tool = Runc("runc", ("--root", config.runc_root), token)
+    driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in _running(pod)]
-    found = gpu.survey(token, containers)
+    found = gpu.survey(driver, containers) if driver else None
     if found is None or not found.running_pids:
         raise NotFoundError(f"pod {pod.namespace}/{pod.name}: no running CUDA process")
     gpu.refuse_unrestorable(found, containers)
@@ -246,34 +250,38 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         held.record("directory", path=path)
         os.makedirs(path, mode=0o700)
 
+    driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in running]
+    versions = (criu.ask_version(token), runc.ask_version(tool))
     thawed = _thaw_for_driver(tool, containers, held)
-    found = gpu.survey(token, containers)
+    found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
         gpu.refuse_unrestorable(found, containers)
     begin = time.monotonic()
     if found and found.all:
-        found, frozen = _suspend_and_freeze(config, tool, found, containers, held, timeline)
+        found, frozen = _suspend_and_freeze(config, tool, found, containers, thawed, held, timeline)
     else:
-        frozen = _freeze(tool, containers, held, timeline)
+        frozen = _freeze(tool, containers, thawed, held, timeline)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     version = found.version if found else ""
-    dumps = _Dumps(tool, order.pod, staging_dir, work_dir, timeline, gpus, version)
+    bundle_dirs = {c.id: c.bundle_dir for c in containers}
+    dumps = _Dumps(
+        tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, gpus, version
+    )
     dumped = [_dump(dumps, container) for container in running]
     if order.after == "running":
-        with timeline.phase("thaw"):
-            _thaw(tool, frozen)
-        if found and found.all:
-            with timeline.phase("gpu restore"):
-                gpu.revive(found.driver, found.running_pids)
+        _go_on(tool, found, frozen, timeline)
         timeline.add("paused", seconds=time.monotonic() - begin)
         for container_id in thawed:
             runc.pause(tool, container_id)
+    if driver:
+        driver.close()
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
     manifest = _manifest(order, [*dumped, *exited], dumps)
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
-    _seal(manifest, staging_dir, final_dir, sync=order.after == "stopped")
+    with timeline.phase("seal"):
+        _seal(manifest, staging_dir, final_dir, sync=order.after == "stopped")
     shutil.rmtree(work_dir)
     if order.after == "frozen":
         held.record("frozen")
@@ -289,6 +297,7 @@ def _suspend_and_freeze(
     tool: Runc,
     found: gpu.Survey,
     containers: list[gpu.Container],
+    thawed: list[str],
     held: Journal,
     timeline: log.Timeline,
 ) -> tuple[gpu.Survey, list[str]]:
@@ -298,20 +307,21 @@ def _suspend_and_freeze(
         held.record("gpu", pids=found.running_pids)
         with huge_pages.enabled(wanted=config.huge_pages):
             gpu.suspend(found, timeline)
-        frozen = _freeze(tool, containers, held, timeline)
+        frozen = _freeze(tool, containers, thawed, held, timeline)
         left = gpu.not_suspended(containers)
         if not left:
             return found, frozen
         _thaw(tool, frozen)
         gpu.revive(found.driver, found.running_pids)
-        found = gpu.survey(tool.token, containers) or found
+        found = gpu.survey(found.driver, containers)
     raise CommandError(f"the pod keeps taking GPUs while it is suspended: {left[0]}")
 
 
 def _gpu_container(tool: Runc, container: Container) -> gpu.Container:
     state = runc.state(tool, container.id)
     spec = config_json.read(state.bundle_dir)
-    return gpu.Container(container.name, container.id, state.pid, spec)
+    paused = state.status == "paused"
+    return gpu.Container(container.name, container.id, state.pid, paused, state.bundle_dir, spec)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -320,9 +330,7 @@ def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal)
     containerd's clients pause a task before its checkpoint, but the driver needs its threads.
     """
     paused = [
-        container.id
-        for container in containers
-        if runc.state(tool, container.id).status == "paused" and container.has_users()
+        container.id for container in containers if container.paused and container.has_users()
     ]
     for container_id in paused:
         held.record("thaw", container=container_id)
@@ -331,15 +339,27 @@ def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal)
 
 
 def _freeze(
-    tool: Runc, containers: list[gpu.Container], held: Journal, timeline: log.Timeline
+    tool: Runc,
+    containers: list[gpu.Container],
+    thawed: list[str],
+    held: Journal,
+    timeline: log.Timeline,
 ) -> list[str]:
     """Freeze the pod; the containers that were not frozen before, by somebody else."""
-    running = [c.id for c in containers if runc.state(tool, c.id).status == "running"]
+    running = [c.id for c in containers if not c.paused or c.id in thawed]
     with timeline.phase("freeze"):
         for container_id in running:
             held.record("freeze", container=container_id)
             runc.pause(tool, container_id)
     return running
+
+
+def _go_on(tool: Runc, found: gpu.Survey | None, frozen: list[str], timeline: log.Timeline) -> None:
+    with timeline.phase("thaw"):
+        _thaw(tool, frozen)
+    if found and found.all:
+        with timeline.phase("gpu restore"):
+            gpu.revive(found.driver, found.running_pids)
 
 
 def _thaw(tool: Runc, frozen: list[str]) -> None:
@@ -354,7 +374,7 @@ def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
     criu_dir = f"{dumps.work_dir}/{container.name}"
     os.makedirs(images_dir)
     os.makedirs(criu_dir)
-    bundle_dir = runc.state(dumps.tool, container.id).bundle_dir
+    bundle_dir = dumps.bundle_dirs[container.id]
     # The shim unmounts the rootfs as soon as a container ends, so its place is read before.
     upper_dir = overlay.upper_dir(f"{bundle_dir}/rootfs")
     with dumps.timeline.phase("dump", container=container.name) as entry:
@@ -403,6 +423,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         files = checkpoint_dir.contents(dumps.staging_dir)
         entry["size_bytes"] = sum(file.size_bytes for file in files)
     pod = order.pod
+    criu_asked, runc_asked = dumps.versions
     return Manifest(
         version=manifests.VERSION,
         name=order.name,
@@ -411,8 +432,8 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         containers=tuple(containers),
         files=files,
         node=this_node.facts(
-            criu.version(criu.ask_version(dumps.tool.token)),
-            runc=runc.version(dumps.tool),
+            criu.version(criu_asked),
+            runc=runc.version(runc_asked),
             containerd=order.containerd_version,
             driver=dumps.driver_version,
         ),

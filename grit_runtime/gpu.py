@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from grit_runtime import log
@@ -57,11 +58,13 @@ _MANAGED = (
 
 
 class Container(NamedTuple):
-    """A running container, as far as its GPUs are concerned."""
+    """A running container as runc knows it; *paused* if somebody had paused it before we came."""
 
     name: str
     id: str
     init_pid: int
+    paused: bool
+    bundle_dir: str
     spec: dict[str, Any]
 
     def pids(self) -> set[int]:
@@ -100,11 +103,16 @@ class Survey(NamedTuple):
         return [process.pid for process in self.all if process.state == RUNNING]
 
 
-def survey(token: str, containers: Sequence[Container]) -> Survey | None:
-    """What the driver says of the node and of every process of the containers; None without one."""
+def open_driver(token: str, *, processes: int = 1) -> Driver | None:
+    """The node's driver, getting ready to be asked about so many processes; None without one."""
     driver = gpu.find_driver(token)
-    if driver is None:
-        return None
+    if driver:
+        driver.warm(processes)
+    return driver
+
+
+def survey(driver: Driver, containers: Sequence[Container]) -> Survey:
+    """What the driver says of the node and of every process of the containers."""
     version, cards = gpu.cards(driver)
     found = {c.name: gpu.processes(driver, c.pids(), cards) for c in containers}
     return Survey(driver, version, tuple(cards), found)
@@ -173,13 +181,14 @@ def not_suspended(containers: Sequence[Container]) -> list[str]:
     return [f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu.held_nodes(pid)]
 
 
-def plan(token: str, dumped: manifests.Container, spec: dict[str, Any], wanted: str) -> Placement:
+def plan(
+    driver: Driver | None, dumped: manifests.Container, spec: dict[str, Any], wanted: str
+) -> Placement:
     """Where the GPU memory of a dumped container goes in the new pod.
 
     FailedPreconditionError or InvalidArgumentError if it has no place here, before anything is
     restored: a process whose CUDA restore runs out of memory is stuck for ever.
     """
-    driver = gpu.find_driver(token)
     if driver is None:
         raise FailedPreconditionError(
             f"container {dumped.name} has GPU memory, and this node has no NVIDIA driver"
@@ -210,11 +219,12 @@ def bring_back(
         restore(driver, pids, placement.pairs, size_bytes=largest)
     with timeline.phase("gpu unlock"):
         unlock(driver, pids)
-    used = gpu.processes(driver, pids, gpu.cards(driver)[1])
-    for process, wanted in zip(used, dumped.cuda, strict=True):
-        if process.size_bytes + _SLACK_BYTES < wanted.size_bytes:
+    _, cards = gpu.cards(driver)
+    for pid, wanted in zip(pids, dumped.cuda, strict=True):
+        size_bytes = sum(card.used_bytes.get(pid, 0) for card in cards)
+        if size_bytes + _SLACK_BYTES < wanted.size_bytes:
             raise CommandError(
-                f"process {wanted.pid} came back with {process.size_bytes} of "
+                f"process {wanted.pid} came back with {size_bytes} of "
                 f"{wanted.size_bytes} bytes of GPU memory"
             )
 
@@ -274,8 +284,11 @@ def restore(driver: Driver, pids: Sequence[int], pairs: Pairs, *, size_bytes: in
 
 def unlock(driver: Driver, pids: Sequence[int]) -> None:
     """Let locked processes run; CommandError unless the driver then says that they do."""
-    perform_all(driver, [Call("unlock", pid) for pid in pids])
-    for pid, answer in gpu.states(driver, pids).items():
+    batches = [[Call("unlock", pid), Call("state", pid)] for pid in pids]
+    answers = driver.call(batches, deadline_s=_MOVE_DEADLINE_S)
+    for pid, (unlocked, answer) in zip(pids, answers, strict=True):
+        if unlocked.code != SUCCESS:
+            raise _failure(Call("unlock", pid), unlocked)
         if answer != (SUCCESS, RUNNING):
             raise CommandError(f"process {pid} is {state_name(answer)} after its CUDA restore")
 
@@ -285,7 +298,8 @@ def revive_pids(token: str, pids: Sequence[int]) -> None:
     driver = gpu.find_driver(token)
     if driver is None:
         raise SourceLostError(f"source lost: no GPU driver to bring back processes {pids}")
-    revive(driver, pids)
+    with closing(driver):
+        revive(driver, pids)
 
 
 def revive(driver: Driver, pids: Sequence[int]) -> None:
@@ -313,15 +327,16 @@ def suspend_to_kill(token: str, pids: Sequence[int]) -> None:
     driver = gpu.find_driver(token)
     if driver is None:
         return
-    living = gpu.users(pids)
-    states = gpu.states(driver, living)
-    running = [pid for pid in living if states[pid] == (SUCCESS, RUNNING)]
-    for verb in ("lock", "checkpoint"):
-        calls = [Call(verb, pid, timeout_ms=_LOCK_TRY_MS) for pid in running]
-        answers = gpu.perform(driver, calls, deadline_s=_MOVE_DEADLINE_S)
-        for call, answer in zip(calls, answers, strict=True):
-            if answer.code != SUCCESS:
-                log.warning("not suspended before its end", reason=_failure(call, answer))
+    with closing(driver):
+        living = gpu.users(pids)
+        states = gpu.states(driver, living)
+        running = [pid for pid in living if states[pid] == (SUCCESS, RUNNING)]
+        for verb in ("lock", "checkpoint"):
+            calls = [Call(verb, pid, timeout_ms=_LOCK_TRY_MS) for pid in running]
+            answers = gpu.perform(driver, calls, deadline_s=_MOVE_DEADLINE_S)
+            for call, answer in zip(calls, answers, strict=True):
+                if answer.code != SUCCESS:
+                    log.warning("not suspended before its end", reason=_failure(call, answer))
 
 
 def state_name(answer: Answer) -> str:

@@ -38,14 +38,15 @@ def checkpoint(call: Call, *, leave_running: bool) -> int | None:
     paused again for the dump and afterwards.
     """
     state = runc.state(call.runc, call.container_id)
-    container = gpu.Container("", call.container_id, state.pid, call.spec)
+    paused = state.status == "paused"
+    container = gpu.Container("", call.container_id, state.pid, paused, state.bundle_dir, call.spec)
     if not container.has_users():
         return None
     pod_dir = f"{journal.PODS_DIR}/{call.container_id}"
     held = journal.begin(f"{pod_dir}/{engine.JOURNAL}")
     try:
         held.record("begin", token=call.runc.token, runc_root=_root(call.runc))
-        status = _suspended(call, container, held, was_paused=state.status == "paused")
+        status = _suspended(call, container, held)
     except BaseException:
         engine.undo(held)
         raise
@@ -80,17 +81,18 @@ def restore(call: Call) -> int:
     return status
 
 
-def _suspended(call: Call, container: gpu.Container, held: Journal, *, was_paused: bool) -> int:
+def _suspended(call: Call, container: gpu.Container, held: Journal) -> int:
     """Run the caller's command while the container's GPU memory is in its own."""
-    if was_paused:
+    if container.paused:
         held.record("thaw", container=call.container_id)
         runc.resume(call.runc, call.container_id)
-    found = gpu.survey(call.runc.token, [container])
+    driver = gpu.open_driver(call.runc.token)
+    found = gpu.survey(driver, [container]) if driver else None
     if found and found.running_pids:
         gpu.refuse_unrestorable(found, [container])
         held.record("gpu", pids=found.running_pids)
         gpu.suspend(found, log.Timeline())
-    if was_paused:
+    if container.paused:
         held.record("freeze", container=call.container_id)
         runc.pause(call.runc, call.container_id)
     return _run(call)

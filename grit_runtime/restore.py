@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime import gpu
     from grit_runtime.host.checkpoint_dir import Sealed
+    from grit_runtime.host.gpu import Driver
     from grit_runtime.host.journal import Journal
     from grit_runtime.host.process import Child
     from grit_runtime.model.annotations import Identity, RestoreOrder
@@ -194,6 +196,7 @@ def undo(attempt: Journal) -> None:
 
 
 def _attempt(request: Request, attempt: Journal) -> bool:
+    begin = time.monotonic()
     timeline = log.Timeline()
     criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     checkpoint_fd = _open_checkpoint(request, attempt)
@@ -204,6 +207,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         log.info("starting cold", container_id=request.container_id, reason=reason)
         return False
 
+    driver = _gpu_driver(request, container)
     with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
         _verify(checkpoint_fd, sealed.manifest, request)
     with timeline.phase("check"):
@@ -213,7 +217,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         live = bundle.live(request.bundle_dir, request.spec)
         plan = _plan(request, dump, live)
         privilege.check(dump, live)
-        placement = _plan_gpus(request, container)
+        placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
@@ -225,8 +229,10 @@ def _attempt(request: Request, attempt: Journal) -> bool:
             _runc_restore(request, attempt, sealed.manifest, images_dir)
         if placement:
             _bring_back_gpus(request, attempt, container, placement, timeline)
+            placement.driver.close()
     overlay.unmount(images_dir)
     _remove(request.copy_dir)
+    timeline.add("all", seconds=time.monotonic() - begin)
     attempt.record("restored", **_record(request, sealed, timeline))
     return True
 
@@ -314,13 +320,24 @@ def _plan(request: Request, dump: Dump, live: Live) -> mount_plan.MountPlan:
     return plan
 
 
-def _plan_gpus(request: Request, container: Container) -> gpu.Placement | None:
-    """Where the container's GPU memory goes in the new pod; None if it had none."""
+def _gpu_driver(request: Request, container: Container) -> Driver | None:
+    """The driver, which gets ready while digests are compared; None if nobody will ask it."""
     if not container.cuda:
         return None
     from grit_runtime import gpu  # noqa: PLC0415  a pod without GPUs does not pay for it
 
-    return gpu.plan(request.runc.token, container, request.spec, request.order.device_map)
+    return gpu.open_driver(request.runc.token, processes=len(container.cuda))
+
+
+def _plan_gpus(
+    request: Request, container: Container, driver: Driver | None
+) -> gpu.Placement | None:
+    """Where the container's GPU memory goes in the new pod; None if it had none."""
+    if not container.cuda:
+        return None
+    from grit_runtime import gpu  # noqa: PLC0415
+
+    return gpu.plan(driver, container, request.spec, request.order.device_map)
 
 
 def _configure_criu(request: Request, plan: mount_plan.MountPlan) -> None:

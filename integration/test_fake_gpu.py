@@ -331,7 +331,7 @@ def test_memory_of_a_process_that_is_killed_is_free(
     counter.kill()
     counter.wait()
     assert machine.used_bytes() == [0, 0]
-    facts = nvml.facts(str(machine.directory / fake_gpu.LIBNVIDIA_ML.name))
+    facts = nvml.facts(nvml.load(str(machine.directory / fake_gpu.LIBNVIDIA_ML.name)))
     assert [card["free_bytes"] for card in facts["cards"]] == [64 << 20, 64 << 20]
     assert list(machine.cards_dir.glob("*/memory/*")) == []
 
@@ -339,7 +339,7 @@ def test_memory_of_a_process_that_is_killed_is_free(
 def test_nvml_tells_of_cards_and_of_who_uses_them(
     machine: Machine, counter: subprocess.Popen[str]
 ) -> None:
-    facts = nvml.facts(str(machine.directory / fake_gpu.LIBNVIDIA_ML.name))
+    facts = nvml.facts(nvml.load(str(machine.directory / fake_gpu.LIBNVIDIA_ML.name)))
     held = SIZE_BYTES + fake_gpu.CONTEXT_BYTES
     assert facts["driver"] == "580.159.03"
     first, second = facts["cards"]

@@ -373,7 +373,7 @@ def test_a_source_that_the_driver_cannot_bring_back_is_called_lost(
         ("unlock 999 skip 2", "CUDA unlock: CUDA_ERROR_UNKNOWN (999)"),
         ("unlock die times 1 afterwards", "CUDA unlock: the calling process died"),
         ("state failed times 3", "is failed after its CUDA restore"),
-        ("nvml 999 skip 1 times 1", "nvmlInit_v2: Unknown Error (999)"),
+        ("count 999 skip 1 times 1", "nvmlDeviceGetCount_v2: Unknown Error (999)"),
     ],
 )
 def test_a_restore_that_fails_leaves_nothing(gpus: Gpus, fault: str, reason: str) -> None:

@@ -11,6 +11,7 @@ import re
 import select
 import sys
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from grit_runtime import config
@@ -67,12 +68,63 @@ class CudaProcess(NamedTuple):
         return sum(self.used_bytes.values())
 
 
-class Driver(NamedTuple):
-    """The driver's libraries on this node, and the token of the operation that asks."""
+class Driver:
+    """The driver's libraries, loaded in workers: processes of their own, which can be killed.
 
-    libcuda: str
-    libnvidia_ml: str
-    token: str
+    A worker is loaded once and serves one call after another, until `close` or our own end. *token*
+    is the operation's.
+    """
+
+    def __init__(self, libcuda: str, libnvidia_ml: str, token: str) -> None:
+        self._libcuda = libcuda
+        self._libnvidia_ml = libnvidia_ml
+        self._token = token
+        self._idle: list[_Worker] = []
+        self._nvml: list[_Worker] = []
+
+    def warm(self, count: int) -> None:
+        """Have workers for *count* calls at a time, and for NVML, load while we do other things."""
+        self._idle += [self._start(self._libcuda) for _ in range(count - len(self._idle))]
+        if not self._nvml:
+            self._nvml.append(self._start(self._libnvidia_ml))
+
+    def call(self, batches: Sequence[Sequence[Call]], *, deadline_s: float) -> list[list[Answer]]:
+        """Make the calls of each batch in their order, and all batches at the same time.
+
+        Blocks until all have answered. A worker that has not by the deadline is killed, and its
+        calls are all OVERDUE; those of one that died are DIED.
+        """
+        workers = [self._idle.pop() if self._idle else self._start(self._libcuda) for _ in batches]
+        for worker, batch in zip(workers, batches, strict=True):
+            worker.send(batch)
+        end = time.monotonic() + deadline_s
+        answers = []
+        for worker, batch in zip(workers, batches, strict=True):
+            answer = worker.receive(max(0.0, end - time.monotonic()))
+            if isinstance(answer, Answer):
+                answers.append([answer] * len(batch))
+            else:
+                self._idle.append(worker)
+                answers.append([Answer(*pair) for pair in answer])
+        return answers
+
+    def facts(self) -> Any:
+        """nvml.facts, as they are now; CommandError if the driver does not say."""
+        worker = self._nvml.pop() if self._nvml else self._start(self._libnvidia_ml)
+        worker.send([])
+        answer = worker.receive(_QUERY_DEADLINE_S)
+        _require(answer)
+        self._nvml.append(worker)
+        return answer
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in (*self._idle, *self._nvml):
+            worker.end()
+        self._idle, self._nvml = [], []
+
+    def _start(self, library: str) -> _Worker:
+        return _Worker(library, self._token)
 
 
 def find_driver(token: str) -> Driver | None:
@@ -91,7 +143,7 @@ def find_driver(token: str) -> Driver | None:
 
 def cards(driver: Driver) -> tuple[str, list[Card]]:
     """The driver's version, and every GPU of the node."""
-    facts = _ask_one(driver, {"libnvidia_ml": driver.libnvidia_ml})
+    facts = driver.facts()
     found = [
         Card(
             uuid=card["uuid"],
@@ -111,9 +163,9 @@ def states(driver: Driver, pids: Sequence[int]) -> dict[int, Answer]:
     """The checkpoint state of each process: the driver's code, and a CUprocessState."""
     if not pids:
         return {}
-    calls = [Call("state", pid) for pid in pids]
-    answers = _ask_one(driver, {"libcuda": driver.libcuda, "calls": calls})
-    return {pid: Answer(*answer) for pid, answer in zip(pids, answers, strict=True)}
+    [answers] = driver.call([[Call("state", pid) for pid in pids]], deadline_s=_QUERY_DEADLINE_S)
+    _require(answers[0])
+    return dict(zip(pids, answers, strict=True))
 
 
 def processes(driver: Driver, pids: Iterable[int], cards: Sequence[Card]) -> list[CudaProcess]:
@@ -131,13 +183,8 @@ def processes(driver: Driver, pids: Iterable[int], cards: Sequence[Card]) -> lis
 
 
 def perform(driver: Driver, calls: Sequence[Call], *, deadline_s: float) -> list[Answer]:
-    """Make all calls at the same time, each in a worker of its own.
-
-    Blocks until all have answered; a worker that has not by the deadline is killed (OVERDUE).
-    """
-    workers = [_Worker(driver, {"libcuda": driver.libcuda, "calls": [call]}) for call in calls]
-    end = time.monotonic() + deadline_s
-    return [_answer(worker.result(max(0.0, end - time.monotonic()))) for worker in workers]
+    """Make all calls at the same time, as `Driver.call` does."""
+    return [answer for [answer] in driver.call([[call] for call in calls], deadline_s=deadline_s)]
 
 
 def users(pids: Iterable[int]) -> list[int]:
@@ -153,53 +200,57 @@ def held_nodes(pid: int) -> list[str]:
 
 
 class _Worker:
-    """One request under way in a process of its own."""
+    """A process that has loaded one of the driver's libraries, or is about to."""
 
-    def __init__(self, driver: Driver, request: dict[str, Any]) -> None:
-        request_fd = os.memfd_create("request")
-        os.write(request_fd, json.dumps(request).encode())
-        os.lseek(request_fd, 0, os.SEEK_SET)
-        self._answer_fd, write_fd = os.pipe()
-        self._error_fd = os.memfd_create("stderr")
+    def __init__(self, library: str, token: str) -> None:
+        request_fd, self._request_fd = os.pipe()
+        self._answer_fd, answer_fd = os.pipe()
+        error_fd = os.open(os.devnull, os.O_WRONLY)
         code = f"import sys; sys.path.append({_PACKAGE_DIR!r}); "
-        code += "from grit_runtime.host.gpu_worker import main; main()"
-        self.pid = process.spawn(
+        code += f"from grit_runtime.host.gpu_worker import main; main({library!r})"
+        self._pid = process.spawn(
             [sys.executable, "-ISE", "-c", code],
-            token=driver.token,
+            token=token,
             stdin=request_fd,
-            stdout=write_fd,
-            stderr=self._error_fd,
+            stdout=answer_fd,
+            stderr=error_fd,
         )
-        os.close(request_fd)
-        os.close(write_fd)
+        for fd in (request_fd, answer_fd, error_fd):
+            os.close(fd)
 
-    def result(self, timeout_s: float) -> Any:
-        """What the worker answered; OVERDUE or DIED if nothing."""
-        with open(self._answer_fd, "rb") as answers, open(self._error_fd, "rb"):
-            if not select.select([answers], [], [], timeout_s)[0]:
-                process.kill(self.pid)
+    def send(self, calls: Sequence[Call]) -> None:
+        """Ask for *calls*, or for the facts of a library that knows no calls."""
+        with suppress(BrokenPipeError):  # `receive` tells
+            os.write(self._request_fd, json.dumps(calls).encode() + b"\n")
+
+    def receive(self, timeout_s: float) -> Any:
+        """What the worker answers; if it has nothing to say, OVERDUE or DIED and it is gone."""
+        end = time.monotonic() + timeout_s
+        data = b""
+        while not data.endswith(b"\n"):
+            left_s = max(0.0, end - time.monotonic())
+            if not select.select([self._answer_fd], [], [], left_s)[0]:
+                self.end()
                 return OVERDUE
-            data = answers.read()
-            status = process.wait(self.pid)
-        return json.loads(data) if status == 0 else DIED
+            more = os.read(self._answer_fd, 1 << 16)
+            if not more:
+                self.end()
+                return DIED
+            data += more
+        answer = json.loads(data)
+        if isinstance(answer, dict) and "error" in answer:
+            self.end()
+            raise FailedPreconditionError(answer["error"])
+        return answer
+
+    def end(self) -> None:
+        process.kill(self._pid)
+        os.close(self._request_fd)
+        os.close(self._answer_fd)
 
 
-def _ask_one(driver: Driver, request: dict[str, Any]) -> Any:
-    answer = _Worker(driver, request).result(_QUERY_DEADLINE_S)
+def _require(answer: Any) -> None:
     if answer == OVERDUE:
         raise CommandError(f"the GPU driver did not answer a query in {_QUERY_DEADLINE_S:.0f} s")
     if answer == DIED:
         raise CommandError("the process that asked the GPU driver died; see the kernel's log")
-    return _unless_error(answer)
-
-
-def _answer(answer: Any) -> Answer:
-    if answer in (OVERDUE, DIED):
-        return Answer(*answer)
-    return Answer(*_unless_error(answer)[0])
-
-
-def _unless_error(answer: Any) -> Any:
-    if isinstance(answer, dict) and "error" in answer:
-        raise FailedPreconditionError(answer["error"])
-    return answer

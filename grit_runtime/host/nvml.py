@@ -33,23 +33,25 @@ class _Process(ctypes.Structure):
     )
 
 
-def facts(path: str) -> dict[str, Any]:
-    """``{"driver": VERSION, "cards": [{uuid, model, minor, ..._bytes, mig, processes}]}``.
-
-    *processes* is a list of ``[pid, used_bytes]``, pids as this pid namespace has them.
-    """
+def load(path: str) -> ctypes.CDLL:
+    """The library at *path*, ready to be asked; FailedPreconditionError if there is no driver."""
     try:
         library = ctypes.CDLL(path)
     except OSError as error:
         raise FailedPreconditionError(f"libnvidia-ml {path} cannot be loaded: {error}") from None
     _check(library, "nvmlInit_v2")
-    try:
-        count = ctypes.c_uint(0)
-        _check(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
-        driver = _text(library, "nvmlSystemGetDriverVersion")
-        return {"driver": driver, "cards": [_card(library, n) for n in range(count.value)]}
-    finally:
-        library.nvmlShutdown()
+    return library
+
+
+def facts(library: ctypes.CDLL) -> dict[str, Any]:
+    """``{"driver": VERSION, "cards": [{uuid, model, minor, ..._bytes, mig, processes}]}``.
+
+    *processes* is a list of ``[pid, used_bytes]``, pids as this pid namespace has them.
+    """
+    count = ctypes.c_uint(0)
+    _check(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+    driver = _text(library, "nvmlSystemGetDriverVersion")
+    return {"driver": driver, "cards": [_card(library, n) for n in range(count.value)]}
 
 
 def _card(library: ctypes.CDLL, index: int) -> dict[str, Any]:

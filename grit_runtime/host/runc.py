@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from grit_runtime.errors import CommandError, NotFoundError
 from grit_runtime.host import process
+from grit_runtime.host.process import Child
 
 
 class Runc(NamedTuple):
@@ -51,10 +52,11 @@ def pause(runc: Runc, container_id: str) -> None:
 def resume(runc: Runc, container_id: str) -> None:
     """Thaw the container if it is frozen; one that is gone or runs already is left alone."""
     try:
-        if state(runc, container_id).status == "paused":
-            runc.call("resume", container_id)
-    except NotFoundError:
-        pass
+        runc.call("resume", container_id)
+    except CommandError:
+        with suppress(NotFoundError):
+            if state(runc, container_id).status == "paused":
+                raise
 
 
 def stop(runc: Runc, container_id: str) -> None:
@@ -68,9 +70,14 @@ def stop(runc: Runc, container_id: str) -> None:
     resume(runc, container_id)  # on cgroup v1 a frozen task does not die
 
 
-def version(runc: Runc) -> str:
+def ask_version(runc: Runc) -> Child:
+    """Start runc, which takes a moment; `version` hears its answer."""
+    return process.start(runc.argv("--version"), token=runc.token)
+
+
+def version(asked: Child) -> str:
     """``1.3.6+ds1`` of ``runc version 1.3.6+ds1``."""
-    return runc.call("--version").decode().split("\n", 1)[0].rpartition(" ")[2]
+    return process.output(asked).decode().split("\n", 1)[0].rpartition(" ")[2]
 
 
 def delete(runc: Runc, container_id: str) -> None:

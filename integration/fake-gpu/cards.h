@@ -14,7 +14,8 @@
  *
  * A line of faults is CALL WHAT [skip N] [times N] [afterwards]:
  *
- *   CALL    state, tid, lock, checkpoint, restore, unlock or nvml (nvmlInit_v2)
+ *   CALL    state, tid, lock, checkpoint, restore, unlock, nvml (nvmlInit_v2) or count
+ *           (nvmlDeviceGetCount_v2)
  *   WHAT    a number: answer it and do nothing (600: once the timeout of the lock has passed)
  *           block: never answer
  *           wait: go on only once the file faults is gone

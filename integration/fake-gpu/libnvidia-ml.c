@@ -74,6 +74,11 @@ EXPORT int nvmlSystemGetDriverVersion(char *version, unsigned room) {
 }
 
 EXPORT int nvmlDeviceGetCount_v2(unsigned *count) {
+    struct fault fault = fault_of("count");
+    fault_strike(fault);
+    if (fault.kind == FAULT_CODE) {
+        return fault.code;
+    }
     if (card_count < 0) {
         return UNINITIALIZED;
     }

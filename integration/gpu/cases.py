@@ -31,6 +31,7 @@ DIGEST_S = 120
 # What several processes need, if one of them may use NCCL.
 SAFE_NCCL = (("NCCL_P2P_DISABLE", "1"), ("NCCL_CUMEM_ENABLE", "0"))
 ASKS_FOR_SAFE_NCCL = (("grit.dev/nccl", "checkpointable"),)
+ASKS_FOR_CONNECTIONS = (("grit.dev/tcp", "established"),)  # of the ranks with each other, on lo
 
 
 class Room(NamedTuple):
@@ -43,7 +44,7 @@ class Room(NamedTuple):
         """A pod that does *job* on the cards of these numbers."""
         nodes = pods.cards() if self.machinery.on_gpu else []
         program, *arguments = job.program
-        return pods.python_pod(
+        spec = pods.python_pod(
             job.name,
             ("-m", f"{pods.WORKLOADS}.{program}", *arguments),
             self.machinery,
@@ -51,15 +52,17 @@ class Room(NamedTuple):
             env=job.env,
             annotations=(*job.annotations, *annotations),
         )
+        return pods.with_large_shm(spec) if job.needs_shm else spec
 
 
 class Job(NamedTuple):
-    """A workload, and the pod it runs in."""
+    """A workload, and the pod it runs in. NCCL's transports take more than a sandbox's /dev/shm."""
 
     name: str
     program: tuple[str, ...]
     env: Pairs = ()
     annotations: Pairs = ()
+    needs_shm: bool = False
 
 
 class Held(NamedTuple):
@@ -178,9 +181,10 @@ def refused(job: Job, cards: Sequence[int], *words: str) -> Case:
 
 
 def safe_ranks(*, injected: bool) -> Job:
+    job = Job("ranks", ("two_ranks",), annotations=ASKS_FOR_CONNECTIONS, needs_shm=True)
     if injected:
-        return Job("ranks-asked", ("two_ranks",), annotations=ASKS_FOR_SAFE_NCCL)
-    return Job("ranks", ("two_ranks",), env=SAFE_NCCL)
+        return job._replace(annotations=(*job.annotations, *ASKS_FOR_SAFE_NCCL))
+    return job._replace(env=SAFE_NCCL)
 
 
 def wait_for_steps(pod: Pod, count: int) -> list[str]:

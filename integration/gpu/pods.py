@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from integration import images, rootfs
 from integration.gpu import driver
-from integration.pod_spec import ContainerSpec, HostPath, PodSpec, Security, VolumeMount
+from integration.pod_spec import ContainerSpec, EmptyDir, HostPath, PodSpec, Security, VolumeMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,6 +132,17 @@ def python_pod(
         annotations=annotations,
         volumes=machinery.trees,
         host_network=True,
+    )
+
+
+def with_large_shm(spec: PodSpec) -> PodSpec:
+    """A memory volume of any size where the sandbox's 64 MiB would be."""
+    (container,) = spec.containers
+    mounts = (*container.mounts, VolumeMount("shm", "/dev/shm"))
+    return dataclasses.replace(
+        spec,
+        volumes=(*spec.volumes, EmptyDir("shm", in_memory=True)),
+        containers=(dataclasses.replace(container, mounts=mounts),),
     )
 
 

@@ -2,11 +2,11 @@
 
 usage: run GROUP OUT [--cpu] [--huge-pages] [CASE...]
 
-GROUP is smoke, single (one card), pair (two cards), nccl (two cards: which ranks can be suspended),
-bench (one card, beside the same steps by hand, in turns) or stand-in (what makes sense without a
-card). CASEs, if named, are the only ones. With --cpu, workloads compute on the processor; with
---huge-pages, grit is configured to use these, and nothing is done by hand. Writes into the
-directory OUT: smoke.json or results.json, and the logs of what failed.
+GROUP is smoke, single (one card), pair (two cards), bench (one card, beside the same steps by hand,
+in turns) or stand-in (what makes sense without a card). CASEs, if named, are the only ones. With
+--cpu, workloads compute on the processor; with --huge-pages, grit is configured to use these, and
+nothing is done by hand. Writes into the directory OUT: smoke.json or results.json, and the logs of
+what failed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.gpu import by_hand, cases, driver, nccl, pods
+from integration.gpu import by_hand, cases, driver, pods
 from integration.gpu.cases import Room
 from integration.gpu.machine import Machine
 from integration.gpu.results import FAILED, SKIPPED, Outcome, Results
@@ -66,8 +66,8 @@ def refused(name: str, job: cases.Job, card_numbers: tuple[int, ...], *words: st
     return Plan(name, cases.refused(job, card_numbers, *words))
 
 
-UNSAFE_RANKS = cases.Job("ranks-unsafe", ("two_ranks",))
-HALF_SAFE_RANKS = cases.Job("ranks-half", ("two_ranks",), env=cases.SAFE_NCCL[:1])
+UNSAFE_RANKS = cases.Job("ranks-unsafe", ("two_ranks",), needs_shm=True)
+HALF_SAFE_RANKS = cases.Job("ranks-half", ("two_ranks",), env=cases.SAFE_NCCL[:1], needs_shm=True)
 
 GROUPS = {
     "single": (
@@ -97,17 +97,6 @@ GROUPS = {
         Plan("NCCL, safe, in place", cases.two_ranks_in_place),
         Plan("NCCL, safe", cases.two_ranks(injected=False)),
         Plan("NCCL, made safe by annotation", cases.two_ranks(injected=True)),
-    ),
-    "nccl": (
-        Plan("bare", nccl.bare(cases.SAFE_NCCL), way=BY_HAND),
-        Plan("bare, sockets", nccl.bare(nccl.SOCKETS), way=BY_HAND),
-        Plan("pod", nccl.in_pod(cases.SAFE_NCCL), way=BY_HAND),
-        Plan("pod, sockets", nccl.in_pod(nccl.SOCKETS), way=BY_HAND),
-        Plan("pod, no cuMem host", nccl.in_pod(nccl.NO_CUMEM_HOST), way=BY_HAND),
-        Plan("pod, large shm", nccl.in_pod(cases.SAFE_NCCL, nccl.with_large_shm), way=BY_HAND),
-        Plan("pod, IPC_LOCK", nccl.in_pod(cases.SAFE_NCCL, nccl.locking_memory), way=BY_HAND),
-        Plan("pod, host pids", nccl.in_pod(cases.SAFE_NCCL, nccl.on_hosts_pids), way=BY_HAND),
-        Plan("pod, privileged", nccl.in_pod(cases.SAFE_NCCL, nccl.privileged), way=BY_HAND),
     ),
     "bench": (
         *(tensors(1), by_hands(1)) * 3,

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
 from grit_runtime import gpu, log
@@ -44,6 +44,8 @@ from grit_runtime.model.manifest import Manifest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from grit_runtime.config import Config
     from grit_runtime.host.containerd import Container, Pod
     from grit_runtime.host.journal import Journal
@@ -278,10 +280,12 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         driver.close()
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
-    manifest = _manifest(order, [*dumped, *exited], dumps)
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
+    sync = order.after == "stopped"
+    with _written_back(staging_dir, wanted=sync):
+        manifest = _manifest(order, [*dumped, *exited], dumps)
     with timeline.phase("seal"):
-        _seal(manifest, staging_dir, final_dir, sync=order.after == "stopped")
+        _seal(manifest, staging_dir, final_dir, sync=sync)
     shutil.rmtree(work_dir)
     if order.after == "frozen":
         held.record("frozen")
@@ -440,6 +444,23 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         options=manifests.Options(file_locks=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES),
         timeline=manifests.phases(dumps.timeline.phases),
     )
+
+
+@contextmanager
+def _written_back(directory: str, *, wanted: bool) -> Iterator[None]:
+    """Write the directory's filesystem to its medium, if *wanted*, while the block does its work.
+
+    Its failure must be heard: the kernel tells of lost data only those who waited for it.
+    """
+    if not wanted:
+        yield
+        return
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(linux.sync_filesystem, directory)
+        yield
+        done.result()
 
 
 def _seal(manifest: Manifest, staging_dir: str, final_dir: str, *, sync: bool) -> None:

@@ -125,13 +125,14 @@ def read(dir_fd: int, path: str) -> Sealed:
 def unsealed(dir_fd: int, containers: list[str]) -> Sealed:
     """Directories of *containers* as a checkpoint whose files nobody vouches for."""
     told = hashlib.sha256()
-    for name, size_bytes in sorted(_files(dir_fd).items()):
+    files = _files(dir_fd)
+    for name, size_bytes in sorted(files.items()):
         told.update(f"{size_bytes} {name}\n".encode("utf-8", "surrogateescape"))
     for name in containers:
         # It has the dump's own id, or at least the time.
         with open(confine.open_regular(dir_fd, f"{name}/checkpoint/inventory.img"), "rb") as file:
             told.update(file.read(_INVENTORY_LIMIT_BYTES))
-    return Sealed(manifests.of_strangers(containers), told.hexdigest(), is_verifiable=False)
+    return Sealed(manifests.of_strangers(containers, files), told.hexdigest(), is_verifiable=False)
 
 
 def unpack(archive_fd: int, path: str, container: str) -> tuple[int, Sealed]:

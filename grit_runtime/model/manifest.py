@@ -113,8 +113,8 @@ def phases(timeline: list[dict[str, Any]]) -> tuple[Phase, ...]:
     )
 
 
-def of_strangers(containers: list[str]) -> Manifest:
-    """What is known of a checkpoint without manifest: that these containers were running."""
+def of_strangers(containers: list[str], files: dict[str, int]) -> Manifest:
+    """What is known of a checkpoint without manifest: its running containers, its files' sizes."""
     return Manifest(
         version=VERSION,
         name="",
@@ -123,7 +123,7 @@ def of_strangers(containers: list[str]) -> Manifest:
         containers=tuple(
             Container(name, "", "running", None, "", "", 0, (), (), ()) for name in containers
         ),
-        files=(),
+        files=tuple(File(path, size, "") for path, size in sorted(files.items())),
         node=Node("", "", (), "", "", "", ""),
         options=Options(file_locks=True, ghost_limit_bytes=0),
         timeline=(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from typing import NamedTuple
 
@@ -149,3 +151,32 @@ def test_an_archive_that_leads_out_is_refused(nodes: Nodes) -> None:
     assert "expected a path beneath the root" in reason
     assert not nodes.b.path(cases.COPIES_DIR / "etc").exists()
     assert list(nodes.b.path(cases.COPIES_DIR).iterdir()) == []
+
+
+@pytest.mark.case("grit inspect --against a pod that lacks a volume and has another", cases.REFUSED)
+def test_the_plan_is_shown_before_anything_runs(
+    nodes: Nodes, run_pod: RunPod, dumped: Dumped
+) -> None:
+    (main,) = count_pod("other").containers
+    spec = PodSpec(
+        name="other",
+        containers=(dataclasses.replace(main, mounts=(VolumeMount("models", "/models"),)),),
+        volumes=(EmptyDir("models"),),
+    )
+    run_pod(nodes.a, spec)
+    directory = f"/mnt/grit-agent/default/{dumped.external.name}"
+    command = ["grit", "inspect", directory, "--against", "default/other"]
+    shown = nodes.a.run(command, check=False)
+    assert shown.returncode == 1
+    line = "/scratch; add to volumeMounts: - {name: scratch, mountPath: /scratch}"
+    assert f"  missing   {line}\n" in shown.stdout
+    assert "  extra     /models" in shown.stdout
+    assert "  refused: the new pod mounts nothing at /scratch" in shown.stdout
+    (plan,) = json.loads(nodes.a.run([*command, "--json"], check=False).stdout)
+    assert plan["kept"] == []
+    moved = {mount["destination"]: mount["source"] for mount in plan["remapped"]}
+    assert spec.uid in moved["/etc/hosts"]
+    assert moved["/etc/hostname"].endswith("/hostname")
+    whole = nodes.a.run(["grit", "inspect", directory]).stdout
+    assert "of another program, without a manifest" in whole
+    assert "1 python3 (uid 0)" in whole

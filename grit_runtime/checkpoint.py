@@ -30,6 +30,7 @@ from grit_runtime.host import (
     images,
     journal,
     linux,
+    network,
     overlay,
     process,
     rootfs_diff,
@@ -158,6 +159,8 @@ def undo(held: Journal) -> None:
                     runc.pause(tool, step["container"])
                 case "gpu" if not stopping:
                     gpu.revive_pids(tool.token, step["pids"])
+                case "silence" if not stopping:
+                    network.let_speak(step["path"])
                 case "directory":
                     shutil.rmtree(step["path"], ignore_errors=True)
                 case _:
@@ -267,6 +270,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         found, frozen = _suspend_and_freeze(config, tool, found, containers, thawed, held, timeline)
     else:
         frozen = _freeze(tool, containers, thawed, held, timeline)
+    _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     version = found.version if found else ""
     bundle_dirs = {c.id: c.bundle_dir for c in containers}
@@ -351,6 +355,21 @@ def _tcp_options(containers: list[gpu.Container]) -> dict[str, connections.DumpO
         name: connections.dump_options(asked[name], ends, inside=not outside & set(ends))
         for name, ends in found.items()
     }
+
+
+def _silence(
+    order: Order,
+    containers: list[gpu.Container],
+    tcp: dict[str, connections.DumpOptions],
+    held: Journal,
+) -> None:
+    """Keep a source that is to end from saying so to its peers, who go on with the new pod."""
+    if order.after == "running" or not any(options.has_peers for options in tcp.values()):
+        return
+    namespaces = containers[0].spec["linux"]["namespaces"]
+    for path in [ns["path"] for ns in namespaces if ns["type"] == "network" and ns.get("path")]:
+        held.record("silence", path=path)
+        network.silence(path)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:

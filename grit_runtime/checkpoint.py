@@ -207,6 +207,10 @@ def _preflight(order: Order, config: Config) -> str:
             )
     if not _running(pod):
         raise FailedPreconditionError(f"{name}: no container is running")
+    if config.signing_key:
+        from grit_runtime.host import signature  # noqa: PLC0415
+
+        signature.sign(b"", config.signing_key)  # the pod does not stop for a key that is not one
     final_dir = f"{config.checkpoint_root}/{pod.namespace}/{checkpoint_name(order.name)}"
     if os.path.lexists(final_dir) and not order.replace:
         raise AlreadyExistsError(f"checkpoint {final_dir} exists; choose another name or --replace")
@@ -281,6 +285,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     manifest = _manifest(order, [*dumped, *exited], dumps)
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     with timeline.phase("seal"):
+        _sign(manifest, staging_dir, config.signing_key)
         _seal(manifest, staging_dir, final_dir, sync=order.after == "stopped")
     shutil.rmtree(work_dir)
     if order.after == "frozen":
@@ -440,6 +445,14 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         options=manifests.Options(file_locks=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES),
         timeline=manifests.phases(dumps.timeline.phases),
     )
+
+
+def _sign(manifest: Manifest, staging_dir: str, signing_key: str) -> None:
+    if signing_key:
+        from grit_runtime.host import signature  # noqa: PLC0415  few configure it
+
+        with open(f"{staging_dir}/{manifests.SIGNATURE_NAME}", "xb") as file:
+            file.write(signature.sign(manifests.dump(manifest), signing_key))
 
 
 def _seal(manifest: Manifest, staging_dir: str, final_dir: str, *, sync: bool) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 REPO = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("GRIT_CACHE", "/var/cache/grit-runtime"))
@@ -150,8 +150,8 @@ def _make_venv(root: Path, edition: Edition) -> None:
     _run("chroot", str(root), f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{VENV}")
 
 
-def install_dependencies(target: Path, *, python: str) -> None:
-    """Put what the project needs into *target*, for that version of Python.
+def install_dependencies(target: Path, *, python: str, extra: Sequence[str] = ()) -> None:
+    """Put what the project needs, and *extra*, into *target*, for that version of Python.
 
     The wheels are fetched by this machine's pip, which knows where from.
     """
@@ -161,6 +161,7 @@ def install_dependencies(target: Path, *, python: str) -> None:
         *("--only-binary=:all:", f"--python-version={python}", *platforms),
         f"--target={target}",
         *dependencies(),
+        *extra,
     )
 
 

@@ -13,6 +13,7 @@ from grit_runtime.errors import ImageError
 
 VERSION = 1
 FILE_NAME = "manifest.json"
+SIGNATURE_NAME = f"{FILE_NAME}.sig"
 
 
 class Pod(NamedTuple):

@@ -3,6 +3,7 @@ import sys
 import click
 
 from grit_runtime import config
+from grit_runtime.errors import printable
 from grit_runtime.host import checkpoint_dir, confine
 
 
@@ -22,7 +23,7 @@ def verify(directory: str) -> None:
         checkpoint_dir.check_signature(dir_fd, directory, trusted_keys)
     problems = checkpoint_dir.problems(dir_fd, sealed.manifest)
     for problem in problems:
-        click.echo(f"{directory}: {problem}", err=True)
+        click.echo(printable(f"{directory}: {problem}"), err=True)
     if problems:
         sys.exit(1)
     files = sealed.manifest.files

@@ -100,6 +100,12 @@ def dependencies() -> list[str]:
     return list(project["dependencies"])
 
 
+def signing() -> list[str]:
+    """What signatures need besides."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    return list(project["optional-dependencies"]["signing"])
+
+
 def _key(edition: Edition) -> str:
     recipe = [*BOOTSTRAP, *PLATFORMS, repr(edition), *dependencies()]
     return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
@@ -150,8 +156,13 @@ def _make_venv(root: Path, edition: Edition) -> None:
     _run("chroot", str(root), f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{VENV}")
 
 
-def install_dependencies(target: Path, *, python: str, extra: Sequence[str] = ()) -> None:
-    """Put what the project needs, and *extra*, into *target*, for that version of Python.
+def install_dependencies(target: Path, *, python: str) -> None:
+    """Put what the project needs into *target*, for that version of Python."""
+    install(dependencies(), target, python=python)
+
+
+def install(packages: Sequence[str], target: Path, *, python: str) -> None:
+    """Put *packages* into *target*, for that version of Python.
 
     The wheels are fetched by this machine's pip, which knows where from.
     """
@@ -160,8 +171,7 @@ def install_dependencies(target: Path, *, python: str, extra: Sequence[str] = ()
         *(sys.executable, "-m", "pip", "install", "-qq", "--no-compile"),
         *("--only-binary=:all:", f"--python-version={python}", *platforms),
         f"--target={target}",
-        *dependencies(),
-        *extra,
+        *packages,
     )
 
 

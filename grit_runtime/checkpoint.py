@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
 from grit_runtime import gpu, log
@@ -34,16 +34,19 @@ from grit_runtime.host import (
     process,
     rootfs_diff,
     runc,
+    sockets,
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
-from grit_runtime.model import checkpointctl, mount_plan
+from grit_runtime.model import checkpointctl, connections, mount_plan
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model.annotations import checkpoint_name
+from grit_runtime.model.annotations import checkpoint_name, tcp
 from grit_runtime.model.manifest import Manifest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from grit_runtime.config import Config
     from grit_runtime.host.containerd import Container, Pod
     from grit_runtime.host.journal import Journal
@@ -87,6 +90,7 @@ class _Dumps(NamedTuple):
     staging_dir: str
     work_dir: str
     timeline: log.Timeline
+    tcp: dict[str, connections.DumpOptions]  # by container
     gpus: dict[str, gpu.Described]
     driver_version: str
 
@@ -257,6 +261,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
+    tcp = _tcp_options(containers)
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
@@ -270,7 +275,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     version = found.version if found else ""
     bundle_dirs = {c.id: c.bundle_dir for c in containers}
     dumps = _Dumps(
-        tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, gpus, version
+        tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, tcp, gpus, version
     )
     dumped = [_dump(dumps, container) for container in running]
     if order.after == "running":
@@ -282,18 +287,21 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         driver.close()
 
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
-    manifest = _manifest(order, [*dumped, *exited], dumps)
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
+    sync = order.after == "stopped"
+    with _written_back(staging_dir, timeline, wanted=sync):
+        manifest = _manifest(order, [*dumped, *exited], dumps)
     with timeline.phase("seal"):
         _sign(manifest, staging_dir, config.signing_key)
-        _seal(manifest, staging_dir, final_dir, sync=order.after == "stopped")
+        _seal(manifest, staging_dir, final_dir, sync=sync)
     shutil.rmtree(work_dir)
     if order.after == "frozen":
         held.record("frozen")
     if order.after == "stopped":
         held.record("stop")
-        for container in running:
-            runc.stop(tool, container.id)
+        with timeline.phase("stop"):
+            for container in running:
+                runc.stop(tool, container.id)
     return Sealed(final_dir, manifest)
 
 
@@ -327,6 +335,27 @@ def _gpu_container(tool: Runc, container: Container) -> gpu.Container:
     spec = config_json.read(state.bundle_dir)
     paused = state.status == "paused"
     return gpu.Container(container.name, container.id, state.pid, paused, state.bundle_dir, spec)
+
+
+def _tcp_options(containers: list[gpu.Container]) -> dict[str, connections.DumpOptions]:
+    """How each container's connections are dumped; refuses those that nobody has decided on."""
+    asked = {c.name: tcp(c.spec.get("annotations", {})) for c in containers}
+    found = {c.name: sockets.connections(c.pids()) for c in containers}
+    outside = set(connections.outside([end for ends in found.values() for end in ends]))
+    undecided = [
+        (name, end)
+        for name, ends in found.items()
+        if asked[name] == "refuse"
+        for end in ends
+        if end in outside
+    ]
+    reason = connections.refusal(undecided)
+    if reason:
+        raise FailedPreconditionError(reason)
+    return {
+        name: connections.dump_options(asked[name], ends, inside=not outside & set(ends))
+        for name, ends in found.items()
+    }
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -398,8 +427,10 @@ def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
 def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: str) -> None:
     os.makedirs(_NO_PLUGINS_DIR, mode=0o700, exist_ok=True)
     flags = ["--leave-running", "--file-locks", "--image-path", images_dir, "--work-path", criu_dir]
+    tcp = dumps.tcp[container.name]
+    flags += tcp.flags
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
-    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}"]
+    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", *tcp.lines]
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:
@@ -445,6 +476,24 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         options=manifests.Options(file_locks=True, ghost_limit_bytes=_GHOST_LIMIT_BYTES),
         timeline=manifests.phases(dumps.timeline.phases),
     )
+
+
+@contextmanager
+def _written_back(directory: str, timeline: log.Timeline, *, wanted: bool) -> Iterator[None]:
+    """Write the directory's filesystem to its medium, if *wanted*, while the block does its work.
+
+    Its failure must be heard: the kernel tells of lost data only those who waited for it.
+    """
+    if not wanted:
+        yield
+        return
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(linux.sync_filesystem, directory)
+        yield
+        with timeline.phase("sync"):
+            done.result()
 
 
 def _sign(manifest: Manifest, staging_dir: str, signing_key: str) -> None:

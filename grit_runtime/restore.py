@@ -30,6 +30,7 @@ from grit_runtime.host import (
     images,
     journal,
     namespaces,
+    network,
     overlay,
     process,
     rootfs_diff,
@@ -38,7 +39,7 @@ from grit_runtime.host import (
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
-from grit_runtime.model import checkpointctl, compatibility, mount_plan, privilege
+from grit_runtime.model import checkpointctl, compatibility, connections, mount_plan, privilege
 from grit_runtime.proto import criu_pb2
 from grit_runtime.wire import criu_image
 
@@ -190,6 +191,8 @@ def undo(attempt: Journal) -> None:
                     overlay.unmount(step["path"])
             case "log":
                 _empty_log(step["path"], int(step["size_bytes"]))
+            case "addresses":
+                network.remove_from_loopback(step["path"], step["addresses"])
             case "copy":
                 _remove(step["path"])
             case _:
@@ -225,7 +228,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
-        _configure_criu(request)
+        _configure_criu(request, _place_sockets(request, attempt, dump))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump)
         images_dir = _mount_images(request, attempt, images_fd, rewritten)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
@@ -364,10 +367,31 @@ def _plan_gpus(
     return gpu.plan(driver, container, request.spec, request.order.device_map)
 
 
-def _configure_criu(request: Request) -> None:
+def _place_sockets(request: Request, attempt: Journal, dump: Dump) -> list[str]:
+    """Make the pod's network fit for the dumped sockets; what CRIU is to be told of them."""
+    dumped = connections.sockets(dump.files)
+    paths = [ns["path"] for ns in request.spec["linux"]["namespaces"] if ns["type"] == "network"]
+    bound = sorted({socket.local.address for socket in dumped if socket.is_bound_to_address})
+    missing = network.missing_addresses(paths, bound)
+    if missing:
+        reason = None
+        if request.order.tcp != "close":
+            reason = connections.unreachable(dumped, missing)
+        if not paths:
+            reason = f"its sockets are bound to {missing[0]}, which this node has not"
+        if reason:
+            raise FailedPreconditionError(f"checkpoint {request.checkpoint_path}: {reason}")
+        attempt.record("addresses", path=paths[0], addresses=missing)
+        network.add_to_loopback(paths[0], missing)
+    if request.order.tcp == "close":
+        return ["tcp-close"]
+    return ["tcp-established"] if any(socket.is_connected for socket in dumped) else []
+
+
+def _configure_criu(request: Request, lines: list[str]) -> None:
     """Write CRIU's configuration file, and name it in config.json where runc looks for it."""
     path = f"{request.attempt_dir}/criu.conf"
-    criu.write_config(path, [])
+    criu.write_config(path, lines)
     annotations = {**request.spec["annotations"], "org.criu.config": path}
     config_json.write(request.bundle_dir, {**request.spec, "annotations": annotations})
 

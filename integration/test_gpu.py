@@ -86,7 +86,7 @@ def source(gpus: Gpus) -> Iterator[Pod]:
 
 
 @pytest.fixture(scope="module")
-def carried(gpus: Gpus, source: Pod) -> Path:
+def carried(gpus: Gpus, source: Pod, fresh_nodes: None) -> Path:  # noqa: ARG001 -- comes after it
     """A sound checkpoint of the source, on node B."""
     checkpoints.take(source, "carried")
     return checkpoints.carry(gpus.a.node, gpus.b.node, "carried")

@@ -1,11 +1,17 @@
 """What a pod's own namespaces hold: hostname and IPC limits, read from inside them."""
 
+from __future__ import annotations
+
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from grit_runtime.errors import CommandError
 from grit_runtime.host import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # The /proc/sys files of an IPC namespace, by the field of CRIU's ipc_var_entry that they fill.
 IPC_SYSCTLS = {
@@ -35,20 +41,25 @@ class Live(NamedTuple):
 
 
 def read(uts_path: str | None, ipc_path: str | None) -> Live:
-    """Host name and NIS domain name in a UTS namespace, and the limits of an IPC namespace.
+    """Host name and NIS domain name in a UTS namespace, and the limits of an IPC namespace."""
 
-    Read by a child that joins them: setns cannot be taken back.
-    """
-    paths = [path for path in (uts_path, ipc_path) if path]
+    def look() -> list[object]:
+        names = _read_names() if uts_path else ["", ""]
+        return [*names, _read_sysctls() if ipc_path else {}]
+
+    node, domain, ipc_sysctls = inside([path for path in (uts_path, ipc_path) if path], look)
+    return Live(node.encode(), domain.encode(), ipc_sysctls)
+
+
+def inside(paths: Sequence[str], look: Callable[[], object]) -> Any:
+    """What *look* returns in a child that has joined the namespaces: setns cannot be taken back."""
     read_fd, write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             for path in paths:
                 linux.setns(path)
-            names = _read_names() if uts_path else ["", ""]
-            sysctls = _read_sysctls() if ipc_path else {}
-            os.write(write_fd, json.dumps([*names, sysctls]).encode())
+            os.write(write_fd, json.dumps(look()).encode())
         finally:
             os._exit(0)
     os.close(write_fd)
@@ -57,8 +68,7 @@ def read(uts_path: str | None, ipc_path: str | None) -> Live:
     os.waitpid(pid, 0)
     if not data:
         raise CommandError(f"namespaces {' and '.join(paths)} cannot be joined")
-    node, domain, ipc_sysctls = json.loads(data)
-    return Live(node.encode(), domain.encode(), ipc_sysctls)
+    return json.loads(data)
 
 
 def _read_names() -> list[str]:

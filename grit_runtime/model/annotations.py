@@ -14,10 +14,15 @@ CHECKPOINT = "grit.dev/checkpoint"
 ON_FAILURE = "grit.dev/on-failure"
 DEVICE_MAP = "grit.dev/device-map"
 NCCL = "grit.dev/nccl"
+TCP = "grit.dev/tcp"
 
 _PREFIX = "grit.dev/"
-_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, NCCL)
-_VALUES = {ON_FAILURE: ("fail",), NCCL: ("checkpointable", "assume-safe")}
+_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, NCCL, TCP)
+_VALUES = {
+    ON_FAILURE: ("fail",),
+    NCCL: ("checkpointable", "assume-safe"),
+    TCP: ("refuse", "close", "established"),
+}
 _CRI = "io.kubernetes.cri."
 CONTAINER_NAME = f"{_CRI}container-name"
 _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}")
@@ -39,6 +44,7 @@ class RestoreOrder(NamedTuple):
     path: tuple[str, ...]
     identity: Identity | None  # None: run by hand, without containerd's CRI plugin
     device_map: str
+    tcp: str
 
 
 def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreOrder | None:
@@ -54,30 +60,42 @@ def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreO
             raise InvalidArgumentError(
                 f"annotation {key} is unknown; known are {', '.join(_KNOWN)}"
             )
-    for key, values in _VALUES.items():
-        if asked.get(key, values[0]) not in values:
-            raise InvalidArgumentError(
-                f"annotation {key}: expected {' or '.join(values)}, is {asked[key]!r}"
-            )
+    for key in _VALUES:
+        _one_of(asked, key)
     if RESTORE_NAME not in asked and CHECKPOINT not in asked:
         return None
     identity = _identity(annotations)
     device_map = asked.get(DEVICE_MAP, "auto")
     if CHECKPOINT in asked:
         path = _beneath(asked[CHECKPOINT], checkpoint_root, identity)
-        return RestoreOrder(path, identity, device_map)
+        return RestoreOrder(path, identity, device_map, tcp(asked))
     if identity is None:
         raise InvalidArgumentError(
             f"annotation {RESTORE_NAME} needs the pod's identity, which only containerd's CRI "
             f"plugin gives; by hand name the directory with {CHECKPOINT}"
         )
     path = (identity.namespace, checkpoint_name(asked[RESTORE_NAME]))
-    return RestoreOrder(path, identity, device_map)
+    return RestoreOrder(path, identity, device_map, tcp(asked))
 
 
 def wants_safe_nccl(annotations: dict[str, str]) -> bool:
     """Whether NCCL is to be started in a way that survives a checkpoint."""
     return annotations.get(NCCL) == "checkpointable"
+
+
+def tcp(annotations: dict[str, str]) -> str:
+    """What becomes of connections to the outside of the pod: refuse, close or established."""
+    return _one_of(annotations, TCP)
+
+
+def _one_of(annotations: dict[str, str], key: str) -> str:
+    values = _VALUES[key]
+    value = annotations.get(key, values[0])
+    if value not in values:
+        raise InvalidArgumentError(
+            f"annotation {key}: expected {' or '.join(values)}, is {value!r}"
+        )
+    return value
 
 
 def checkpoint_name(name: str) -> str:

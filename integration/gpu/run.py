@@ -62,6 +62,12 @@ def by_hands(gib: float) -> Plan:
     return Plan(f"tensors {gib:g} GiB", by_hand.tensors(gib), gib, BY_HAND, needs_gpu=False)
 
 
+def in_turns(gib: float) -> tuple[Plan, ...]:
+    """Three pairs; who is first, and meets memory that the machine has not used yet, changes."""
+    ours, theirs = tensors(gib), by_hands(gib)
+    return theirs, ours, ours, theirs, theirs, ours
+
+
 def refused(name: str, job: cases.Job, card_numbers: tuple[int, ...], *words: str) -> Plan:
     return Plan(name, cases.refused(job, card_numbers, *words))
 
@@ -99,9 +105,9 @@ GROUPS = {
         Plan("NCCL, made safe by annotation", cases.two_ranks(injected=True)),
     ),
     "bench": (
-        *(tensors(1), by_hands(1)) * 3,
-        *(tensors(8), by_hands(8)) * 3,
-        *(tensors(32), by_hands(32)),
+        *in_turns(1),
+        *in_turns(8),
+        *(by_hands(32), tensors(32)),
     ),
     "stand-in": (
         tensors(0.1),

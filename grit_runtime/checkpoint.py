@@ -214,6 +214,10 @@ def _preflight(order: Order, config: Config) -> str:
             )
     if not _running(pod):
         raise FailedPreconditionError(f"{name}: no container is running")
+    if config.signing_key:
+        from grit_runtime.host import signature  # noqa: PLC0415
+
+        signature.sign(b"", config.signing_key)  # the pod does not stop for a key that is not one
     final_dir = f"{config.checkpoint_root}/{pod.namespace}/{checkpoint_name(order.name)}"
     if os.path.lexists(final_dir) and not order.replace:
         raise AlreadyExistsError(f"checkpoint {final_dir} exists; choose another name or --replace")
@@ -292,6 +296,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     with _written_back(staging_dir, timeline, wanted=sync):
         manifest = _manifest(order, [*dumped, *exited], dumps)
     with timeline.phase("seal"):
+        _sign(manifest, staging_dir, config.signing_key)
         _seal(manifest, staging_dir, final_dir, sync=sync)
     shutil.rmtree(work_dir)
     if order.after == "frozen":
@@ -508,6 +513,14 @@ def _written_back(directory: str, timeline: log.Timeline, *, wanted: bool) -> It
         yield
         with timeline.phase("sync"):
             done.result()
+
+
+def _sign(manifest: Manifest, staging_dir: str, signing_key: str) -> None:
+    if signing_key:
+        from grit_runtime.host import signature  # noqa: PLC0415  few configure it
+
+        with open(f"{staging_dir}/{manifests.SIGNATURE_NAME}", "xb") as file:
+            file.write(signature.sign(manifests.dump(manifest), signing_key))
 
 
 def _seal(manifest: Manifest, staging_dir: str, final_dir: str, *, sync: bool) -> None:

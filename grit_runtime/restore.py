@@ -71,6 +71,7 @@ class Request(NamedTuple):
     flags: tuple[str, ...]  # of `create`, those that `restore` knows too
     order: RestoreOrder
     checkpoint_root: str
+    trusted_keys: str
     huge_pages: bool
 
     @property
@@ -204,6 +205,8 @@ def _attempt(request: Request, attempt: Journal) -> bool:
     timeline = log.Timeline()
     criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     checkpoint_fd, sealed = _open_checkpoint(request, attempt)
+    if request.trusted_keys:
+        checkpoint_dir.check_signature(checkpoint_fd, request.checkpoint_path, request.trusted_keys)
     container = _container(sealed.manifest, request)
     reason = _cold_reason(request, sealed, container)
     if container is None or reason:
@@ -453,7 +456,9 @@ def _carry_log(identity: Identity | None, checkpoint_fd: int, name: str, attempt
     if path is None:
         log.info("container log not carried: no empty log", directory=directory)
         return
-    data = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/container.log")
+    data = checkpoint_dir.read_optional(
+        checkpoint_fd, f"{name}/container.log", checkpoint_dir.CONTAINER_LOG_LIMIT_BYTES
+    )
     if data is None:
         return
     attempt.record("log", path=path, size_bytes=str(len(data)))

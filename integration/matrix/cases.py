@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 RESTORED = "restored"
 REFUSED = "refused"
+COLD = "started cold"
 
 
 def known_limit(reason: str) -> str:

@@ -300,7 +300,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     sync = order.after == "stopped"
-    with _written_back(staging_dir, wanted=sync):
+    with _written_back(staging_dir, timeline, wanted=sync):
         manifest = _manifest(order, [*dumped, *exited], dumps)
     with timeline.phase("seal"):
         _seal(manifest, staging_dir, final_dir, sync=sync)
@@ -309,8 +309,9 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         held.record("frozen")
     if order.after == "stopped":
         held.record("stop")
-        for container in running:
-            runc.stop(tool, container.id)
+        with timeline.phase("stop"):
+            for container in running:
+                runc.stop(tool, container.id)
     return Sealed(final_dir, manifest)
 
 
@@ -465,7 +466,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
 
 
 @contextmanager
-def _written_back(directory: str, *, wanted: bool) -> Iterator[None]:
+def _written_back(directory: str, timeline: log.Timeline, *, wanted: bool) -> Iterator[None]:
     """Write the directory's filesystem to its medium, if *wanted*, while the block does its work.
 
     Its failure must be heard: the kernel tells of lost data only those who waited for it.
@@ -478,7 +479,8 @@ def _written_back(directory: str, *, wanted: bool) -> Iterator[None]:
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(linux.sync_filesystem, directory)
         yield
-        done.result()
+        with timeline.phase("sync"):
+            done.result()
 
 
 def _seal(manifest: Manifest, staging_dir: str, final_dir: str, *, sync: bool) -> None:

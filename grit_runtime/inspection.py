@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def inspect(directory: str) -> dict[str, Any]:
     """The manifest as plain JSON values, and for each dumped container its processes."""
     dir_fd = confine.open_dir(directory)
-    sealed = checkpoint_dir.read_manifest(dir_fd, directory)
+    sealed = checkpoint_dir.read(dir_fd, directory)
     found: dict[str, Any] = manifests.plain(sealed.manifest)
     for container, shown in zip(sealed.manifest.containers, found["containers"], strict=True):
         shown["tasks"] = _tasks(dir_fd, container) if container.state == "running" else []
@@ -30,13 +30,9 @@ def inspect(directory: str) -> dict[str, Any]:
 
 def tree(found: dict[str, Any]) -> str:
     """The same as an indented text."""
-    pod, node = found["pod"], found["node"]
-    lines = [
-        f"checkpoint {found['name']} of pod {pod['namespace']}/{pod['name']} (uid {pod['uid']})",
-        f"  taken {found['created']} on kernel {node['kernel']} {node['machine']}",
-        f"  by CRIU {node['criu']}, runc {node['runc']}, containerd {node['containerd']}",
-        f"  {len(found['files'])} files, {_size(sum(f['size_bytes'] for f in found['files']))}",
-    ]
+    lines = _origin_lines(found)
+    size_bytes = sum(file["size_bytes"] for file in found["files"])
+    lines.append(f"  {len(found['files'])} files, {_size(size_bytes)}")
     for container in found["containers"]:
         lines += _container_lines(container)
     lines.append("  timeline")
@@ -44,13 +40,25 @@ def tree(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _origin_lines(found: dict[str, Any]) -> list[str]:
+    if not found["created"]:
+        return [f"checkpoint {found['directory']} of another program, without a manifest"]
+    pod, node = found["pod"], found["node"]
+    return [
+        f"checkpoint {found['name']} of pod {pod['namespace']}/{pod['name']} (uid {pod['uid']})",
+        f"  taken {found['created']} on kernel {node['kernel']} {node['machine']}",
+        f"  by CRIU {node['criu']}, runc {node['runc']}, containerd {node['containerd']}",
+    ]
+
+
 def _container_lines(container: dict[str, Any]) -> list[str]:
     ended = container["exit_code"]
     state = "running" if ended is None else f"had exited with {ended}"
     lines = [
         f"  container {container['name']}: {state}, {_size(container['size_bytes'])}",
-        f"    image {container['image']} {container['image_digest']}",
     ]
+    if container["image"]:
+        lines.append(f"    image {container['image']} {container['image_digest']}")
     if container["tasks"]:
         lines.append("    processes")
         lines += _task_lines(container["tasks"], parent=0, indent=6)

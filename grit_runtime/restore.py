@@ -40,10 +40,11 @@ from grit_runtime.host import (
     records,
     rootfs_diff,
     runc,
+    runc_dump,
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
-from grit_runtime.model import compatibility, lifecycle, mount_plan, privilege
+from grit_runtime.model import checkpointctl, compatibility, lifecycle, mount_plan, privilege
 from grit_runtime.model.lifecycle import Outcome
 from grit_runtime.proto import criu_pb2
 from grit_runtime.wire import criu_image
@@ -267,8 +268,7 @@ def _attempt(request: Request, attempt: Journal) -> str | None:
     if past_reason:
         return past_reason
     criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
-    checkpoint_fd = _open_checkpoint(request, attempt)
-    sealed = checkpoint_dir.read_manifest(checkpoint_fd, request.checkpoint_path)
+    checkpoint_fd, sealed = _open_checkpoint(request, attempt)
     container = _container(sealed.manifest, request)
     if container is None:
         return "the checkpoint does not list this container"
@@ -277,21 +277,23 @@ def _attempt(request: Request, attempt: Journal) -> str | None:
 
     driver = _gpu_driver(request, container)
     with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
-        _verify(checkpoint_fd, sealed.manifest, request)
+        _verify(checkpoint_fd, sealed, request)
     with timeline.phase("check"):
-        _compare(sealed.manifest, request, criu_version)
+        _compare(sealed, request, criu_version)
         images_fd = confine.descend(checkpoint_fd, (container.name, "checkpoint"))
         dump = images.read(images_fd)
         live = bundle.live(request.bundle_dir, request.spec)
         plan = _plan(request, dump, live)
         privilege.check(dump, live)
+        adapted = runc_dump.adapted(images_fd, dump, request.spec, plan)
         placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
         attempt.record("rw layer")
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
-        _configure_criu(request, plan)
-        images_dir = _mount_images(request, attempt, images_fd, dump)
+        _configure_criu(request)
+        rewritten = adapted | _rewritten(request.spec, images_fd, dump)
+        images_dir = _mount_images(request, attempt, images_fd, rewritten)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
     with huge_pages.enabled(wanted=placement is not None and request.huge_pages):
         with timeline.phase("restore"):
@@ -313,7 +315,7 @@ def _past_reason(request: Request) -> str | None:
         return None
     try:
         dir_fd = checkpoint_dir.open_named(request.checkpoint_root, request.order.path)
-        sha256 = checkpoint_dir.read_manifest(dir_fd, request.checkpoint_path).sha256
+        sha256 = checkpoint_dir.read(dir_fd, request.checkpoint_path).sha256
     except (GritError, OSError):
         sha256 = ""  # a checkpoint may be removed once it is restored
     now = _outcome(request, lifecycle.RESTORED, "")._replace(manifest_sha256=sha256)
@@ -334,12 +336,23 @@ def _commit(request: Request, attempt: Journal, sealed: Sealed, timeline: log.Ti
         attempt.record("restored", outcome=outcome._asdict())
 
 
-def _open_checkpoint(request: Request, attempt: Journal) -> int:
-    """The checkpoint's directory, or a private copy of one that others than root can change."""
+def _open_checkpoint(request: Request, attempt: Journal) -> tuple[int, Sealed]:
+    """The checkpoint's directory, which only root can change, and what it is."""
     root, names = request.checkpoint_root, request.order.path
+    archive_fd = checkpoint_dir.open_archive(root, names)
+    if archive_fd is not None:
+        attempt.record("copy", path=request.copy_dir)
+        try:
+            return checkpoint_dir.unpack(archive_fd, request.copy_dir, _name(request))
+        except ImageError as error:
+            raise ImageError(f"checkpoint {request.checkpoint_path}: {error}") from error
     dir_fd = checkpoint_dir.open_named(root, names)
-    if checkpoint_dir.is_private(root, names, dir_fd):
-        return dir_fd
+    if not checkpoint_dir.is_private(root, names, dir_fd):
+        dir_fd = _copied(request, attempt, dir_fd)
+    return dir_fd, checkpoint_dir.read(dir_fd, request.checkpoint_path)
+
+
+def _copied(request: Request, attempt: Journal, dir_fd: int) -> int:
     log.warning(
         "others than root can write to the checkpoint: copying", path=request.checkpoint_path
     )
@@ -371,8 +384,11 @@ def _container(manifest: Manifest, request: Request) -> Container | None:
     return next((c for c in manifest.containers if c.name == identity.container), None)
 
 
-def _verify(checkpoint_fd: int, manifest: Manifest, request: Request) -> None:
-    wrong = checkpoint_dir.problems(checkpoint_fd, manifest)
+def _verify(checkpoint_fd: int, sealed: Sealed, request: Request) -> None:
+    if not sealed.is_verifiable:
+        log.warning("no manifest: its files cannot be verified", path=request.checkpoint_path)
+        return
+    wrong = checkpoint_dir.problems(checkpoint_fd, sealed.manifest)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ImageError(
@@ -380,9 +396,9 @@ def _verify(checkpoint_fd: int, manifest: Manifest, request: Request) -> None:
         )
 
 
-def _compare(manifest: Manifest, request: Request, criu_version: Child) -> None:
+def _compare(sealed: Sealed, request: Request, criu_version: Child) -> None:
     here = this_node.facts(criu.version(criu_version))
-    reasons = compatibility.refusals(manifest.node, here)
+    reasons = compatibility.refusals(sealed.manifest.node, here) if sealed.is_verifiable else []
     if reasons:
         raise FailedPreconditionError(
             f"checkpoint {request.checkpoint_path} {'; it '.join(reasons)}"
@@ -390,12 +406,17 @@ def _compare(manifest: Manifest, request: Request, criu_version: Child) -> None:
 
 
 def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
-    layer_fd = confine.open_regular(checkpoint_fd, f"{name}/rootfs-diff.tar")
+    """Make the root filesystem what it was; only a checkpoint of others can be without layer."""
     root_fd = confine.open_dir(bundle.rootfs(request.bundle_dir, request.spec))
     try:
-        rootfs_diff.apply(layer_fd, root_fd, allowed_devices=privilege.devices(request.spec))
+        deleted = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/deleted.files")
+        if deleted is not None:
+            rootfs_diff.delete(root_fd, checkpointctl.deleted_files(deleted))
+        layer_fd = checkpoint_dir.open_optional(checkpoint_fd, f"{name}/rootfs-diff.tar")
+        if layer_fd is not None:
+            rootfs_diff.apply(layer_fd, root_fd, allowed_devices=privilege.devices(request.spec))
+            os.close(layer_fd)
     finally:
-        os.close(layer_fd)
         os.close(root_fd)  # open, it would keep the rootfs from being unmounted
 
 
@@ -427,16 +448,18 @@ def _plan_gpus(
     return gpu.plan(driver, container, request.spec, request.order.device_map)
 
 
-def _configure_criu(request: Request, plan: mount_plan.MountPlan) -> None:
+def _configure_criu(request: Request) -> None:
     """Write CRIU's configuration file, and name it in config.json where runc looks for it."""
     path = f"{request.attempt_dir}/criu.conf"
-    criu.write_config(path, mount_plan.config_lines(plan))
+    criu.write_config(path, [])
     annotations = {**request.spec["annotations"], "org.criu.config": path}
     config_json.write(request.bundle_dir, {**request.spec, "annotations": annotations})
 
 
-def _mount_images(request: Request, attempt: Journal, images_fd: int, dump: Dump) -> str:
-    """A read-only view of the images, with those in front that name the old pod.
+def _mount_images(
+    request: Request, attempt: Journal, images_fd: int, rewritten: dict[str, bytes]
+) -> str:
+    """A read-only view of the images, with the *rewritten* in front of those they are made of.
 
     A mount, because links fail: absolute symbolic ones in CRIU, which opens images after it has
     changed its mount namespace, and hard ones across filesystems.
@@ -445,7 +468,7 @@ def _mount_images(request: Request, attempt: Journal, images_fd: int, dump: Dump
     images_dir = f"{request.attempt_dir}/images"
     os.mkdir(rewritten_dir)
     os.mkdir(images_dir)
-    for name, data in _rewritten(request.spec, images_fd, dump).items():
+    for name, data in rewritten.items():
         with open(f"{rewritten_dir}/{name}", "xb") as file:
             file.write(data)
     attempt.record("mount", path=images_dir)
@@ -493,9 +516,9 @@ def _carry_log(identity: Identity | None, checkpoint_fd: int, name: str, attempt
     if path is None:
         log.info("container log not carried: no empty log", directory=directory)
         return
-    source_fd = confine.open_regular(checkpoint_fd, f"{name}/container.log")
-    with open(source_fd, "rb") as source:
-        data = source.read(checkpoint_dir.CONTAINER_LOG_LIMIT_BYTES)
+    data = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/container.log")
+    if data is None:
+        return
     attempt.record("log", path=path, size_bytes=str(len(data)))
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb") as target:
         target.write(data)

@@ -36,7 +36,7 @@ LAYERS = (
     {"cli"},
     {"shim", "oci", "agent", "manager"},
     {"plain"},
-    {"checkpoint", "restore", "inspection", "gpu_control"},
+    {"checkpoint", "restore", "inspection", "rehearsal", "gpu_control"},
     {"gpu"},
     {"host"},
     {"model"},

@@ -1,17 +1,34 @@
 import json
+import sys
 
 import click
 
-from grit_runtime import inspection
+from grit_runtime import config, inspection
 
 
 @click.command()
 @click.argument("directory")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def inspect(directory: str, as_json: bool) -> None:
+@click.option(
+    "--against",
+    "target",
+    metavar="BUNDLE_OR_POD",
+    help="Show what a restore on this node into that bundle's directory, or into a pod like the "
+    "running NAMESPACE/POD, would do; exits 1 if it would be refused.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def inspect(directory: str, target: str | None, as_json: bool) -> None:
     """Show what the checkpoint in DIRECTORY holds: pod, node, containers, processes, mounts.
 
     Nothing is verified; "grit verify" reads every byte.
     """
-    found = inspection.inspect(directory)
-    click.echo(json.dumps(found, indent=1) if as_json else inspection.tree(found))
+    if target is None:
+        found = inspection.inspect(directory)
+        click.echo(json.dumps(found, indent=1) if as_json else inspection.tree(found))
+        return
+
+    from grit_runtime import rehearsal  # noqa: PLC0415  asks containerd, a plain look does not
+
+    held = rehearsal.against(directory, target, config.load())
+    click.echo(json.dumps(held, indent=1) if as_json else rehearsal.plans(held))
+    if any(container["refusals"] for container in held):
+        sys.exit(1)

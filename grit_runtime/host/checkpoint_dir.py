@@ -12,9 +12,11 @@ from stat import S_ISDIR
 from typing import NamedTuple
 
 from grit_runtime.errors import ImageError, NotFoundError
-from grit_runtime.host import confine, digest
+from grit_runtime.host import archive, confine, digest
+from grit_runtime.model import checkpointctl
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model.manifest import File
+from grit_runtime.wire.layer import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,13 +27,23 @@ if TYPE_CHECKING:
 CONTAINER_LOG_LIMIT_BYTES = 10 << 20
 
 _MANIFEST_LIMIT_BYTES = 64 << 20
+_INVENTORY_LIMIT_BYTES = 64 << 10
+_SPEC_LIMIT_BYTES = 16 << 20
+_ARCHIVE_LIMIT_ENTRIES = 100_000
+_UNNAMED = "_"  # no container of a pod is called so
+_ARCHIVE_SUFFIXES = (".tar", ".tar.gz")
+_UNFINISHED_SUFFIX = "-work"  # upstream's, until the container's dump is complete
 
 
 class Sealed(NamedTuple):
-    """A manifest, and the sha256 (hex) of its bytes, which names this very checkpoint."""
+    """A manifest, and the sha256 (hex) of its bytes, which names this very checkpoint.
+
+    Without a manifest (*is_verifiable* false) it is what the directory itself tells.
+    """
 
     manifest: Manifest
     sha256: str
+    is_verifiable: bool = True
 
 
 def open_named(root: str, names: Sequence[str]) -> int:
@@ -43,6 +55,28 @@ def open_named(root: str, names: Sequence[str]) -> int:
             f"checkpoint {'/'.join((root, *names))} does not exist on this node; "
             "is it copied here and is the name right?"
         ) from None
+
+
+def open_archive(root: str, names: Sequence[str]) -> int | None:
+    """Fd of the archive that *names* mean, or None if they mean a directory.
+
+    One whose name ends in .tar or .tar.gz, or that stands beside a directory that is not there.
+    """
+    *parents, name = names
+    try:
+        parent_fd = confine.open_dir(root, *parents)
+    except FileNotFoundError:
+        return None
+    try:
+        present = os.listdir(parent_fd)
+        if name.endswith(_ARCHIVE_SUFFIXES):
+            meant = [name]
+        else:
+            meant = [name + suffix for suffix in _ARCHIVE_SUFFIXES if name not in present]
+        found = [candidate for candidate in meant if candidate in present]
+        return confine.open_regular(parent_fd, found[0]) if found else None
+    finally:
+        os.close(parent_fd)
 
 
 def is_private(root: str, names: Sequence[str], dir_fd: int) -> bool:
@@ -69,6 +103,77 @@ def read_manifest(dir_fd: int, path: str) -> Sealed:
     with open(fd, "rb") as file:
         data = file.read(_MANIFEST_LIMIT_BYTES)
     return Sealed(manifests.parse(data), hashlib.sha256(data).hexdigest())
+
+
+def read(dir_fd: int, path: str) -> Sealed:
+    """The manifest, or of a checkpoint that other programs made what its files tell.
+
+    That is upstream GRIT's layout, which has nothing but a directory for each container. One of our
+    own without manifest is still being copied: ImageError.
+    """
+    names = os.listdir(dir_fd)
+    unfinished = [name for name in names if name.endswith(_UNFINISHED_SUFFIX)]
+    if manifests.FILE_NAME not in names and not unfinished:
+        files = _files(dir_fd)
+        containers = [name for name in sorted(names) if f"{name}/checkpoint/inventory.img" in files]
+        ours = [name for name in containers if f"{name}/config.dump" in files]
+        if containers and not ours:
+            return unsealed(dir_fd, containers)
+    return read_manifest(dir_fd, path)
+
+
+def unsealed(dir_fd: int, containers: list[str]) -> Sealed:
+    """Directories of *containers* as a checkpoint whose files nobody vouches for."""
+    told = hashlib.sha256()
+    files = _files(dir_fd)
+    for name, size_bytes in sorted(files.items()):
+        told.update(f"{size_bytes} {name}\n".encode("utf-8", "surrogateescape"))
+    for name in containers:
+        # It has the dump's own id, or at least the time.
+        with open(confine.open_regular(dir_fd, f"{name}/checkpoint/inventory.img"), "rb") as file:
+            told.update(file.read(_INVENTORY_LIMIT_BYTES))
+    return Sealed(manifests.of_strangers(containers, files), told.hexdigest(), is_verifiable=False)
+
+
+def unpack(archive_fd: int, path: str, container: str) -> tuple[int, Sealed]:
+    """Unpack an archive into the new directory *path*: the checkpoint's directory in it, and what
+    it is.
+
+    An archive in checkpointctl's layout is of one container. Where it does not say which (podman's
+    do not) it is of *container*. One of a whole checkpoint of ours is taken as that.
+    """
+    os.makedirs(f"{path}/{_UNNAMED}", mode=0o700)
+    dir_fd = confine.open_dir(path, _UNNAMED)
+    room = os.statvfs(dir_fd)
+    limits = Limits(_ARCHIVE_LIMIT_ENTRIES, room.f_bavail * room.f_frsize)
+    archive.unpack(archive_fd, dir_fd, limits)
+    os.close(archive_fd)
+    if manifests.FILE_NAME in os.listdir(dir_fd):
+        return dir_fd, read_manifest(dir_fd, path)
+    with open(confine.open_regular(dir_fd, "spec.dump"), "rb") as file:
+        name = checkpointctl.container_name(file.read(_SPEC_LIMIT_BYTES))
+    os.close(dir_fd)
+    if name in {None, container}:
+        os.rename(f"{path}/{_UNNAMED}", f"{path}/{container}")
+    dir_fd = confine.open_dir(path)
+    return dir_fd, unsealed(dir_fd, os.listdir(dir_fd))
+
+
+def open_optional(dir_fd: int, path: str) -> int | None:
+    """Fd of a regular file that not every program keeps in a checkpoint; None without it."""
+    try:
+        return confine.open_regular(dir_fd, path)
+    except FileNotFoundError:
+        return None
+
+
+def read_optional(dir_fd: int, path: str) -> bytes | None:
+    """What such a file holds, 10 MiB at most."""
+    fd = open_optional(dir_fd, path)
+    if fd is None:
+        return None
+    with open(fd, "rb") as file:
+        return file.read(CONTAINER_LOG_LIMIT_BYTES)
 
 
 def contents(path: str) -> tuple[File, ...]:

@@ -123,6 +123,15 @@ def apply(
     return Applied(tally.members, tally.data_bytes, removed)
 
 
+def delete(root_fd: int, paths: Sequence[bytes]) -> int:
+    """Remove *paths*, as whiteouts of them would; the number of entries removed.
+
+    ImageError for a path that could lead out of the root.
+    """
+    parts = [layer.parse_path(path) for path in paths]
+    return sum(_remove(root_fd, layer.Whiteout(p[:-1], p[-1])) for p in parts if p)
+
+
 def _entries(upper_fd: int) -> Iterator[Entry]:
     yield confine.Entry(".", os.fstat(upper_fd), upper_fd, ".")
     yield from confine.walk(upper_fd)

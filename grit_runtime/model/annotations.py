@@ -19,6 +19,7 @@ _PREFIX = "grit.dev/"
 _KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, NCCL)
 _VALUES = {ON_FAILURE: ("fail", "cold-start"), NCCL: ("checkpointable", "assume-safe")}
 _CRI = "io.kubernetes.cri."
+CONTAINER_NAME = f"{_CRI}container-name"
 _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}")
 
 

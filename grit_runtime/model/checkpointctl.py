@@ -1,9 +1,19 @@
 """The metadata files that checkpointctl and container engines read in a checkpoint. Pure.
 
-Source: checkpoint-restore/checkpointctl lib/metadata.go (ContainerConfig, ContainerdStatus).
+Source: checkpoint-restore/checkpointctl lib/metadata.go (ContainerConfig, ContainerdStatus) and
+internal/container.go (getContainerdInfo, getCRIOInfo).
 """
 
 from __future__ import annotations
+
+import json
+from typing import Any
+
+from grit_runtime.errors import ImageError
+
+# Where an engine keeps the name that the pod's spec has for the container.
+_CONTAINERD_NAME = "io.kubernetes.cri.container-name"
+_CRIO_METADATA = "io.kubernetes.cri-o.Metadata"
 
 
 def config_dump(
@@ -35,3 +45,44 @@ def status_dump(*, created_ns: int, started_ns: int) -> dict[str, object]:
         "Reason": "",
         "Message": "",
     }
+
+
+def container_name(spec_dump: bytes) -> str | None:
+    """What the pod called the container whose spec.dump this is; None if it was in no pod.
+
+    ImageError for what is no OCI runtime spec.
+    """
+    annotations = _object(_object(spec_dump).get("annotations") or {})
+    if _CRIO_METADATA in annotations:
+        return _text(_object(annotations[_CRIO_METADATA]).get("name"))
+    name = annotations.get(_CONTAINERD_NAME)
+    return None if name is None else _text(name)
+
+
+def deleted_files(data: bytes) -> list[bytes]:
+    """The paths in deleted.files, from the root; podman and CRI-O have it in place of whiteouts."""
+    paths = _json(data, "deleted.files")
+    if not isinstance(paths, list):
+        raise ImageError("deleted.files: expected a list of paths")
+    return [_text(path).lstrip("/").encode("utf-8", "surrogateescape") for path in paths]
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if isinstance(value, bytes | str):
+        value = _json(value, "spec.dump")
+    if not isinstance(value, dict):
+        raise ImageError(f"spec.dump: expected an object, is {value!r:.60}")
+    return value
+
+
+def _json(data: bytes | str, name: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"{name}: not JSON: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ImageError(f"spec.dump: expected a text, is {value!r:.60}")
+    return value

@@ -113,6 +113,23 @@ def phases(timeline: list[dict[str, Any]]) -> tuple[Phase, ...]:
     )
 
 
+def of_strangers(containers: list[str], files: dict[str, int]) -> Manifest:
+    """What is known of a checkpoint without manifest: its running containers, its files' sizes."""
+    return Manifest(
+        version=VERSION,
+        name="",
+        created="",
+        pod=Pod("", "", "", ""),
+        containers=tuple(
+            Container(name, "", "running", None, "", "", 0, (), (), ()) for name in containers
+        ),
+        files=tuple(File(path, size, "") for path, size in sorted(files.items())),
+        node=Node("", "", (), "", "", "", ""),
+        options=Options(file_locks=True, ghost_limit_bytes=0),
+        timeline=(),
+    )
+
+
 def dump(manifest: Manifest) -> bytes:
     return json.dumps(plain(manifest), indent=1).encode() + b"\n"
 

@@ -39,7 +39,7 @@ _MADE_OF = {
     "cgroup2": {_CGROUP2},
 }
 _FLAGS = {"ro": 1, "rro": 1, "nosuid": 2, "nodev": 4}
-_CONSOLE = "/dev/console"
+_DEV, _CONSOLE = "/dev", "/dev/console"
 _REMEDY = "restore into a pod with the mounts and securityContext of the checkpointed one"
 
 
@@ -64,7 +64,7 @@ def check(
     *exposed* are those of the pod's masked and read-only paths that exist on this node.
     """
     dumped = dumped_mounts(entries)
-    mounts = [Mount(*pair, entry) for pair, entry in zip(dumped, entries, strict=True)]
+    mounts = [Mount(d.destination, d.key, e) for d, e in zip(dumped, entries, strict=True)]
     for mount in mounts:
         _check_file_system(mount)
     roots = sum(mount.destination == "/" for mount in mounts)
@@ -139,17 +139,18 @@ def _check_each(mounts: Sequence[Mount], spec: dict[str, Any], live: Sequence[Li
             _check_readonly(mount, at)
         else:
             _check_own(mount, twins.get(mount.destination))
-            _check_apart(mount, volumes)
+            _check_apart(mount, volumes, at.get(_DEV))
 
 
 def _check_volume(mount: Mount, key: str, twins: Mapping[str, LiveMount]) -> None:
     """CRIU takes an external mount's flags from the image: it is read-only only if it was."""
-    above = twins.get(key.rpartition("/")[0])
-    twin = twins.get(key) or twins.get(mount.destination)
-    if twin is None and above is not None and above.fs_type == "cgroup":
-        twin = above
-    if twin is not None:
-        _check_flags(mount, twin.options)
+    for place in {key, mount.destination}:
+        above = twins.get(place.rpartition("/")[0])
+        twin = twins.get(place)
+        if twin is None and above is not None and above.fs_type == "cgroup":
+            twin = above
+        if twin is not None:
+            _check_flags(mount, twin.options)
 
 
 def _check_readonly(mount: Mount, at: Mapping[str, Mount]) -> None:
@@ -179,11 +180,15 @@ def _check_own(mount: Mount, twin: LiveMount | None) -> None:
         _check_flags(mount, [o for o in twin.options if not (is_v1 and o in {"ro", "rro"})])
 
 
-def _check_apart(mount: Mount, volumes: Set[int]) -> None:
-    """Not a window on a part of another mount, nor on a volume: CRIU binds it to one if it can."""
+def _check_apart(mount: Mount, volumes: Set[int], dev: Mount | None) -> None:
+    """Not a window on a part of another mount, nor on a volume: CRIU binds it to one if it can.
+
+    The container's own /dev/null, in its own /dev, masks a file where CRIU was not told the mask.
+    """
     entry, root = mount.entry, text(mount.entry.root)
+    is_mask = dev is not None and (root, entry.root_dev) == ("/null", dev.entry.root_dev)
     is_part = root != "/" and entry.fstype not in _CGROUPS and mount.destination != _CONSOLE
-    if is_part or entry.root_dev in volumes:
+    if (is_part and not is_mask) or entry.root_dev in volumes:
         raise PrivilegeError(
             f"mount {mount.destination}: shows {root} of another mount; expected one of its own"
         )

@@ -250,6 +250,18 @@ class mnt_entry(_message.Message):
     ext_key: bytes
     def __init__(self, fstype: _Optional[int] = ..., mnt_id: _Optional[int] = ..., root_dev: _Optional[int] = ..., parent_mnt_id: _Optional[int] = ..., flags: _Optional[int] = ..., root: _Optional[bytes] = ..., mountpoint: _Optional[bytes] = ..., source: _Optional[bytes] = ..., options: _Optional[bytes] = ..., shared_id: _Optional[int] = ..., master_id: _Optional[int] = ..., with_plugin: _Optional[bool] = ..., ext_mount: _Optional[bool] = ..., fsname: _Optional[bytes] = ..., internal_sharing: _Optional[bool] = ..., deleted: _Optional[bool] = ..., sb_flags: _Optional[int] = ..., ext_key: _Optional[bytes] = ...) -> None: ...
 
+class netns_entry(_message.Message):
+    __slots__ = ("ext_key",)
+    EXT_KEY_FIELD_NUMBER: _ClassVar[int]
+    ext_key: bytes
+    def __init__(self, ext_key: _Optional[bytes] = ...) -> None: ...
+
+class pidns_entry(_message.Message):
+    __slots__ = ("ext_key",)
+    EXT_KEY_FIELD_NUMBER: _ClassVar[int]
+    ext_key: bytes
+    def __init__(self, ext_key: _Optional[bytes] = ...) -> None: ...
+
 class utsns_entry(_message.Message):
     __slots__ = ("nodename", "domainname")
     NODENAME_FIELD_NUMBER: _ClassVar[int]

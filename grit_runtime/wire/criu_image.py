@@ -61,6 +61,8 @@ KINDS = {
     "ipcns-var": _common(0x53115007, criu.ipc_var_entry),
     "mm": _common(0x57492820, criu.mm_entry),
     "mountpoints": _common(0x55563928, criu.mnt_entry),
+    "netns": _common(0x55933752, criu.netns_entry),
+    "pidns": _common(0x61157326, criu.pidns_entry),
     "pstree": _common(0x50273030, criu.pstree_entry),
     "seccomp": _common(0x64413049, criu.seccomp_entry),
     "stats": Kind(_U32.pack(_SERVICE_MAGIC) + _U32.pack(0x57093306), criu.stats_entry),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -34,10 +35,10 @@ def take(pod: Pod, name: str) -> dict[str, float]:
     """Checkpoint *pod* and stop it; seconds by phase, and in all."""
     begin = time.monotonic()
     argv = [*_checkpoint(pod, name), "--after", "stopped", "--pod-is-going"]
-    pod.node.run(argv, timeout_s=TIMEOUT_S)
+    said = pod.node.run(argv, timeout_s=TIMEOUT_S).stderr
     seconds = time.monotonic() - begin
-    manifest = json.loads((directory(name) / "manifest.json").read_text())
-    return {"all": seconds, **_by_phase(manifest["timeline"])}
+    # The manifest cannot tell of what comes after it; the log can.
+    return {"all": seconds, **_by_phase(_logged(said))}
 
 
 def refusal(pod: Pod, name: str) -> str:
@@ -68,6 +69,16 @@ def restored(pod: Pod) -> dict[str, float]:
 def forget(name: str) -> None:
     """Remove the checkpoint *name*, if it came to be."""
     shutil.rmtree(directory(name), ignore_errors=True)
+
+
+def _logged(text: str) -> list[dict[str, Any]]:
+    """The phases in grit's log."""
+    lines = [dict(word.split("=", 1) for word in shlex.split(line)) for line in text.splitlines()]
+    return [
+        {"phase": line["msg"], "seconds": float(line["seconds"])}
+        for line in lines
+        if "seconds" in line
+    ]
 
 
 def _by_phase(timeline: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from integration import checkpoints, kubelet
 from integration.cri import CriError
 
@@ -10,6 +12,9 @@ if TYPE_CHECKING:
     from integration.conftest import Nodes
     from integration.kubelet import Pod
     from integration.pod_spec import PodSpec
+
+LOG_DIR = Path("/var/log/grit")
+COPIES_DIR = Path("/var/lib/grit/copies")
 
 RESTORED = "restored"
 REFUSED = "refused"

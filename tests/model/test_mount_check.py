@@ -239,6 +239,29 @@ def test_a_volume_remapped_from_another_key_is_held_against_the_mount_at_its_pla
         check(list(dump.values()))
 
 
+@pytest.mark.parametrize("other_key", [b"/data", b"/etc/hosts"])
+def test_a_read_only_volume_that_borrows_a_writable_ones_key_must_have_been_read_only(
+    other_key: bytes,
+) -> None:
+    dump = mounts()
+    token = dump["/run/secrets/kubernetes.io/serviceaccount"]
+    token.ext_key = other_key
+    token.flags &= ~1
+    with pytest.raises(PrivilegeError, match=r"serviceaccount: is not ro in the checkpoint"):
+        check(list(dump.values()))
+
+
+def test_a_file_is_masked_by_the_null_of_the_containers_own_dev_and_no_other() -> None:
+    dump = mounts()
+    mask = dump["/proc/keys"]
+    mask.ClearField("ext_key")
+    mask.fstype, mask.root, mask.root_dev = 5, b"/null", dump["/dev"].root_dev
+    check(list(dump.values()))
+    mask.root_dev += 1
+    with pytest.raises(PrivilegeError, match=r"^mount /proc/keys: shows /null of another mount"):
+        check(list(dump.values()))
+
+
 def test_a_recursively_read_only_mount_is_read_only() -> None:
     live = [LiveMount("/v", "/s", "bind", ("rbind", "rro"))]
     root = own("/", 17, above=0)

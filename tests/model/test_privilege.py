@@ -91,7 +91,13 @@ def refusal(dump: Dump, live: Live) -> str:
 
 @pytest.mark.parametrize(
     "container",
-    ["criu-4.2/root", "criu-4.2/user", "criu-4.2/privileged", "criu-4.1/root"],
+    [
+        "criu-4.2/root",
+        "criu-4.2/user",
+        "criu-4.2/privileged",
+        "criu-4.2/direct",
+        "criu-4.1/root",
+    ],
 )
 def test_a_real_dump_may_be_restored_into_the_pod_it_came_from(container: str) -> None:
     privilege.check(read(container), pod(container))

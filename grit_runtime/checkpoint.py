@@ -297,7 +297,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     if driver:
         driver.close()
 
-    exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
+    exited = [_exited(order.pod, c) for c in order.pod.containers if c.state == "exited"]
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     sync = order.after == "stopped"
     with _written_back(staging_dir, timeline, wanted=sync):
@@ -517,8 +517,15 @@ def _described(dumps: _Dumps, container: Container, images_dir: str) -> manifest
     )
 
 
-def _exited(container: Container) -> manifests.Container:
-    return _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
+def _exited(pod: Pod, container: Container) -> manifests.Container:
+    described = _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
+    kubelets = (f"/pods/{pod.uid}/etc-hosts", f"/pods/{pod.uid}/containers/{container.name}/")
+    uncaptured = tuple(
+        mount.destination
+        for mount in container.mounts
+        if not mount.readonly and not any(own in mount.source for own in kubelets)
+    )
+    return described._replace(uncaptured=uncaptured)
 
 
 def _manifest_container(
@@ -540,6 +547,7 @@ def _manifest_container(
         mounts=mounts,
         gpus=gpus,
         cuda=cuda,
+        uncaptured=(),
     )
 
 

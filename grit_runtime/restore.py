@@ -63,6 +63,11 @@ if TYPE_CHECKING:
 _POD_LOGS_DIR = "/var/log/pods"
 _COPIES_DIR = "/var/lib/grit/copies"
 _JOURNAL = "attempt.journal"
+_EVENTS = {
+    lifecycle.FAILED: "restore failed",
+    lifecycle.COLD: "starting cold",
+    lifecycle.SKIPPED: "skipping what had exited 0",
+}
 _COPY_LIMIT_ENTRIES = 100_000
 
 
@@ -105,16 +110,16 @@ class Request(NamedTuple):
 
 
 def restore(request: Request) -> bool:
-    """Restore the container; False if it is to be started cold instead.
+    """Restore the container; False if runc is to start it, from its image or only to exit.
 
     Blocks until the container runs. When it raises, nothing of the attempt is left: no process,
-    mount or file. Which of the three it was is logged and recorded, with the reason.
+    mount or file. Which of them it was is logged and recorded, with the reason.
     """
     sweep(request.pod_dir, starting=_name(request))
     attempt = journal.begin(f"{request.attempt_dir}/{_JOURNAL}")
     attempt.record("begin", outcome=_outcome(request, lifecycle.FAILED, "")._asdict())
     try:
-        cold_reason = _attempt(request, attempt)
+        instead = _attempt(request, attempt)
     except (GritError, OSError) as error:
         _start_cold_or_raise(request, attempt, error)
         return False
@@ -122,11 +127,13 @@ def restore(request: Request) -> bool:
         undo(attempt)
         _tell(_outcome(request, lifecycle.FAILED, f"{type(error).__name__}: {error}"))
         raise
-    if cold_reason is None:
+    if instead is None:
         attempt.close()
         return True
     undo(attempt)
-    _tell(_outcome(request, lifecycle.COLD, cold_reason))
+    if instead.outcome == lifecycle.SKIPPED:
+        bundle.exit_at_once(request.bundle_dir, request.spec)
+    _tell(instead)
     return False
 
 
@@ -260,20 +267,22 @@ def _clear(request: Request, steps: dict[str, dict[str, Any]]) -> None:
         os.truncate(steps["log"]["path"], 0)
 
 
-def _attempt(request: Request, attempt: Journal) -> str | None:
-    """Why the container is to be started as if there were no checkpoint; None if it is restored."""
+def _attempt(request: Request, attempt: Journal) -> Outcome | None:
+    """None if the container is restored; otherwise what is to become of it instead."""
     begin = time.monotonic()
     timeline = log.Timeline()
     past_reason = _past_reason(request)
     if past_reason:
-        return past_reason
+        return _outcome(request, lifecycle.COLD, past_reason)
     criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     checkpoint_fd, sealed = _open_checkpoint(request, attempt)
     container = _container(sealed.manifest, request)
     if container is None:
-        return "the checkpoint does not list this container"
+        reason = "the checkpoint does not list this container"
+        return _outcome(request, lifecycle.COLD, reason)
     if container.state != "running":
-        return "it had ended before the checkpoint"
+        return _ended(request, container)
+    _require_images(request, sealed, container)
 
     driver = _gpu_driver(request, container)
     with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
@@ -306,6 +315,28 @@ def _attempt(request: Request, attempt: Journal) -> str | None:
     timeline.add("all", seconds=time.monotonic() - begin)
     _commit(request, attempt, sealed, timeline)
     return None
+
+
+def _ended(request: Request, container: Container) -> Outcome:
+    """What becomes of a container that had ended before the checkpoint: it runs again, or not."""
+    if container.exit_code != 0 or not request.order.skip_completed:
+        reason = f"it had exited {container.exit_code} before the checkpoint, and runs again"
+        return _outcome(request, lifecycle.COLD, reason)
+    if container.uncaptured:
+        raise FailedPreconditionError(
+            f"container {container.name} cannot be skipped: the checkpoint does not hold its "
+            f"writable volume {container.uncaptured[0]}; without grit.dev/completed it runs again"
+        )
+    return _outcome(request, lifecycle.SKIPPED, "")
+
+
+def _require_images(request: Request, sealed: Sealed, container: Container) -> None:
+    images_path = f"{container.name}/checkpoint/"
+    if not any(file.path.startswith(images_path) for file in sealed.manifest.files):
+        raise ImageError(
+            f"checkpoint {request.checkpoint_path} lists container {container.name} as running "
+            "but holds no images of it; take it again"
+        )
 
 
 def _past_reason(request: Request) -> str | None:
@@ -633,10 +664,9 @@ def _outcome(request: Request, outcome: str, reason: str, *, binds: bool = False
 
 
 def _tell(outcome: Outcome) -> None:
-    """Log an outcome other than success, and keep it."""
+    """Log what became of the container, other than a restore, and keep it."""
     write = log.error if outcome.outcome == lifecycle.FAILED else log.warning
-    event = "restore failed" if outcome.outcome == lifecycle.FAILED else "starting cold"
-    write(event, container_id=outcome.container_id, reason=outcome.reason)
+    write(_EVENTS[outcome.outcome], container_id=outcome.container_id, reason=outcome.reason)
     _keep(outcome)
 
 

@@ -13,11 +13,16 @@ RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"
 ON_FAILURE = "grit.dev/on-failure"
 DEVICE_MAP = "grit.dev/device-map"
+COMPLETED = "grit.dev/completed"
 NCCL = "grit.dev/nccl"
 
 _PREFIX = "grit.dev/"
-_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, NCCL)
-_VALUES = {ON_FAILURE: ("fail", "cold-start"), NCCL: ("checkpointable", "assume-safe")}
+_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, COMPLETED, NCCL)
+_VALUES = {
+    ON_FAILURE: ("fail", "cold-start"),
+    COMPLETED: ("skip",),
+    NCCL: ("checkpointable", "assume-safe"),
+}
 _CRI = "io.kubernetes.cri."
 CONTAINER_NAME = f"{_CRI}container-name"
 _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}")
@@ -40,6 +45,7 @@ class RestoreOrder(NamedTuple):
     identity: Identity | None  # None: run by hand, without containerd's CRI plugin
     device_map: str
     cold_on_failure: bool  # start as if there were no checkpoint if the restore cannot be done
+    skip_completed: bool  # do not run again what had exited 0
 
 
 def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreOrder | None:
@@ -74,6 +80,7 @@ def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreO
         identity=identity,
         device_map=asked.get(DEVICE_MAP, "auto"),
         cold_on_failure=cold_on_failure,
+        skip_completed=COMPLETED in asked,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 RECORDS_KEPT = 100
 
 RESTORED = "restored"
+SKIPPED = "skipped"
 COLD = "cold"
 FAILED = "failed"
 SEALED = "sealed"
@@ -63,9 +64,14 @@ def cold_reason(past: tuple[Outcome, ...], now: Outcome) -> str | None:
 
 
 def restored_container(past: tuple[Outcome, ...], sandbox_id: str) -> str | None:
-    """A container that was restored in this sandbox, and so forbids a cold start in its place."""
+    """A container of this sandbox that forbids a cold start: restored, or its work skipped."""
     return next(
-        (o.container for o in past if o.outcome == RESTORED and o.sandbox_id == sandbox_id), None
+        (
+            one.container
+            for one in past
+            if one.outcome in (RESTORED, SKIPPED) and one.sandbox_id == sandbox_id
+        ),
+        None,
     )
 
 
@@ -73,7 +79,9 @@ def bounded(past: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
     """The newest outcomes, and all those that decide; in the order that they had."""
     newest = len(past) - RECORDS_KEPT
     return tuple(
-        one for at, one in enumerate(past) if at >= newest or one.binds or one.outcome == RESTORED
+        one
+        for at, one in enumerate(past)
+        if at >= newest or one.binds or one.outcome in (RESTORED, SKIPPED)
     )
 
 
@@ -82,6 +90,7 @@ def line(one: Outcome) -> str:
     whose = "/".join(filter(None, (one.namespace, one.pod, one.container)))
     what = {
         RESTORED: f"restored from {one.checkpoint}",
+        SKIPPED: "skipped: it had exited 0 before the checkpoint",
         COLD: f"started cold: {one.reason}",
         FAILED: f"{'restore' if one.container else 'checkpoint'} failed: {one.reason}",
         SEALED: f"checkpoint sealed: {one.checkpoint}",

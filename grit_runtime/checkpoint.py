@@ -19,7 +19,10 @@ from grit_runtime.errors import (
     AlreadyExistsError,
     CommandError,
     FailedPreconditionError,
+    GritError,
     NotFoundError,
+    SourceLostError,
+    one_line,
 )
 from grit_runtime.host import (
     checkpoint_dir,
@@ -33,15 +36,17 @@ from grit_runtime.host import (
     network,
     overlay,
     process,
+    records,
     rootfs_diff,
     runc,
     sockets,
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
-from grit_runtime.model import checkpointctl, connections, mount_plan
+from grit_runtime.model import checkpointctl, connections, lifecycle, mount_plan
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model.annotations import checkpoint_name, tcp
+from grit_runtime.model.lifecycle import Outcome
 from grit_runtime.model.manifest import Manifest
 
 TYPE_CHECKING = False
@@ -99,8 +104,20 @@ class _Dumps(NamedTuple):
 def checkpoint(order: Order, config: Config) -> Sealed:
     """Take the checkpoint; on any failure the source runs as before and nothing is left.
 
-    Blocks for as long as the dump takes. GritError says what went wrong.
+    Blocks for as long as the dump takes. GritError says what went wrong; either way is recorded.
     """
+    try:
+        sealed = _take_or_undo(order, config)
+    except BaseException as error:
+        outcome = lifecycle.LOST if isinstance(error, SourceLostError) else lifecycle.FAILED
+        reason = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
+        records.append(_outcome(order, config, outcome, reason))
+        raise
+    records.append(_outcome(order, config, lifecycle.SEALED, ""))
+    return sealed
+
+
+def _take_or_undo(order: Order, config: Config) -> Sealed:
     final_dir = _preflight(order, config)
     held = _begin(order.pod)
     try:
@@ -256,7 +273,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     staging_dir = f"{os.path.dirname(final_dir)}/.{order.name}.{token}"
     work_dir = f"{journal.PODS_DIR}/{order.pod.sandbox_id}/dump"
 
-    held.record("begin", token=token, runc_root=config.runc_root)
+    outcome = _outcome(order, config, lifecycle.FAILED, "the engine was killed")
+    held.record("begin", token=token, runc_root=config.runc_root, outcome=outcome._asdict())
     for path in (staging_dir, work_dir):
         held.record("directory", path=path)
         os.makedirs(path, mode=0o700)
@@ -290,7 +308,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     if driver:
         driver.close()
 
-    exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
+    exited = [_exited(order.pod, c) for c in order.pod.containers if c.state == "exited"]
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     sync = order.after == "stopped"
     with _written_back(staging_dir, timeline, wanted=sync):
@@ -557,8 +575,15 @@ def _described(dumps: _Dumps, container: Container, images_dir: str) -> manifest
     )
 
 
-def _exited(container: Container) -> manifests.Container:
-    return _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
+def _exited(pod: Pod, container: Container) -> manifests.Container:
+    described = _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
+    kubelets = (f"/pods/{pod.uid}/etc-hosts", f"/pods/{pod.uid}/containers/{container.name}/")
+    uncaptured = tuple(
+        mount.destination
+        for mount in container.mounts
+        if not mount.readonly and not any(own in mount.source for own in kubelets)
+    )
+    return described._replace(uncaptured=uncaptured)
 
 
 def _manifest_container(
@@ -580,6 +605,7 @@ def _manifest_container(
         mounts=mounts,
         gpus=gpus,
         cuda=cuda,
+        uncaptured=(),
     )
 
 
@@ -615,8 +641,28 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
     if _is_frozen(held):
         held.close()
         return False
+    steps = held.steps()
     undo(held)
+    for begin in steps[:1]:
+        if "outcome" in begin:
+            records.append(Outcome(**begin["outcome"])._replace(time=log.rfc3339()))
     return True
+
+
+def _outcome(order: Order, config: Config, outcome: str, reason: str) -> Outcome:
+    pod = order.pod
+    return Outcome(
+        time=log.rfc3339(),
+        outcome=outcome,
+        reason=reason,
+        namespace=pod.namespace,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        sandbox_id=pod.sandbox_id,
+        container="",
+        container_id="",
+        checkpoint=f"{config.checkpoint_root}/{pod.namespace}/{order.name}",
+    )
 
 
 def _is_frozen(held: Journal) -> bool:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from grit_runtime.model.device_map import Pairs
 
 _LOCK_DEADLINE_S = 60.0
+_FIRST_LOCK_TRY_MS = 500
 _LOCK_TRY_MS = 10_000
 _SETTLE_DEADLINE_S = 60.0
 _SETTLE_POLL_S = 0.1
@@ -243,11 +244,17 @@ def _check_room(dumped: manifests.Container, placement: Placement, cards: Sequen
 
 
 def lock(driver: Driver, pids: Sequence[int], *, deadline_s: float = _LOCK_DEADLINE_S) -> None:
-    """Lock all, or none. Blocks until work that was submitted has ended."""
+    """Lock all, or none. Blocks until work that was submitted has ended.
+
+    The first tries are short: in a collective one process may wait for another that is locked
+    already, and only letting both run undoes that.
+    """
     end = time.monotonic() + deadline_s
+    try_ms = _FIRST_LOCK_TRY_MS
     while True:
         left_s = end - time.monotonic()
-        timeout_ms = max(1, min(_LOCK_TRY_MS, int(left_s * 1000)))
+        timeout_ms = max(1, min(try_ms, int(left_s * 1000)))
+        try_ms = min(2 * try_ms, _LOCK_TRY_MS)
         calls = [Call("lock", pid, timeout_ms=timeout_ms) for pid in pids]
         answers = gpu.perform(driver, calls, deadline_s=timeout_ms / 1000 + 5)
         bad = [(call, answer) for call, answer in zip(calls, answers, strict=True) if answer.code]

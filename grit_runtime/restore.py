@@ -228,7 +228,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
-        _configure_criu(request, _place_sockets(request, attempt, dump))
+        _configure_criu(request, _place_sockets(request, attempt, dump, live))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump)
         images_dir = _mount_images(request, attempt, images_fd, rewritten)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
@@ -367,10 +367,17 @@ def _plan_gpus(
     return gpu.plan(driver, container, request.spec, request.order.device_map)
 
 
-def _place_sockets(request: Request, attempt: Journal, dump: Dump) -> list[str]:
-    """Make the pod's network fit for the dumped sockets; what CRIU is to be told of them."""
+def _place_sockets(request: Request, attempt: Journal, dump: Dump, live: Live) -> list[str]:
+    """Make the pod's network fit for the dumped sockets; what CRIU is to be told of them.
+
+    The node's own network is never changed: a dump could have any address in it.
+    """
     dumped = connections.sockets(dump.files)
-    paths = [ns["path"] for ns in request.spec["linux"]["namespaces"] if ns["type"] == "network"]
+    paths = [
+        ns["path"]
+        for ns in request.spec["linux"]["namespaces"]
+        if ns["type"] == "network" and "network" not in live.node_namespaces
+    ]
     bound = sorted({socket.local.address for socket in dumped if socket.is_bound_to_address})
     missing = network.missing_addresses(paths, bound)
     if missing:

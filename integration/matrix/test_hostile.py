@@ -267,3 +267,34 @@ def test_only_what_a_trusted_key_signed_is_restored(
         with forged(nodes, signed) as path:
             (path / "main/container.log").write_text("forged")
             assert "its signature is by none of the 1 keys" in refusal(nodes, path)
+
+
+LISTEN = """
+import socket, time
+listening = socket.create_server(("192.0.2.1", 8080))
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.case("a host-network pod's socket on an address that the node lacks", cases.REFUSED)
+def test_the_nodes_own_network_gets_no_address_of_a_dump(nodes: Nodes, run_pod: RunPod) -> None:
+    container = ContainerSpec(
+        name="main", image=images.PYTHON, command=("/usr/bin/python3", "-c", LISTEN)
+    )
+    nodes.a.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
+    try:
+        source = run_pod(
+            nodes.a, PodSpec(name="source", containers=(container,), host_network=True)
+        )
+        source.wait_for_log("main", "ready\n")
+        checkpoints.take(source, "bound")
+    finally:
+        nodes.a.run(["ip", "address", "del", "192.0.2.1/32", "dev", "lo"])
+    checkpoints.carry(nodes.a, nodes.b, "bound")
+    annotations = (("grit.dev/restore-name", "bound"),)
+    spec = PodSpec(
+        name="target", containers=(container,), host_network=True, annotations=annotations
+    )
+    assert "bound to 192.0.2.1, which this node has not" in cases.refusal(nodes, spec)
+    assert "192.0.2.1" not in nodes.b.run(["ip", "address", "show", "dev", "lo"]).stdout

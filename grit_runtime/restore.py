@@ -17,7 +17,12 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from grit_runtime import log
-from grit_runtime.errors import CommandError, FailedPreconditionError, ImageError
+from grit_runtime.errors import (
+    CommandError,
+    FailedPreconditionError,
+    ImageError,
+    SourceLostError,
+)
 from grit_runtime.host import (
     bundle,
     cgroup,
@@ -238,6 +243,8 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         if placement:
             _bring_back_gpus(request, attempt, container, placement, timeline)
             placement.driver.close()
+        if not sealed.is_verifiable:
+            _revive_gpus(request, attempt)
     overlay.unmount(images_dir)
     _remove(request.copy_dir)
     timeline.add("all", seconds=time.monotonic() - begin)
@@ -553,6 +560,23 @@ def _bring_back_gpus(
     pids = [inside[process.pid] for process in container.cuda]
     attempt.record("gpu", pids=pids, token=request.runc.token)
     gpu.bring_back(placement, container, pids, timeline)
+
+
+def _revive_gpus(request: Request, attempt: Journal) -> None:
+    """Bring back the CUDA processes that another program had suspended, onto the cards they had."""
+    from grit_runtime import gpu  # noqa: PLC0415
+    from grit_runtime.host import gpu as host_gpu  # noqa: PLC0415
+
+    init_pid = runc.state(request.runc, request.container_id).pid
+    pids = host_gpu.users(cgroup.pids(cgroup.of(init_pid)))
+    if not pids:
+        return
+    attempt.record("gpu", pids=pids, token=request.runc.token)
+    devices.equalize(init_pid, request.spec)
+    try:
+        gpu.revive_pids(request.runc.token, pids)
+    except SourceLostError as error:
+        raise CommandError(f"GPU memory of container {_name(request)}: {error}") from error
 
 
 def _kill(step: dict[str, Any]) -> None:

@@ -19,7 +19,10 @@ from grit_runtime.errors import (
     AlreadyExistsError,
     CommandError,
     FailedPreconditionError,
+    GritError,
     NotFoundError,
+    SourceLostError,
+    one_line,
 )
 from grit_runtime.host import (
     checkpoint_dir,
@@ -30,17 +33,20 @@ from grit_runtime.host import (
     images,
     journal,
     linux,
+    network,
     overlay,
     process,
+    records,
     rootfs_diff,
     runc,
     sockets,
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
-from grit_runtime.model import checkpointctl, connections, mount_plan
+from grit_runtime.model import checkpointctl, connections, lifecycle, mount_plan
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model.annotations import checkpoint_name, tcp
+from grit_runtime.model.lifecycle import Outcome
 from grit_runtime.model.manifest import Manifest
 
 TYPE_CHECKING = False
@@ -98,8 +104,20 @@ class _Dumps(NamedTuple):
 def checkpoint(order: Order, config: Config) -> Sealed:
     """Take the checkpoint; on any failure the source runs as before and nothing is left.
 
-    Blocks for as long as the dump takes. GritError says what went wrong.
+    Blocks for as long as the dump takes. GritError says what went wrong; either way is recorded.
     """
+    try:
+        sealed = _take_or_undo(order, config)
+    except BaseException as error:
+        outcome = lifecycle.LOST if isinstance(error, SourceLostError) else lifecycle.FAILED
+        reason = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
+        records.append(_outcome(order, config, outcome, reason))
+        raise
+    records.append(_outcome(order, config, lifecycle.SEALED, ""))
+    return sealed
+
+
+def _take_or_undo(order: Order, config: Config) -> Sealed:
     final_dir = _preflight(order, config)
     held = _begin(order.pod)
     try:
@@ -158,6 +176,8 @@ def undo(held: Journal) -> None:
                     runc.pause(tool, step["container"])
                 case "gpu" if not stopping:
                     gpu.revive_pids(tool.token, step["pids"])
+                case "silence" if not stopping:
+                    network.let_speak(step["path"])
                 case "directory":
                     shutil.rmtree(step["path"], ignore_errors=True)
                 case _:
@@ -253,7 +273,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     staging_dir = f"{os.path.dirname(final_dir)}/.{order.name}.{token}"
     work_dir = f"{journal.PODS_DIR}/{order.pod.sandbox_id}/dump"
 
-    held.record("begin", token=token, runc_root=config.runc_root)
+    outcome = _outcome(order, config, lifecycle.FAILED, "the engine was killed")
+    held.record("begin", token=token, runc_root=config.runc_root, outcome=outcome._asdict())
     for path in (staging_dir, work_dir):
         held.record("directory", path=path)
         os.makedirs(path, mode=0o700)
@@ -271,6 +292,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         found, frozen = _suspend_and_freeze(config, tool, found, containers, thawed, held, timeline)
     else:
         frozen = _freeze(tool, containers, thawed, held, timeline)
+    _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     version = found.version if found else ""
     bundle_dirs = {c.id: c.bundle_dir for c in containers}
@@ -286,7 +308,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     if driver:
         driver.close()
 
-    exited = [_exited(c) for c in order.pod.containers if c.state == "exited"]
+    exited = [_exited(order.pod, c) for c in order.pod.containers if c.state == "exited"]
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     sync = order.after == "stopped"
     with _written_back(staging_dir, timeline, wanted=sync):
@@ -356,6 +378,21 @@ def _tcp_options(containers: list[gpu.Container]) -> dict[str, connections.DumpO
         name: connections.dump_options(asked[name], ends, inside=not outside & set(ends))
         for name, ends in found.items()
     }
+
+
+def _silence(
+    order: Order,
+    containers: list[gpu.Container],
+    tcp: dict[str, connections.DumpOptions],
+    held: Journal,
+) -> None:
+    """Keep a source that is to end from saying so to its peers, who go on with the new pod."""
+    if order.after == "running" or not any(options.has_peers for options in tcp.values()):
+        return
+    namespaces = containers[0].spec["linux"]["namespaces"]
+    for path in [ns["path"] for ns in namespaces if ns["type"] == "network" and ns.get("path")]:
+        held.record("silence", path=path)
+        network.silence(path)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -538,8 +575,15 @@ def _described(dumps: _Dumps, container: Container, images_dir: str) -> manifest
     )
 
 
-def _exited(container: Container) -> manifests.Container:
-    return _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
+def _exited(pod: Pod, container: Container) -> manifests.Container:
+    described = _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
+    kubelets = (f"/pods/{pod.uid}/etc-hosts", f"/pods/{pod.uid}/containers/{container.name}/")
+    uncaptured = tuple(
+        mount.destination
+        for mount in container.mounts
+        if not mount.readonly and not any(own in mount.source for own in kubelets)
+    )
+    return described._replace(uncaptured=uncaptured)
 
 
 def _manifest_container(
@@ -561,6 +605,7 @@ def _manifest_container(
         mounts=mounts,
         gpus=gpus,
         cuda=cuda,
+        uncaptured=(),
     )
 
 
@@ -596,8 +641,28 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
     if _is_frozen(held):
         held.close()
         return False
+    steps = held.steps()
     undo(held)
+    for begin in steps[:1]:
+        if "outcome" in begin:
+            records.append(Outcome(**begin["outcome"])._replace(time=log.rfc3339()))
     return True
+
+
+def _outcome(order: Order, config: Config, outcome: str, reason: str) -> Outcome:
+    pod = order.pod
+    return Outcome(
+        time=log.rfc3339(),
+        outcome=outcome,
+        reason=reason,
+        namespace=pod.namespace,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        sandbox_id=pod.sandbox_id,
+        container="",
+        container_id="",
+        checkpoint=f"{config.checkpoint_root}/{pod.namespace}/{order.name}",
+    )
 
 
 def _is_frozen(held: Journal) -> bool:

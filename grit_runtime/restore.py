@@ -10,7 +10,6 @@ writer and without the step "restored" undoes it: the pod's next create, the san
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import suppress
@@ -20,8 +19,10 @@ from grit_runtime import log
 from grit_runtime.errors import (
     CommandError,
     FailedPreconditionError,
+    GritError,
     ImageError,
     SourceLostError,
+    one_line,
 )
 from grit_runtime.host import (
     bundle,
@@ -38,13 +39,22 @@ from grit_runtime.host import (
     network,
     overlay,
     process,
+    records,
     rootfs_diff,
     runc,
     runc_dump,
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
-from grit_runtime.model import checkpointctl, compatibility, connections, mount_plan, privilege
+from grit_runtime.model import (
+    checkpointctl,
+    compatibility,
+    connections,
+    lifecycle,
+    mount_plan,
+    privilege,
+)
+from grit_runtime.model.lifecycle import Outcome
 from grit_runtime.proto import criu_pb2
 from grit_runtime.wire import criu_image
 
@@ -60,9 +70,13 @@ if TYPE_CHECKING:
     from grit_runtime.model.privilege import Dump, Live
 
 _POD_LOGS_DIR = "/var/log/pods"
-_RESTORED_DIR = "/var/lib/grit/restored"
 _COPIES_DIR = "/var/lib/grit/copies"
 _JOURNAL = "attempt.journal"
+_EVENTS = {
+    lifecycle.FAILED: "restore failed",
+    lifecycle.COLD: "starting cold",
+    lifecycle.SKIPPED: "skipping what had exited 0",
+}
 _COPY_LIMIT_ENTRIES = 100_000
 
 
@@ -84,10 +98,14 @@ class Request(NamedTuple):
         return "/".join((self.checkpoint_root, *self.order.path))
 
     @property
-    def attempt_dir(self) -> str:
+    def pod_dir(self) -> str:
         identity = self.order.identity
         sandbox_id = identity.sandbox_id if identity else self.container_id
-        return f"{journal.PODS_DIR}/{sandbox_id}/{self.container_id}"
+        return f"{journal.PODS_DIR}/{sandbox_id}"
+
+    @property
+    def attempt_dir(self) -> str:
+        return f"{self.pod_dir}/{self.container_id}"
 
     @property
     def copy_dir(self) -> str:
@@ -102,23 +120,31 @@ class Request(NamedTuple):
 
 
 def restore(request: Request) -> bool:
-    """Restore the container; False if it is to be started cold instead, which is logged with why.
+    """Restore the container; False if runc is to start it, from its image or only to exit.
 
     Blocks until the container runs. When it raises, nothing of the attempt is left: no process,
-    mount or file.
+    mount or file. Which of them it was is logged and recorded, with the reason.
     """
-    sweep(os.path.dirname(request.attempt_dir), starting=_name(request))
+    sweep(request.pod_dir, starting=_name(request))
     attempt = journal.begin(f"{request.attempt_dir}/{_JOURNAL}")
+    attempt.record("begin", outcome=_outcome(request, lifecycle.FAILED, "")._asdict())
     try:
-        restored = _attempt(request, attempt)
-    except BaseException:
+        instead = _attempt(request, attempt)
+    except (GritError, OSError) as error:
+        _start_cold_or_raise(request, attempt, error)
+        return False
+    except BaseException as error:
         undo(attempt)
+        _tell(_outcome(request, lifecycle.FAILED, f"{type(error).__name__}: {error}"))
         raise
-    if restored:
+    if instead is None:
         attempt.close()
-    else:
-        undo(attempt)
-    return restored
+        return True
+    undo(attempt)
+    if instead.outcome == lifecycle.SKIPPED:
+        bundle.exit_at_once(request.bundle_dir, request.spec)
+    _tell(instead)
+    return False
 
 
 def claim_start(attempt_dir: str) -> bool:
@@ -133,7 +159,7 @@ def claim_start(attempt_dir: str) -> bool:
     steps = {step["step"]: step for step in held.steps()}
     claimed = "restored" in steps and "started" not in steps
     if claimed:
-        _write_record(steps["restored"])
+        _keep(Outcome(**steps["restored"]["outcome"]))
         held.record("started")
     held.close()
     return claimed
@@ -150,12 +176,12 @@ def sweep(pod_dir: str, *, starting: str | None = None) -> None:
         if held is None:
             continue
         steps = {step["step"]: step for step in held.steps()}
-        restored = steps.get("restored")
-        if restored and ("started" in steps or restored["container"] != starting):
+        if "restored" in steps and (
+            "started" in steps or steps["begin"]["outcome"]["container"] != starting
+        ):
             held.close()
         else:
-            log.warning("undoing an attempt that died", journal=path)
-            undo(held)
+            _undo_dead(held)
 
 
 def forget(attempt_dir: str) -> None:
@@ -166,7 +192,7 @@ def forget(attempt_dir: str) -> None:
     if any(step["step"] == "started" for step in held.steps()):
         _end(held)
     else:
-        undo(held)
+        _undo_dead(held)
 
 
 def forget_pod(pod_dir: str) -> None:
@@ -205,18 +231,72 @@ def undo(attempt: Journal) -> None:
     _end(attempt)
 
 
-def _attempt(request: Request, attempt: Journal) -> bool:
+def _undo_dead(held: Journal) -> None:
+    log.warning("undoing an attempt that died", journal=held.path)
+    steps = held.steps()
+    undo(held)
+    for begin in steps[:1]:  # none if it died before it had written anything
+        reason = "grit-runtime was killed before the container was started"
+        _tell(Outcome(**begin["outcome"])._replace(time=log.rfc3339(), reason=reason))
+
+
+def _start_cold_or_raise(request: Request, attempt: Journal, error: GritError | OSError) -> None:
+    """The attempt has failed: undo it, and raise unless the container may start cold instead."""
+    reason = one_line(error)
+    with journal.locked(request.pod_dir):
+        beside = _restored_beside(request)
+        steps = {step["step"]: step for step in attempt.steps()}
+        undo(attempt)
+        if request.order.cold_on_failure and beside is None:
+            if "rw layer" in steps:
+                _clear(request, steps)
+            _tell(_outcome(request, lifecycle.COLD, reason, binds=True))
+            return
+    if request.order.cold_on_failure:
+        reason += f"; not started cold, because container {beside} of the pod was restored"
+        error = FailedPreconditionError(reason)
+    _tell(_outcome(request, lifecycle.FAILED, reason))
+    raise error
+
+
+def _restored_beside(request: Request) -> str | None:
+    """A container of this sandbox that is restored, whether or not it has heard of its start."""
+    for path in journal.beneath(request.pod_dir, f"*/{_JOURNAL}"):
+        steps = {step["step"]: step for step in journal.read(path)}
+        if "restored" in steps:
+            return str(steps["begin"]["outcome"]["container"])
+    identity = request.order.identity
+    if identity is None:
+        return None
+    return lifecycle.restored_container(_past(request), identity.sandbox_id)
+
+
+def _clear(request: Request, steps: dict[str, dict[str, Any]]) -> None:
+    """Make the bundle what containerd made it, after the attempt was undone."""
+    overlay.empty(bundle.rootfs(request.bundle_dir, request.spec))
+    config_json.write(request.bundle_dir, request.spec)
+    if "log" in steps:
+        os.truncate(steps["log"]["path"], 0)
+
+
+def _attempt(request: Request, attempt: Journal) -> Outcome | None:
+    """None if the container is restored; otherwise what is to become of it instead."""
     begin = time.monotonic()
     timeline = log.Timeline()
+    past_reason = _past_reason(request)
+    if past_reason:
+        return _outcome(request, lifecycle.COLD, past_reason)
     criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     checkpoint_fd, sealed = _open_checkpoint(request, attempt)
     if request.trusted_keys:
         checkpoint_dir.check_signature(checkpoint_fd, request.checkpoint_path, request.trusted_keys)
     container = _container(sealed.manifest, request)
-    reason = _cold_reason(request, sealed, container)
-    if container is None or reason:
-        log.info("starting cold", container_id=request.container_id, reason=reason)
-        return False
+    if container is None:
+        reason = "the checkpoint does not list this container"
+        return _outcome(request, lifecycle.COLD, reason)
+    if container.state != "running":
+        return _ended(request, container)
+    _require_images(request, sealed, container)
 
     driver = _gpu_driver(request, container)
     with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
@@ -231,6 +311,7 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         adapted = runc_dump.adapted(images_fd, dump, request.spec, plan)
         placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
+        attempt.record("rw layer")
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
         _configure_criu(request, _place_sockets(request, attempt, dump, live))
@@ -248,8 +329,58 @@ def _attempt(request: Request, attempt: Journal) -> bool:
     overlay.unmount(images_dir)
     _remove(request.copy_dir)
     timeline.add("all", seconds=time.monotonic() - begin)
-    attempt.record("restored", **_record(request, sealed, timeline))
-    return True
+    _commit(request, attempt, sealed, timeline)
+    return None
+
+
+def _ended(request: Request, container: Container) -> Outcome:
+    """What becomes of a container that had ended before the checkpoint: it runs again, or not."""
+    if container.exit_code != 0 or not request.order.skip_completed:
+        reason = f"it had exited {container.exit_code} before the checkpoint, and runs again"
+        return _outcome(request, lifecycle.COLD, reason)
+    if container.uncaptured:
+        raise FailedPreconditionError(
+            f"container {container.name} cannot be skipped: the checkpoint does not hold its "
+            f"writable volume {container.uncaptured[0]}; without grit.dev/completed it runs again"
+        )
+    return _outcome(request, lifecycle.SKIPPED, "")
+
+
+def _require_images(request: Request, sealed: Sealed, container: Container) -> None:
+    images_path = f"{container.name}/checkpoint/"
+    if not any(file.path.startswith(images_path) for file in sealed.manifest.files):
+        raise ImageError(
+            f"checkpoint {request.checkpoint_path} lists container {container.name} as running "
+            "but holds no images of it; take it again"
+        )
+
+
+def _past_reason(request: Request) -> str | None:
+    """Why what became of the pod before has its container start cold."""
+    past = _past(request)
+    if not past:
+        return None
+    try:
+        dir_fd = checkpoint_dir.open_named(request.checkpoint_root, request.order.path)
+        sha256 = checkpoint_dir.read(dir_fd, request.checkpoint_path).sha256
+    except (GritError, OSError):
+        sha256 = ""  # a checkpoint may be removed once it is restored
+    now = _outcome(request, lifecycle.RESTORED, "")._replace(manifest_sha256=sha256)
+    return lifecycle.cold_reason(past, now)
+
+
+def _commit(request: Request, attempt: Journal, sealed: Sealed, timeline: log.Timeline) -> None:
+    """Restored and verified, unless another container of the pod was started cold meanwhile."""
+    outcome = _outcome(request, lifecycle.RESTORED, "")._replace(
+        manifest_sha256=sealed.sha256, timeline=tuple(timeline.phases)
+    )
+    with journal.locked(request.pod_dir):
+        for one in _past(request):
+            if one.binds:
+                raise FailedPreconditionError(
+                    f"container {one.container} of the pod was started cold at {one.time}"
+                )
+        attempt.record("restored", outcome=outcome._asdict())
 
 
 def _open_checkpoint(request: Request, attempt: Journal) -> tuple[int, Sealed]:
@@ -300,18 +431,6 @@ def _container(manifest: Manifest, request: Request) -> Container | None:
     return next((c for c in manifest.containers if c.name == identity.container), None)
 
 
-def _cold_reason(request: Request, sealed: Sealed, container: Container | None) -> str | None:
-    """Why the container is to be started as if there were no checkpoint, if it is."""
-    if container is None:
-        return "the checkpoint does not list this container"
-    if container.state != "running":
-        return "it had ended before the checkpoint"
-    record = _record_path(request, sealed)
-    if record is not None and os.path.exists(record):
-        return "it was restored from this checkpoint before; a checkpoint is restored once"
-    return None
-
-
 def _verify(checkpoint_fd: int, sealed: Sealed, request: Request) -> None:
     if not sealed.is_verifiable:
         log.warning("no manifest: its files cannot be verified", path=request.checkpoint_path)
@@ -336,14 +455,16 @@ def _compare(sealed: Sealed, request: Request, criu_version: Child) -> None:
 def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
     """Make the root filesystem what it was; only a checkpoint of others can be without layer."""
     root_fd = confine.open_dir(bundle.rootfs(request.bundle_dir, request.spec))
-    deleted = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/deleted.files")
-    if deleted is not None:
-        rootfs_diff.delete(root_fd, checkpointctl.deleted_files(deleted))
-    layer_fd = checkpoint_dir.open_optional(checkpoint_fd, f"{name}/rootfs-diff.tar")
-    if layer_fd is not None:
-        rootfs_diff.apply(layer_fd, root_fd, allowed_devices=privilege.devices(request.spec))
-        os.close(layer_fd)
-    os.close(root_fd)
+    try:
+        deleted = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/deleted.files")
+        if deleted is not None:
+            rootfs_diff.delete(root_fd, checkpointctl.deleted_files(deleted))
+        layer_fd = checkpoint_dir.open_optional(checkpoint_fd, f"{name}/rootfs-diff.tar")
+        if layer_fd is not None:
+            rootfs_diff.apply(layer_fd, root_fd, allowed_devices=privilege.devices(request.spec))
+            os.close(layer_fd)
+    finally:
+        os.close(root_fd)  # open, it would keep the rootfs from being unmounted
 
 
 def _plan(request: Request, dump: Dump, live: Live) -> mount_plan.MountPlan:
@@ -588,34 +709,38 @@ def _kill(step: dict[str, Any]) -> None:
     runc.delete(tool, step["container_id"])
 
 
-def _record(request: Request, sealed: Sealed, timeline: log.Timeline) -> dict[str, Any]:
-    """What is kept of a restore for as long as the node lives."""
-    return {
-        "path": _record_path(request, sealed),
-        "checkpoint": request.checkpoint_path,
-        "manifest_sha256": sealed.sha256,
-        "container": _name(request),
-        "container_id": request.container_id,
-        "restored": log.rfc3339(),
-        "timeline": timeline.phases,
-    }
-
-
-def _write_record(step: dict[str, Any]) -> None:
-    path = step["path"]
-    if path is None:  # by hand, where there is no pod to remember
-        return
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(step, file, indent=1)
-    os.replace(f"{path}.new", path)
-
-
-def _record_path(request: Request, sealed: Sealed) -> str | None:
+def _outcome(request: Request, outcome: str, reason: str, *, binds: bool = False) -> Outcome:
     identity = request.order.identity
-    if identity is None:
-        return None
-    return f"{_RESTORED_DIR}/{identity.pod_uid}/{identity.container}.{sealed.sha256[:32]}.json"
+    return Outcome(
+        time=log.rfc3339(),
+        outcome=outcome,
+        reason=reason,
+        namespace=identity.namespace if identity else "",
+        pod=identity.pod if identity else "",
+        pod_uid=identity.pod_uid if identity else "",
+        sandbox_id=identity.sandbox_id if identity else "",
+        container=_name(request),
+        container_id=request.container_id,
+        checkpoint=request.checkpoint_path,
+        binds=binds,
+    )
+
+
+def _tell(outcome: Outcome) -> None:
+    """Log what became of the container, other than a restore, and keep it."""
+    write = log.error if outcome.outcome == lifecycle.FAILED else log.warning
+    write(_EVENTS[outcome.outcome], container_id=outcome.container_id, reason=outcome.reason)
+    _keep(outcome)
+
+
+def _keep(outcome: Outcome) -> None:
+    if outcome.pod_uid:  # by hand there is no pod to remember
+        records.append(outcome)
+
+
+def _past(request: Request) -> tuple[Outcome, ...]:
+    identity = request.order.identity
+    return records.of_pod(identity.pod_uid) if identity else ()
 
 
 def _name(request: Request) -> str:

@@ -210,7 +210,7 @@ def restore(bench: Bench, name: str) -> Row:
 
 
 # A container is restored once; where that is recorded it would be started cold.
-RECORDS = "/var/lib/grit/restored/*"
+RECORDS = "/var/lib/grit/records/*"
 LAYER = "/mnt/grit-agent/default/bench/counter/rootfs-diff.tar"
 FRESH_ROOTFS = """
 cd /run/bench/restore

@@ -67,8 +67,15 @@ def forge(images_dir: Path, name: str, change: Callable[[Message], object]) -> N
 
 def records(node: Node) -> list[dict[str, object]]:
     """What the node remembers of the restores that succeeded on it."""
-    found = sorted(node.path(Path("/var/lib/grit/restored")).glob("*/*.json"))
-    return [json.loads(path.read_text()) for path in found]
+    shown = json.loads(node.run(["grit", "status", "--json"]).stdout)
+    return [record for record in shown if record["outcome"] == "restored"]
+
+
+def outcomes(pod: Pod) -> list[dict[str, object]]:
+    """What the node remembers of *pod*, oldest first."""
+    argv = ["grit", "status", "--json", pod.spec.uid]
+    shown: list[dict[str, object]] = json.loads(pod.node.run(argv).stdout)
+    return shown
 
 
 def left_by_checkpoints(node: Host) -> list[str]:

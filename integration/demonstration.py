@@ -84,7 +84,7 @@ def show_exec(pod: Pod) -> None:
 
 
 def show_timeline(node: Node, pod: Pod) -> None:
-    (record,) = [r for r in checkpoints.records(node) if pod.spec.uid in str(r["path"])]
+    (record,) = [r for r in checkpoints.records(node) if r["pod_uid"] == pod.spec.uid]
     timeline: Any = record["timeline"]
     step("timeline of the restore")
     for phase in timeline:

@@ -420,7 +420,7 @@ def test_a_start_whose_deadline_expires_is_swept_by_the_next_create(nodes: Nodes
         pod.wait_exited("counter")
         pod.restart("counter")
         workload.assert_goes_on_from(pod, 5, node=nodes.b)
-        (record,) = [r for r in checkpoints.records(nodes.b) if pod.spec.uid in str(r["path"])]
+        (record,) = [r for r in checkpoints.records(nodes.b) if r["pod_uid"] == pod.spec.uid]
         assert record["container_id"] == pod.container_ids["counter"]
 
 
@@ -512,3 +512,22 @@ def assert_counts_on(pod: Pod) -> None:
         )["status"]
         == "running"
     )
+
+
+def test_what_became_of_a_checkpoint_is_remembered(nodes: Nodes, counter: Pod) -> None:
+    checkpoints.take(counter, "kept", "--replace")
+    assert "exists; choose another name" in checkpoints.take(counter, "kept", check=False).stderr
+    with engine(counter, "killed") as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "msg=freeze" in line)
+        kill(nodes.a, process)
+    wait_until_undone(nodes.a, counter)
+    nodes.a.run(["sh", "-c", f"until grit status {counter.spec.uid} | grep killed; do :; done"])
+    shown = nodes.a.run(["grit", "status", counter.spec.uid]).stdout.splitlines()
+    assert [line.partition(" ")[2].split(": ", 1)[0] for line in shown] == [
+        "default/source checkpoint sealed",
+        "default/source checkpoint failed",
+        "default/source checkpoint failed",
+    ]
+    assert "/mnt/grit-agent/default/kept exists" in shown[1]
+    assert shown[2].endswith("the engine was killed")

@@ -46,7 +46,7 @@ def test_the_count_goes_on_in_a_new_pod_on_another_node(nodes: Nodes, run_pod: R
     status = target.status("counter")
     assert status.state == cri_pb2.CONTAINER_RUNNING
     assert target.exec_sync("counter", ["/bin/sh", "-c", "exit 7"]).exit_code == 7
-    (record,) = [r for r in checkpoints.records(nodes.b) if target.spec.uid in str(r["path"])]
+    (record,) = [r for r in checkpoints.records(nodes.b) if r["pod_uid"] == target.spec.uid]
     assert record["checkpoint"] == "/mnt/grit-agent/default/first"
     # and the source was not disturbed
     workload.assert_goes_on_from(source, at_checkpoint, node=nodes.a)

@@ -11,6 +11,7 @@ from grit_runtime.cli.gpu import gpu
 from grit_runtime.cli.inspect import inspect
 from grit_runtime.cli.recover import recover
 from grit_runtime.cli.resume import resume
+from grit_runtime.cli.status import status
 from grit_runtime.cli.verify import verify
 from grit_runtime.errors import GritError, one_line
 
@@ -24,7 +25,7 @@ def grit() -> None:
     """
 
 
-for _command in (checkpoint, resume, recover, inspect, verify, gpu):
+for _command in (checkpoint, resume, recover, status, inspect, verify, gpu):
     grit.add_command(_command)
 
 

@@ -16,6 +16,14 @@ _CALL_TIMEOUT_S = 10
 M = TypeVar("M", bound=Message)
 
 
+class Mount(NamedTuple):
+    """A mount that the pod's spec asks for, or kubelet by itself."""
+
+    destination: str
+    source: str
+    readonly: bool
+
+
 class Container(NamedTuple):
     id: str
     name: str
@@ -26,6 +34,7 @@ class Container(NamedTuple):
     log_path: str
     created_ns: int
     started_ns: int
+    mounts: tuple[Mount, ...]
 
 
 class Pod(NamedTuple):
@@ -104,6 +113,10 @@ class Containerd:
             log_path=status.log_path,
             created_ns=status.created_at,
             started_ns=status.started_at,
+            mounts=tuple(
+                Mount(mount.container_path, mount.host_path, mount.readonly)
+                for mount in status.mounts
+            ),
         )
 
     def _call(self, method: str, request: Message, answer: type[M]) -> M:

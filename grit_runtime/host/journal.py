@@ -9,6 +9,8 @@ import fcntl
 import glob
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from grit_runtime.errors import FailedPreconditionError
@@ -31,8 +33,7 @@ class Journal:
 
     def steps(self) -> list[dict[str, Any]]:
         """All steps so far, oldest first; a torn last line was never acted upon and is left out."""
-        with open(self.path, "rb") as file:
-            return [json.loads(line) for line in file if line.endswith(b"\n")]
+        return read(self.path)
 
     def end(self) -> None:
         """Remove the journal: nothing is left to undo."""
@@ -60,6 +61,23 @@ def begin(path: str) -> Journal:
         ) from None
     fcntl.flock(fd, fcntl.LOCK_EX)
     return Journal(path, fd)
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The steps of a journal that may be another's; a torn last line is left out."""
+    with open(path, "rb") as file:
+        return [json.loads(line) for line in file if line.endswith(b"\n")]
+
+
+@contextmanager
+def locked(pod_dir: str) -> Iterator[None]:
+    """Hold what is decided about a pod, whose directory exists. Blocks while another holds it."""
+    fd = os.open(pod_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def beneath(directory: str, pattern: str) -> list[str]:

@@ -52,23 +52,29 @@ def read(uts_path: str | None, ipc_path: str | None) -> Live:
 
 
 def inside(paths: Sequence[str], look: Callable[[], object]) -> Any:
-    """What *look* returns in a child that has joined the namespaces: setns cannot be taken back."""
+    """What *look* returns in a child that has joined the namespaces: setns cannot be taken back.
+
+    CommandError with the child's own reason if it fails.
+    """
     read_fd, write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             for path in paths:
                 linux.setns(path)
-            os.write(write_fd, json.dumps(look()).encode())
+            os.write(write_fd, json.dumps({"answer": look()}).encode())
+        except Exception as error:  # noqa: BLE001  told by the parent
+            os.write(write_fd, json.dumps({"error": str(error)}).encode())
         finally:
             os._exit(0)
     os.close(write_fd)
     with open(read_fd, "rb") as file:
         data = file.read()
     os.waitpid(pid, 0)
-    if not data:
-        raise CommandError(f"namespaces {' and '.join(paths)} cannot be joined")
-    return json.loads(data)
+    answer = json.loads(data)
+    if "error" in answer:
+        raise CommandError(f"in namespaces {' and '.join(paths)}: {answer['error']}")
+    return answer["answer"]
 
 
 def _read_names() -> list[str]:

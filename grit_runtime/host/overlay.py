@@ -22,6 +22,9 @@ _MS_NODEV = 4
 _MS_NOEXEC = 8
 _UMOUNT_NOFOLLOW = 8
 
+# Options that mountinfo shows and mount(2) does not take.
+_SHOWN_ONLY = ("rw", "seclabel")
+
 
 class Mount(NamedTuple):
     """A line of mountinfo; *options* are the filesystem's own, "" for one without a value."""
@@ -37,13 +40,7 @@ def upper_dir(rootfs_path: str, *, mountinfo_path: str = "/proc/self/mountinfo")
     NotFoundError when nothing is mounted there; FailedPreconditionError when it is no overlay, or
     one whose upper directory says its changes in another way than root's overlays do.
     """
-    with open(mountinfo_path, "rb") as file:
-        mounts = parse_mountinfo(file.read())
-    path = os.path.realpath(rootfs_path)
-    found = [mount for mount in mounts if mount.path == path]
-    if not found:
-        raise NotFoundError(f"{rootfs_path}: nothing is mounted there, expected a container's root")
-    mount = found[-1]  # the last is on top of the others
+    mount = _mounted_at(os.path.realpath(rootfs_path), mountinfo_path)
     if mount.fs_type != "overlay":
         raise FailedPreconditionError(
             f"{rootfs_path}: is a mount of type {mount.fs_type}, expected overlay: "
@@ -56,7 +53,27 @@ def upper_dir(rootfs_path: str, *, mountinfo_path: str = "/proc/self/mountinfo")
             f"{' with userxattr' * ('userxattr' in mount.options)}, "
             "expected an absolute path and trusted attributes"
         )
-    return re.sub(r"\\(.)", r"\1", upper)  # shown as mounted, with the escapes of _escaped
+    return _plain(upper)
+
+
+def empty(rootfs_path: str) -> None:
+    """Take back every change in the overlay mounted at *rootfs_path*, which nobody uses.
+
+    It is unmounted meanwhile: an overlay must not see its upper directory change beneath it.
+    """
+    path = os.path.realpath(rootfs_path)
+    upper = upper_dir(path)
+    options = _mounted_at(path).options
+    if not all(map(os.path.isabs, re.split(r"(?<!\\):", options.get("lowerdir", "")))):
+        # containerd makes the names of many layers relative, so that they fit into a mount's page
+        raise FailedPreconditionError(
+            f"{rootfs_path}: the overlay's lowerdir is relative, so it cannot be mounted anew"
+        )
+    unmount(path)
+    for directory in (upper, _plain(options["workdir"])):
+        _remove_contents(directory)
+    words = [f"{key}={value}" if value else key for key, value in options.items()]
+    _mount(path, ",".join(word for word in words if word not in _SHOWN_ONLY), flags=0)
 
 
 def parse_mountinfo(data: bytes) -> list[Mount]:
@@ -88,6 +105,24 @@ def unmount(path: str) -> None:
     linux.call("umount2", path, os.fsencode(path), _UMOUNT_NOFOLLOW)
 
 
+def _mounted_at(path: str, mountinfo_path: str = "/proc/self/mountinfo") -> Mount:
+    with open(mountinfo_path, "rb") as file:
+        found = [mount for mount in parse_mountinfo(file.read()) if mount.path == path]
+    if not found:
+        raise NotFoundError(f"{path}: nothing is mounted there, expected a container's root")
+    return found[-1]  # the last is on top of the others
+
+
+def _remove_contents(directory: str) -> None:
+    import shutil  # noqa: PLC0415  brings all compressors, and is seldom needed
+
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
 def _parse_line(line: bytes) -> Mount:
     """``36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue``"""
     before, _, after = line.partition(b" - ")
@@ -105,12 +140,16 @@ def _unescaped(text: bytes) -> str:
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), text))
 
 
+def _plain(value: str) -> str:
+    """A path among the options of a mounted overlay, which shows the escapes of `_escaped`."""
+    return re.sub(r"\\(.)", r"\1", value)
+
+
 def _escaped(path: str) -> str:
     """*path* as a value among an overlay's options, where commas and colons part."""
     return re.sub(r"([\\:,])", r"\\\1", path)
 
 
-def _mount(path: str, options: str) -> None:
-    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+def _mount(path: str, options: str, *, flags: int = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC) -> None:
     arguments = (b"overlay", os.fsencode(path), b"overlay", ctypes.c_ulong(flags))
     linux.call("mount", path, *arguments, os.fsencode(options))

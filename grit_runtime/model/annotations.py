@@ -13,13 +13,15 @@ RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"
 ON_FAILURE = "grit.dev/on-failure"
 DEVICE_MAP = "grit.dev/device-map"
+COMPLETED = "grit.dev/completed"
 NCCL = "grit.dev/nccl"
 TCP = "grit.dev/tcp"
 
 _PREFIX = "grit.dev/"
-_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, NCCL, TCP)
+_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, COMPLETED, NCCL, TCP)
 _VALUES = {
-    ON_FAILURE: ("fail",),
+    ON_FAILURE: ("fail", "cold-start"),
+    COMPLETED: ("skip",),
     NCCL: ("checkpointable", "assume-safe"),
     TCP: ("refuse", "close", "established"),
 }
@@ -44,6 +46,8 @@ class RestoreOrder(NamedTuple):
     path: tuple[str, ...]
     identity: Identity | None  # None: run by hand, without containerd's CRI plugin
     device_map: str
+    cold_on_failure: bool  # start as if there were no checkpoint if the restore cannot be done
+    skip_completed: bool  # do not run again what had exited 0
     tcp: str
 
 
@@ -65,17 +69,20 @@ def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreO
     if RESTORE_NAME not in asked and CHECKPOINT not in asked:
         return None
     identity = _identity(annotations)
-    device_map = asked.get(DEVICE_MAP, "auto")
-    if CHECKPOINT in asked:
-        path = _beneath(asked[CHECKPOINT], checkpoint_root, identity)
-        return RestoreOrder(path, identity, device_map, tcp(asked))
-    if identity is None:
+    cold_on_failure = asked.get(ON_FAILURE) == "cold-start"
+    if cold_on_failure and identity is None:
+        # by hand the rw layer is not known to have been empty, so it cannot be emptied
         raise InvalidArgumentError(
-            f"annotation {RESTORE_NAME} needs the pod's identity, which only containerd's CRI "
-            f"plugin gives; by hand name the directory with {CHECKPOINT}"
+            f"annotation {ON_FAILURE}: cold-start is for pods of containerd's CRI plugin"
         )
-    path = (identity.namespace, checkpoint_name(asked[RESTORE_NAME]))
-    return RestoreOrder(path, identity, device_map, tcp(asked))
+    return RestoreOrder(
+        path=_path(asked, checkpoint_root, identity),
+        identity=identity,
+        device_map=asked.get(DEVICE_MAP, "auto"),
+        cold_on_failure=cold_on_failure,
+        skip_completed=COMPLETED in asked,
+        tcp=tcp(asked),
+    )
 
 
 def wants_safe_nccl(annotations: dict[str, str]) -> bool:
@@ -117,6 +124,19 @@ def _identity(annotations: dict[str, str]) -> Identity | None:
         if not value or "/" in value or value in (".", ".."):
             raise InvalidArgumentError(f"annotation {_CRI}{key}: unusable value {value!r}")
     return Identity(*values)
+
+
+def _path(
+    asked: dict[str, str], checkpoint_root: str, identity: Identity | None
+) -> tuple[str, ...]:
+    if CHECKPOINT in asked:
+        return _beneath(asked[CHECKPOINT], checkpoint_root, identity)
+    if identity is None:
+        raise InvalidArgumentError(
+            f"annotation {RESTORE_NAME} needs the pod's identity, which only containerd's CRI "
+            f"plugin gives; by hand name the directory with {CHECKPOINT}"
+        )
+    return (identity.namespace, checkpoint_name(asked[RESTORE_NAME]))
 
 
 def _beneath(directory: str, checkpoint_root: str, identity: Identity | None) -> tuple[str, ...]:

@@ -49,10 +49,14 @@ class Connection(NamedTuple):
 
 
 class DumpOptions(NamedTuple):
-    """What a dump with connections needs: flags of `runc checkpoint`, lines of CRIU's file."""
+    """What a dump with connections needs: flags of `runc checkpoint`, lines of CRIU's file.
+
+    *has_peers* says that others than the pod itself will go on with its connections.
+    """
 
     flags: tuple[str, ...]
     lines: tuple[str, ...]
+    has_peers: bool = False
 
 
 class Socket(NamedTuple):
@@ -96,9 +100,9 @@ def dump_options(asked: str, connections: Sequence[Connection], *, inside: bool)
         return DumpOptions((), ("tcp-close",))
     if not connections:
         return DumpOptions((), ())
-    # Both ends are frozen: nothing comes that a firewall would have to hold back.
+    # Where both ends are frozen, nothing comes that a firewall would have to hold back.
     lines = ("network-lock skip",) if inside else ()
-    return DumpOptions(("--tcp-established",), lines)
+    return DumpOptions(("--tcp-established",), lines, has_peers=not inside)
 
 
 def sockets(files: Iterable[criu.file_entry]) -> list[Socket]:

@@ -63,6 +63,7 @@ class Container(NamedTuple):
     mounts: tuple[Mount, ...]
     gpus: tuple[Gpu, ...]  # all that it was given, used or not
     cuda: tuple[CudaProcess, ...]
+    uncaptured: tuple[str, ...]  # of one that had exited: writable volumes that are not carried
 
 
 class File(NamedTuple):
@@ -122,7 +123,7 @@ def of_strangers(containers: list[str], files: dict[str, int]) -> Manifest:
         created="",
         pod=Pod("", "", "", ""),
         containers=tuple(
-            Container(name, "", "running", None, "", "", 0, (), (), ()) for name in containers
+            Container(name, "", "running", None, "", "", 0, (), (), (), ()) for name in containers
         ),
         files=tuple(File(path, size, "") for path, size in sorted(files.items())),
         node=Node("", "", (), "", "", "", ""),

@@ -71,11 +71,7 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
         huge_pages=settings.huge_pages,
     )
     log.to_file(f"{request.log_dir}/grit.log")
-    try:
-        return 0 if restore.restore(request) else None
-    except (GritError, OSError) as error:
-        log.error("restore failed", container_id=request.container_id, reason=one_line(error))
-        raise
+    return 0 if restore.restore(request) else None
 
 
 def _add_environment(bundle_dir: str, spec: dict[str, Any], variables: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from integration.kubelet import Pod
 
-RECORDS = Path("/var/lib/grit/restored")
+RECORDS = Path("/var/lib/grit/records")
 TIMEOUT_S = 240
 
 
@@ -61,8 +61,9 @@ def _checkpoint(pod: Pod, name: str) -> list[str]:
 
 def restored(pod: Pod) -> dict[str, float]:
     """What the node remembers of the restore that *pod* is: seconds by phase."""
-    (record,) = (RECORDS / pod.spec.uid).glob("*.json")
-    return _by_phase(json.loads(record.read_text())["timeline"])
+    records = json.loads((RECORDS / f"{pod.spec.uid}.json").read_text())
+    (record,) = [record for record in records if record["outcome"] == "restored"]
+    return _by_phase(record["timeline"])
 
 
 def forget(name: str) -> None:

@@ -18,6 +18,7 @@ COPIES_DIR = Path("/var/lib/grit/copies")
 
 RESTORED = "restored"
 REFUSED = "refused"
+COLD = "started cold"
 
 
 def known_limit(reason: str) -> str:

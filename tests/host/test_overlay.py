@@ -109,6 +109,26 @@ def test_a_mounted_overlays_upper_directory_is_found(merged: Path, odd_dir: Path
 
 
 @needs_root
+def test_an_overlay_is_emptied_of_its_changes(merged: Path, odd_dir: Path) -> None:
+    (merged / "x").unlink()
+    (merged / "new").mkdir()
+    (merged / "new" / "file").write_text("new")
+    overlay.empty(os.fspath(merged))
+    assert {path.name: path.read_text() for path in merged.iterdir()} == {"x": "one"}
+    assert list((odd_dir / "upper").iterdir()) == []
+    (merged / "x").write_text("changed")
+    assert (odd_dir / "one" / "x").read_text() == "one"
+
+
+@needs_root
+def test_an_overlay_in_use_is_not_emptied(merged: Path) -> None:
+    (merged / "new").write_text("new")
+    with (merged / "new").open(), pytest.raises(OSError, match="umount2: Device or resource busy"):
+        overlay.empty(os.fspath(merged))
+    assert (merged / "new").read_text() == "new"
+
+
+@needs_root
 def test_layers_are_mounted_one_over_the_other_and_read_only(odd_dir: Path) -> None:
     both = odd_dir / "both"
     two_fd = os.open(odd_dir / "two", os.O_RDONLY)

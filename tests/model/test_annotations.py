@@ -89,7 +89,7 @@ def test_an_unknown_key_is_named() -> None:
 
 
 def test_a_policy_that_is_not_offered_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"on-failure: expected fail"):
+    with pytest.raises(InvalidArgumentError, match=r"on-failure: expected fail or cold-start"):
         restore_order(annotated(restore_name="weekly", on_failure="maybe"), ROOT)
 
 

@@ -29,6 +29,7 @@ MANIFEST = manifests.Manifest(
             mounts=(manifests.Mount("/etc/hosts", "/etc/hosts"),),
             gpus=(manifests.Gpu("GPU-1", "NVIDIA H100", 80 << 30),),
             cuda=(manifests.CudaProcess(1, (manifests.DeviceMemory("GPU-1", 1 << 30),)),),
+            uncaptured=(),
         ),
     ),
     files=(manifests.File("app/checkpoint/pstree.img", 40, "sha256:bb"),),

@@ -1,0 +1,88 @@
+"""Records: what became of each checkpoint and restore on this node. They outlive a reboot.
+
+One file per pod uid, a list in JSON, replaced whole, so that a reader never sees half a record.
+The records of pods that are gone are kept too, the newest of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from contextlib import suppress
+
+from grit_runtime.model import lifecycle
+from grit_runtime.model.lifecycle import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DIR = "/var/lib/grit/records"
+
+# kubelet keeps a directory <namespace>_<pod>_<uid> here for as long as the pod exists.
+_POD_LOGS_DIR = "/var/log/pods"
+_GONE_PODS_KEPT = 256
+
+
+def append(outcome: Outcome) -> None:
+    """Add a record; it is on the medium when this returns."""
+    os.makedirs(DIR, mode=0o700, exist_ok=True)
+    lock_fd = os.open(DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX)
+        past = of_pod(outcome.pod_uid)
+        if not past:
+            _prune()
+        _replace(_path(outcome.pod_uid), lifecycle.bounded((*past, outcome)))
+        os.fsync(lock_fd)
+    finally:
+        os.close(lock_fd)
+
+
+def of_pod(pod_uid: str) -> tuple[Outcome, ...]:
+    """All records of one pod, oldest first."""
+    try:
+        with open(_path(pod_uid), "rb") as file:
+            return tuple(Outcome(**record) for record in json.load(file))
+    except FileNotFoundError:
+        return ()
+
+
+def matching(pod: str | None) -> list[Outcome]:
+    """The records of *pod* (NAMESPACE/POD or its uid), or of all pods; oldest first."""
+    found = [one for uid in _uids() for one in of_pod(uid)]
+    found = [one for one in found if pod in (None, one.pod_uid, f"{one.namespace}/{one.pod}")]
+    return sorted(found, key=lambda one: one.time)
+
+
+def _prune() -> None:
+    """Drop the oldest files of pods that this node no longer has."""
+    try:
+        living = {name.rpartition("_")[2] for name in os.listdir(_POD_LOGS_DIR)}
+    except FileNotFoundError:
+        living = set()
+    gone = [_path(uid) for uid in _uids() if uid not in living]
+    if len(gone) > _GONE_PODS_KEPT:
+        gone.sort(key=os.path.getmtime)
+        for path in gone[:-_GONE_PODS_KEPT]:
+            os.unlink(path)
+
+
+def _replace(path: str, outcomes: tuple[Outcome, ...]) -> None:
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump([outcome._asdict() for outcome in outcomes], file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+
+
+def _uids() -> Iterator[str]:
+    with suppress(FileNotFoundError):
+        for name in os.listdir(DIR):
+            if name.endswith(".json"):
+                yield name.removesuffix(".json")
+
+
+def _path(pod_uid: str) -> str:
+    return f"{DIR}/{pod_uid}.json"

@@ -35,6 +35,7 @@ from grit_runtime.host import (
     huge_pages,
     images,
     journal,
+    links,
     namespaces,
     network,
     overlay,
@@ -313,6 +314,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
     with timeline.phase("rw layer"):
         attempt.record("rw layer")
         _apply_rw_layer(request, checkpoint_fd, container.name)
+        links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
     with timeline.phase("prepare"):
         _configure_criu(request, _place_sockets(request, attempt, dump, live))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump)

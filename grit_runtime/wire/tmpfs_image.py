@@ -1,4 +1,4 @@
-"""The device nodes in tmpfs-dev-N.tar.gz.img, CRIU's archive of a tmpfs. Knows no files.
+"""The special files in tmpfs-dev-N.tar.gz.img, CRIU's archive of a tmpfs. Knows no paths of ours.
 
 CRIU packs with `tar --create --gzip --sparse` in GNU's own format and unpacks as root with `tar
 --extract`, so what GNU tar would take in another way than we do is refused: anything but plain
@@ -46,6 +46,13 @@ class Node(NamedTuple):
     minor: int
 
 
+class SpecialFiles(NamedTuple):
+    """Device nodes, and the paths of symbolic links from the root of the tmpfs."""
+
+    nodes: tuple[Node, ...]
+    links: frozenset[bytes]
+
+
 class _Header(NamedTuple):
     node: Node
     kind: int
@@ -53,18 +60,15 @@ class _Header(NamedTuple):
     is_extended: bool
 
 
-def device_nodes(read: Callable[[int], bytes], *, name: str) -> Iterator[Node]:
-    """The nodes in the image *name*, whose bytes *read* gives as a file does; ImageError."""
+def special_files(read: Callable[[int], bytes], *, name: str) -> SpecialFiles:
+    """What is in the image *name*, whose bytes *read* gives as a file does; ImageError."""
+    nodes, links = [], []
     for header, path in _members(read, name):
         if header.kind in _DEVICES:
-            yield header.node._replace(name=_shown(path))
-
-
-def symbolic_links(read: Callable[[int], bytes], *, name: str) -> Iterator[bytes]:
-    """The paths of the symbolic links, from the root of the tmpfs; otherwise as device_nodes."""
-    for header, path in _members(read, name):
-        if header.kind == _SYMBOLIC_LINK:
-            yield path.removeprefix(b"./")
+            nodes.append(header.node._replace(name=_shown(path)))
+        elif header.kind == _SYMBOLIC_LINK:
+            links.append(path.removeprefix(b"./"))
+    return SpecialFiles(tuple(nodes), frozenset(links))
 
 
 def _members(read: Callable[[int], bytes], name: str) -> Iterator[tuple[_Header, bytes]]:

@@ -126,6 +126,14 @@ def open_a_file_above(path: Path) -> None:
     )
 
 
+def open_a_file_through_crius_own(path: Path) -> None:
+    def change(entry: Message) -> None:
+        assert isinstance(entry, criu.file_entry)
+        entry.reg.name = b"/dev/fd/1020/etc/shadow"
+
+    checkpoints.forge(path / "main/checkpoint", "files.img", change)
+
+
 def join_the_nodes_cgroup(path: Path) -> None:
     def change(entry: Message) -> None:
         assert isinstance(entry, criu.cgroup_entry)
@@ -144,6 +152,7 @@ def join_the_nodes_cgroup(path: Path) -> None:
         pytest.param(add_ghost_of_the_disk, "device node ghost-file-1.img: b 254:0", id="ghost"),
         pytest.param(name_criu_socket, "descriptors.json: expected a list of at most 3", id="fds"),
         pytest.param(open_a_file_above, "expected no '..' in it", id="upwards"),
+        pytest.param(open_a_file_through_crius_own, "leads through the link /dev/fd", id="link"),
         pytest.param(join_the_nodes_cgroup, "expected one in the container's", id="cgroup"),
     ],
 )

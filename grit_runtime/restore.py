@@ -21,6 +21,7 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     GritError,
     ImageError,
+    SourceLostError,
     one_line,
 )
 from grit_runtime.host import (
@@ -34,6 +35,7 @@ from grit_runtime.host import (
     huge_pages,
     images,
     journal,
+    links,
     namespaces,
     network,
     overlay,
@@ -312,8 +314,9 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
     with timeline.phase("rw layer"):
         attempt.record("rw layer")
         _apply_rw_layer(request, checkpoint_fd, container.name)
+        links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
     with timeline.phase("prepare"):
-        _configure_criu(request, _place_sockets(request, attempt, dump))
+        _configure_criu(request, _place_sockets(request, attempt, dump, live))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump)
         images_dir = _mount_images(request, attempt, images_fd, rewritten)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
@@ -323,6 +326,8 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         if placement:
             _bring_back_gpus(request, attempt, container, placement, timeline)
             placement.driver.close()
+        if not sealed.is_verifiable:
+            _revive_gpus(request, attempt)
     overlay.unmount(images_dir)
     _remove(request.copy_dir)
     timeline.add("all", seconds=time.monotonic() - begin)
@@ -492,10 +497,17 @@ def _plan_gpus(
     return gpu.plan(driver, container, request.spec, request.order.device_map)
 
 
-def _place_sockets(request: Request, attempt: Journal, dump: Dump) -> list[str]:
-    """Make the pod's network fit for the dumped sockets; what CRIU is to be told of them."""
+def _place_sockets(request: Request, attempt: Journal, dump: Dump, live: Live) -> list[str]:
+    """Make the pod's network fit for the dumped sockets; what CRIU is to be told of them.
+
+    The node's own network is never changed: a dump could have any address in it.
+    """
     dumped = connections.sockets(dump.files)
-    paths = [ns["path"] for ns in request.spec["linux"]["namespaces"] if ns["type"] == "network"]
+    paths = [
+        ns["path"]
+        for ns in request.spec["linux"]["namespaces"]
+        if ns["type"] == "network" and "network" not in live.node_namespaces
+    ]
     bound = sorted({socket.local.address for socket in dumped if socket.is_bound_to_address})
     missing = network.missing_addresses(paths, bound)
     if missing:
@@ -671,6 +683,23 @@ def _bring_back_gpus(
     pids = [inside[process.pid] for process in container.cuda]
     attempt.record("gpu", pids=pids, token=request.runc.token)
     gpu.bring_back(placement, container, pids, timeline)
+
+
+def _revive_gpus(request: Request, attempt: Journal) -> None:
+    """Bring back the CUDA processes that another program had suspended, onto the cards they had."""
+    from grit_runtime import gpu  # noqa: PLC0415
+    from grit_runtime.host import gpu as host_gpu  # noqa: PLC0415
+
+    init_pid = runc.state(request.runc, request.container_id).pid
+    pids = host_gpu.users(cgroup.pids(cgroup.of(init_pid)))
+    if not pids:
+        return
+    attempt.record("gpu", pids=pids, token=request.runc.token)
+    devices.equalize(init_pid, request.spec)
+    try:
+        gpu.revive_pids(request.runc.token, pids)
+    except SourceLostError as error:
+        raise CommandError(f"GPU memory of container {_name(request)}: {error}") from error
 
 
 def _kill(step: dict[str, Any]) -> None:

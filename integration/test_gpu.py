@@ -170,6 +170,24 @@ def test_a_restored_pod_can_go_back_to_its_first_card(gpus: Gpus, run_pod: RunPo
     cuda_workload.assert_goes_on(third)
 
 
+def test_memory_of_a_checkpoint_of_another_program_comes_back_on_its_card(
+    gpus: Gpus, run_pod: RunPod
+) -> None:
+    card = gpus.a.cards[1:]
+    pod = run_pod(gpus.a.node, cuda_workload.pod("foreign", card))
+    cuda_workload.wait_for_counts(pod, 3)
+    checkpoints.take(pod, "foreign", "--after", "frozen")
+    directory = checkpoints.directory(gpus.a.node, "foreign")
+    for kept_by_us_alone in (directory / "manifest.json", *directory.glob("*/config.dump")):
+        kept_by_us_alone.unlink()
+    pod.stop(grace_period_s=0)
+    pod.remove()
+    spec = cuda_workload.pod("foreign-b", card, annotations=restoring("foreign"))
+    target = run_pod(gpus.a.node, spec)
+    cuda_workload.assert_goes_on(target)
+    assert states(target) == ["running"]
+
+
 def target_pod(cards: tuple[Card, ...] | list[Card], **annotations: str) -> PodSpec:
     return cuda_workload.pod(
         "target", cards, processes=3, annotations=restoring("carried", **annotations)

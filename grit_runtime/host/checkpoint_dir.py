@@ -142,18 +142,23 @@ def unpack(archive_fd: int, path: str, container: str) -> tuple[int, Sealed]:
     An archive in checkpointctl's layout is of one container. Where it does not say which (podman's
     do not) it is of *container*. One of a whole checkpoint of ours is taken as that.
     """
-    os.makedirs(f"{path}/{_UNNAMED}", mode=0o700)
+    os.makedirs(path, mode=0o700)
+    os.mkdir(f"{path}/{_UNNAMED}", mode=0o700)
     dir_fd = confine.open_dir(path, _UNNAMED)
     room = os.statvfs(dir_fd)
     limits = Limits(_ARCHIVE_LIMIT_ENTRIES, room.f_bavail * room.f_frsize)
     archive.unpack(archive_fd, dir_fd, limits)
     os.close(archive_fd)
-    if manifests.FILE_NAME in os.listdir(dir_fd):
+    present = _files(dir_fd)
+    if manifests.FILE_NAME in present:
         return dir_fd, read_manifest(dir_fd, path)
+    for name in ("spec.dump", "checkpoint/inventory.img"):
+        if name not in present:
+            raise ImageError(f"archive: it has no {name}; expected a container engine's checkpoint")
     with open(confine.open_regular(dir_fd, "spec.dump"), "rb") as file:
-        name = checkpointctl.container_name(file.read(_SPEC_LIMIT_BYTES))
+        meant = checkpointctl.container_name(file.read(_SPEC_LIMIT_BYTES))
     os.close(dir_fd)
-    if name in {None, container}:
+    if meant in {None, container}:
         os.rename(f"{path}/{_UNNAMED}", f"{path}/{container}")
     dir_fd = confine.open_dir(path)
     return dir_fd, unsealed(dir_fd, os.listdir(dir_fd))

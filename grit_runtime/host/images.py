@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from grit_runtime.wire.criu_image import Image
+    from grit_runtime.wire.tmpfs_image import SpecialFiles
 
 M = TypeVar("M", bound=Message)
 
@@ -36,6 +37,7 @@ def read(images_fd: int) -> Dump:
     cores = _numbered(images_fd, names, "core", criu.core_entry)
     tasks = _only(images_fd, names, "pstree", criu.pstree_entry)
     _check_tasks(tasks, cores)
+    tmpfs = _tmpfs(images_fd, names)
     return Dump(
         names=names,
         inventory=_only(images_fd, names, "inventory", criu.inventory_entry)[0],
@@ -44,7 +46,11 @@ def read(images_fd: int) -> Dump:
         ids=_numbered(images_fd, names, "ids", criu.task_kobj_ids_entry),
         mounts=tuple(_only(images_fd, names, "mountpoints", criu.mnt_entry)),
         files=tuple(_any(images_fd, names, "files", criu.file_entry)),
-        devices=tuple(_device_nodes(images_fd, names)),
+        devices=(
+            *((node.name, Device(*node[1:])) for files in tmpfs.values() for node in files.nodes),
+            *_ghost_nodes(images_fd, names),
+        ),
+        links={name: files.links for name, files in tmpfs.items()},
         seccomp=_at_most_one(images_fd, names, "seccomp", criu.seccomp_entry),
         userns=_at_most_one(images_fd, names, "userns", criu.userns_entry),
         apparmor=_at_most_one(images_fd, names, "apparmor", criu.apparmor_entry),
@@ -76,15 +82,18 @@ def _check_tasks(tasks: list[criu.pstree_entry], cores: dict[int, criu.core_entr
                 raise ImageError(f"image core-{thread}.img is missing; take the checkpoint again")
 
 
-def _device_nodes(images_fd: int, names: tuple[str, ...]) -> Iterator[tuple[str, Device]]:
-    """The device nodes that CRIU would make: in the archives of tmpfs mounts
-    (``tmpfs-dev-72.tar.gz.img``), and deleted ones that a task holds open.
-    """
+def _tmpfs(images_fd: int, names: tuple[str, ...]) -> dict[str, SpecialFiles]:
+    """What the archives of tmpfs mounts hold (``tmpfs-dev-72.tar.gz.img``), by name."""
+    found = {}
     for name in names:
         if name.startswith("tmpfs-"):
             with open(_open(images_fd, name), "rb") as file:
-                for node in tmpfs_image.device_nodes(file.read, name=name):
-                    yield node.name, Device(node.type, node.major, node.minor)
+                found[name] = tmpfs_image.special_files(file.read, name=name)
+    return found
+
+
+def _ghost_nodes(images_fd: int, names: tuple[str, ...]) -> Iterator[tuple[str, Device]]:
+    """The device nodes that were deleted while a task held them open."""
     for name in named(names, "ghost-file"):
         with open(_open(images_fd, name), "rb") as file:
             image = criu_image.parse_beginning(file.read(_GHOST_ENTRY_LIMIT_BYTES), name=name)

@@ -115,7 +115,8 @@ _DEFAULT_DEVICES = frozenset(
 class Dump(NamedTuple):
     """One container's metadata images, decoded; by pid in the container where there are several.
 
-    *cores* has every thread. *devices* are the device nodes in the archives of tmpfs, by name.
+    *cores* has every thread. *devices* are the device nodes in the archives of tmpfs, by name;
+    *links* are the paths of the symbolic links in them, by the archive's name.
     """
 
     names: tuple[str, ...]
@@ -126,6 +127,7 @@ class Dump(NamedTuple):
     mounts: tuple[criu.mnt_entry, ...]
     files: tuple[criu.file_entry, ...]
     devices: tuple[tuple[str, Device], ...]
+    links: Mapping[str, frozenset[bytes]]
     seccomp: criu.seccomp_entry | None
     userns: criu.userns_entry | None
     apparmor: criu.apparmor_entry | None

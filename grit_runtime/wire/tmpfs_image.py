@@ -1,4 +1,4 @@
-"""The device nodes in tmpfs-dev-N.tar.gz.img, CRIU's archive of a tmpfs. Knows no files.
+"""The special files in tmpfs-dev-N.tar.gz.img, CRIU's archive of a tmpfs. Knows no paths of ours.
 
 CRIU packs with `tar --create --gzip --sparse` in GNU's own format and unpacks as root with `tar
 --extract`, so what GNU tar would take in another way than we do is refused: anything but plain
@@ -32,6 +32,7 @@ _GNU_MAGIC = b"ustar  \0"
 _DATA = frozenset(b"0\x007S")
 _NO_DATA = frozenset(b"123456")
 _LONG_NAME, _LONG_LINK, _SPARSE = b"LKS"
+_SYMBOLIC_LINK = ord("2")
 _DEVICES = {ord("3"): "c", ord("4"): "b"}
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -45,6 +46,13 @@ class Node(NamedTuple):
     minor: int
 
 
+class SpecialFiles(NamedTuple):
+    """Device nodes, and the paths of symbolic links from the root of the tmpfs."""
+
+    nodes: tuple[Node, ...]
+    links: frozenset[bytes]
+
+
 class _Header(NamedTuple):
     node: Node
     kind: int
@@ -52,8 +60,19 @@ class _Header(NamedTuple):
     is_extended: bool
 
 
-def device_nodes(read: Callable[[int], bytes], *, name: str) -> Iterator[Node]:
-    """The nodes in the image *name*, whose bytes *read* gives as a file does; ImageError."""
+def special_files(read: Callable[[int], bytes], *, name: str) -> SpecialFiles:
+    """What is in the image *name*, whose bytes *read* gives as a file does; ImageError."""
+    nodes, links = [], []
+    for header, path in _members(read, name):
+        if header.kind in _DEVICES:
+            nodes.append(header.node._replace(name=_shown(path)))
+        elif header.kind == _SYMBOLIC_LINK:
+            links.append(path.removeprefix(b"./"))
+    return SpecialFiles(tuple(nodes), frozenset(links))
+
+
+def _members(read: Callable[[int], bytes], name: str) -> Iterator[tuple[_Header, bytes]]:
+    """Every member with its whole name."""
     archive = _Archive(read, name)
     long_name = b""
     for _ in range(MAX_MEMBERS):
@@ -63,9 +82,12 @@ def device_nodes(read: Callable[[int], bytes], *, name: str) -> Iterator[Node]:
         header = archive.header(block)
         while header.is_extended:
             header = header._replace(is_extended=archive.take(_BLOCK_BYTES)[_MORE_SPARSE] != 0)
-        _check_place(archive, long_name or block[:_NAME_BYTES])
-        if header.kind in _DEVICES:
-            yield header.node._replace(name=_shown(long_name)) if long_name else header.node
+        path = (long_name or block[:_NAME_BYTES]).partition(b"\0")[0]
+        if path.startswith(b"/") or b".." in path.split(b"/"):
+            # GNU tar would not follow these out of the tmpfs either; CRIU never packs them.
+            raise archive.error(f"a member {_shown(path)}")
+        if header.kind not in {_LONG_NAME, _LONG_LINK}:
+            yield header, path
         padded_bytes = header.size_bytes + -header.size_bytes % _BLOCK_BYTES
         if header.kind == _LONG_NAME:
             long_name = archive.take(padded_bytes)
@@ -151,13 +173,6 @@ class _Archive:
         if digits.strip(b"01234567"):
             raise self.error(f"the number {field!r}")
         return int(digits or b"0", 8)
-
-
-def _check_place(archive: _Archive, name: bytes) -> None:
-    """GNU tar would not follow these out of the tmpfs either; CRIU never packs them."""
-    path = name.partition(b"\0")[0]
-    if path.startswith(b"/") or b".." in path.split(b"/"):
-        raise archive.error(f"a member {_shown(path)}")
 
 
 def _shown(name: bytes) -> str:

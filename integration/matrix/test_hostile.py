@@ -126,6 +126,14 @@ def open_a_file_above(path: Path) -> None:
     )
 
 
+def open_a_file_through_crius_own(path: Path) -> None:
+    def change(entry: Message) -> None:
+        assert isinstance(entry, criu.file_entry)
+        entry.reg.name = b"/dev/fd/1020/etc/shadow"
+
+    checkpoints.forge(path / "main/checkpoint", "files.img", change)
+
+
 def join_the_nodes_cgroup(path: Path) -> None:
     def change(entry: Message) -> None:
         assert isinstance(entry, criu.cgroup_entry)
@@ -144,6 +152,7 @@ def join_the_nodes_cgroup(path: Path) -> None:
         pytest.param(add_ghost_of_the_disk, "device node ghost-file-1.img: b 254:0", id="ghost"),
         pytest.param(name_criu_socket, "descriptors.json: expected a list of at most 3", id="fds"),
         pytest.param(open_a_file_above, "expected no '..' in it", id="upwards"),
+        pytest.param(open_a_file_through_crius_own, "leads through the link /dev/fd", id="link"),
         pytest.param(join_the_nodes_cgroup, "expected one in the container's", id="cgroup"),
     ],
 )
@@ -267,3 +276,34 @@ def test_only_what_a_trusted_key_signed_is_restored(
         with forged(nodes, signed) as path:
             (path / "main/container.log").write_text("forged")
             assert "its signature is by none of the 1 keys" in refusal(nodes, path)
+
+
+LISTEN = """
+import socket, time
+listening = socket.create_server(("192.0.2.1", 8080))
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.case("a host-network pod's socket on an address that the node lacks", cases.REFUSED)
+def test_the_nodes_own_network_gets_no_address_of_a_dump(nodes: Nodes, run_pod: RunPod) -> None:
+    container = ContainerSpec(
+        name="main", image=images.PYTHON, command=("/usr/bin/python3", "-c", LISTEN)
+    )
+    nodes.a.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
+    try:
+        source = run_pod(
+            nodes.a, PodSpec(name="source", containers=(container,), host_network=True)
+        )
+        source.wait_for_log("main", "ready\n")
+        checkpoints.take(source, "bound")
+    finally:
+        nodes.a.run(["ip", "address", "del", "192.0.2.1/32", "dev", "lo"])
+    checkpoints.carry(nodes.a, nodes.b, "bound")
+    annotations = (("grit.dev/restore-name", "bound"),)
+    spec = PodSpec(
+        name="target", containers=(container,), host_network=True, annotations=annotations
+    )
+    assert "bound to 192.0.2.1, which this node has not" in cases.refusal(nodes, spec)
+    assert "192.0.2.1" not in nodes.b.run(["ip", "address", "show", "dev", "lo"]).stdout

@@ -38,7 +38,7 @@ def tmpfs_archives(data: bytes) -> None:
     """As it is, and as what gzip packed."""
     for content in (data, gzip.compress(data, 1)):
         read = io.BytesIO(content).read
-        _or_none(partial(_nodes, read))
+        _or_none(partial(_special_files, read))
 
 
 def layers(data: bytes) -> None:
@@ -78,8 +78,8 @@ def decode(name: str, data: bytes) -> None:
     _or_none(partial(DECODERS[name], data))
 
 
-def _nodes(read: Callable[[int], bytes]) -> list[tmpfs_image.Node]:
-    return list(tmpfs_image.device_nodes(read, name="tmpfs-dev-1.tar.gz.img"))
+def _special_files(read: Callable[[int], bytes]) -> tmpfs_image.SpecialFiles:
+    return tmpfs_image.special_files(read, name="tmpfs-dev-1.tar.gz.img")
 
 
 def _or_none(call: Callable[[], T]) -> T | None:

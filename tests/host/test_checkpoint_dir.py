@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 
 import pytest
 
 from grit_runtime.errors import ImageError
 from grit_runtime.host import checkpoint_dir, confine
+from grit_runtime.model import manifest as manifests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,3 +89,59 @@ def test_an_archive_is_not_reached_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "ns/x.tar").symlink_to("../secret.tar")
     with pytest.raises(ImageError, match="is a symbolic link"):
         checkpoint_dir.open_archive(str(tmp_path), ("ns", "x"))
+
+
+def packed(directory: Path, files: dict[str, bytes]) -> int:
+    """Fd of an archive of *files*."""
+    path = directory / "archive.tar"
+    with tarfile.open(path, "w") as tar:
+        made: set[str] = set()
+        for name, data in files.items():
+            parent = name.rpartition("/")[0]
+            if parent and parent not in made:
+                made.add(parent)
+                entry = tarfile.TarInfo(parent)
+                entry.type = tarfile.DIRTYPE
+                tar.addfile(entry)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return os.open(path, os.O_RDONLY)
+
+
+SPEC = b'{"annotations": {"io.kubernetes.cri.container-name": "main"}}'
+IMAGES = {"checkpoint/inventory.img": b"a dump"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "container", "listed"),
+    [(SPEC, "main", "main"), (b"{}", "main", "main"), (SPEC, "sidecar", "_")],
+    ids=["it is the one that asks", "it does not say", "it is another"],
+)
+def test_an_archive_is_of_the_container_that_its_spec_names(
+    tmp_path: Path, spec: bytes, container: str, listed: str
+) -> None:
+    archive_fd = packed(tmp_path, {"spec.dump": spec, **IMAGES})
+    dir_fd, found = checkpoint_dir.unpack(archive_fd, str(tmp_path / "private"), container)
+    os.close(dir_fd)
+    assert [container.name for container in found.manifest.containers] == [listed]
+    assert (tmp_path / "private" / listed / "checkpoint/inventory.img").read_bytes() == b"a dump"
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("missing", ["spec.dump", "checkpoint/inventory.img"])
+def test_an_archive_of_something_else_is_refused(tmp_path: Path, missing: str) -> None:
+    files = {name: data for name, data in {"spec.dump": SPEC, **IMAGES}.items() if name != missing}
+    with pytest.raises(ImageError, match=f"it has no {missing}"):
+        checkpoint_dir.unpack(packed(tmp_path, files), str(tmp_path / "private"), "main")
+
+
+def test_an_archive_of_a_sealed_checkpoint_is_that(tmp_path: Path) -> None:
+    manifest = manifests.dump(manifests.of_strangers(["main"], {}))
+    archive_fd = packed(tmp_path, {"manifest.json": manifest, "main/spec.dump": SPEC})
+    dir_fd, found = checkpoint_dir.unpack(archive_fd, str(tmp_path / "private"), "main")
+    assert found.is_verifiable
+    assert checkpoint_dir.problems(dir_fd, found.manifest) == [
+        "main/spec.dump is not in the manifest"
+    ]
+    os.close(dir_fd)

@@ -54,7 +54,7 @@ def read(container: str) -> Dump:
     for name in names:
         if name.startswith("tmpfs-dev-"):
             with (directory / name).open("rb") as file:
-                nodes += tmpfs_image.device_nodes(file.read, name=name)
+                nodes += tmpfs_image.special_files(file.read, name=name).nodes
     (mountpoints,) = (name for name in names if name.startswith("mountpoints-"))
     return Dump(
         names=names,
@@ -65,6 +65,7 @@ def read(container: str) -> Dump:
         mounts=tuple(all_of(mountpoints, criu.mnt_entry)),
         files=tuple(all_of("files.img", criu.file_entry)),
         devices=tuple((node.name, Device(*node[1:])) for node in nodes),
+        links={},
         seccomp=all_of("seccomp.img", criu.seccomp_entry)[0] if "seccomp.img" in names else None,
         userns=None,
         apparmor=None,

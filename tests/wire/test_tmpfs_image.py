@@ -22,7 +22,7 @@ DEV = GOLDENS / "criu-4.2" / "user" / "tmpfs-dev-55.tar.gz.img"
 
 
 def nodes(archive: bytes) -> list[Node]:
-    return list(tmpfs_image.device_nodes(io.BytesIO(archive).read, name="t.img"))
+    return list(tmpfs_image.special_files(io.BytesIO(archive).read, name="t.img").nodes)
 
 
 def refusal(archive: bytes) -> str:

@@ -1,0 +1,105 @@
+"""Whether the names of a dump's files lead through symbolic links of the new pod.
+
+The kernel resolves a name before CRIU writes it down, so a true one has none. CRIU opens it again
+as root, in the container's mounts, but with descriptors of its own that lead to the node: through a
+link to /proc/self/fd a forged name would reach all that they do.
+
+Spec: checkpoint-restore/criu criu/files-reg.c open_path and do_open_reg_noseek, criu/servicefd.c
+@2cf8f13; proc_pid(5).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple
+
+from grit_runtime.errors import PrivilegeError
+from grit_runtime.model.mount_plan import dumped_mounts
+from grit_runtime.wire.criu_image import text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from grit_runtime.model.privilege import Dump, Live
+
+_PROC, _TMPFS = 1, 5  # enum fstype of mnt.proto
+_PROC_LINKS = frozenset({"self", "thread-self", "mounts", "net", "cwd", "root", "exe"})
+_PROC_LINK_DIRS = frozenset({"fd", "map_files", "ns"})
+
+
+class _Tree(NamedTuple):
+    """A mount: whether the path *below* its destination is a link."""
+
+    destination: str
+    is_link: Callable[[str], bool]
+
+
+def check(rootfs_dir: str, dump: Dump, live: Live) -> None:
+    """PrivilegeError at the first file whose name leads through a link.
+
+    The rw layer must be in place: it brings links too.
+    """
+    trees = {tree.destination: tree for tree in _trees(rootfs_dir, dump, live)}
+    known: dict[str, bool] = {"/": False}
+    for file in dump.files:
+        if not file.HasField("reg"):
+            continue
+        parts = [part for part in text(file.reg.name).split("/") if part not in {"", "."}]
+        if file.reg.flags & os.O_NOFOLLOW:  # it is the link itself
+            parts = parts[:-1]
+        for end in range(1, len(parts) + 1):
+            path = "/" + "/".join(parts[:end])
+            if path not in known:
+                known[path] = _is_link(path, trees)
+            if known[path]:
+                raise PrivilegeError(
+                    f"file {file.id}: {text(file.reg.name)!r} leads through the link {path}; "
+                    "expected a resolved name"
+                )
+
+
+def _is_link(path: str, trees: dict[str, _Tree]) -> bool:
+    """A mount's own place is none; what lies below is asked of the nearest mount above."""
+    if path in trees:
+        return False
+    above = path
+    while above not in trees:
+        above = above.rpartition("/")[0] or "/"
+    return trees[above].is_link(path.removeprefix(above).lstrip("/"))
+
+
+def _trees(rootfs_dir: str, dump: Dump, live: Live) -> list[_Tree]:
+    sources = {mount.destination: mount.source for mount in live.mounts if mount.fs_type == "bind"}
+    trees = [_Tree("/", _in_directory(rootfs_dir))]
+    for mount, entry in zip(dumped_mounts(dump.mounts), dump.mounts, strict=True):
+        place = mount.destination
+        if mount.key is not None and place in sources:
+            trees.append(_Tree(place, _in_directory(sources[place])))
+        elif entry.fstype == _PROC:
+            trees.append(_Tree(place, _in_proc))
+        elif entry.fstype == _TMPFS:
+            names = (f"tmpfs-dev-{entry.root_dev}.tar.gz.img", f"tmpfs-{entry.mnt_id}.tar.gz.img")
+            links = frozenset(link for name in names for link in dump.links.get(name, ()))
+            trees.append(_Tree(place, _among(links)))
+    return trees
+
+
+def _in_directory(directory: str) -> Callable[[str], bool]:
+    def is_link(below: str) -> bool:
+        try:
+            return stat.S_ISLNK(os.lstat(f"{directory}/{below}").st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    return is_link
+
+
+def _among(links: frozenset[bytes]) -> Callable[[str], bool]:
+    return lambda below: os.fsencode(below) in links
+
+
+def _in_proc(below: str) -> bool:
+    *parents, name = below.split("/")
+    return name in _PROC_LINKS or (bool(parents) and parents[-1] in _PROC_LINK_DIRS)

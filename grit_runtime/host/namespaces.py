@@ -1,11 +1,16 @@
 """What a pod's own namespaces hold: hostname and IPC limits, read from inside them."""
 
+import ctypes
 import json
 import os
+from contextlib import suppress
 from typing import NamedTuple
 
 from grit_runtime.errors import CommandError
-from grit_runtime.host import linux
+from grit_runtime.host import linux, process
+
+_MS_REMOUNT = 32
+_MS_BIND = 4096
 
 # The /proc/sys files of an IPC namespace, by the field of CRIU's ipc_var_entry that they fill.
 IPC_SYSCTLS = {
@@ -59,6 +64,39 @@ def read(uts_path: str | None, ipc_path: str | None) -> Live:
         raise CommandError(f"namespaces {' and '.join(paths)} cannot be joined")
     node, domain, ipc_sysctls = json.loads(data)
     return Live(node.encode(), domain.encode(), ipc_sysctls)
+
+
+def tasks(pid_path: str) -> dict[int, str]:
+    """Names of the threads in the PID namespace at *pid_path*, by their numbers in it."""
+    inode = os.stat(pid_path).st_ino
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended
+            if os.stat(f"/proc/{pid}/ns/pid").st_ino == inode:
+                for tid in os.listdir(f"/proc/{pid}/task"):
+                    status = process.proc_text(int(tid), "status")
+                    fields = dict(line.partition(":\t")[::2] for line in status.splitlines())
+                    found[int(fields["NSpid"].split()[-1])] = fields["Name"]
+    return found
+
+
+def make_root_readonly(pid: int) -> None:
+    """Make the root of a process's mount namespace read-only, if it is not."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            linux.setns(f"/proc/{pid}/ns/mnt")
+            flags = os.statvfs("/").f_flag
+            if not flags & os.ST_RDONLY:
+                kept = flags & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
+                remount = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | os.ST_RDONLY | kept)
+                linux.call("mount", "/", None, b"/", None, remount, None)
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1] != 0:
+        raise CommandError(f"the root of process {pid} cannot be made read-only")
 
 
 def _read_names() -> list[str]:

@@ -33,17 +33,19 @@ from grit_runtime.host import (
     images,
     journal,
     linux,
+    network,
     overlay,
     process,
     records,
     rootfs_diff,
     runc,
+    sockets,
 )
 from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
-from grit_runtime.model import checkpointctl, lifecycle, mount_plan
+from grit_runtime.model import checkpointctl, connections, lifecycle, mount_plan
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model.annotations import checkpoint_name
+from grit_runtime.model.annotations import checkpoint_name, tcp
 from grit_runtime.model.lifecycle import Outcome
 from grit_runtime.model.manifest import Manifest
 
@@ -94,6 +96,7 @@ class _Dumps(NamedTuple):
     staging_dir: str
     work_dir: str
     timeline: log.Timeline
+    tcp: dict[str, connections.DumpOptions]  # by container
     gpus: dict[str, gpu.Described]
     driver_version: str
 
@@ -173,6 +176,8 @@ def undo(held: Journal) -> None:
                     runc.pause(tool, step["container"])
                 case "gpu" if not stopping:
                     gpu.revive_pids(tool.token, step["pids"])
+                case "silence" if not stopping:
+                    network.let_speak(step["path"])
                 case "directory":
                     shutil.rmtree(step["path"], ignore_errors=True)
                 case _:
@@ -226,6 +231,10 @@ def _preflight(order: Order, config: Config) -> str:
             )
     if not _running(pod):
         raise FailedPreconditionError(f"{name}: no container is running")
+    if config.signing_key:
+        from grit_runtime.host import signature  # noqa: PLC0415
+
+        signature.sign(b"", config.signing_key)  # the pod does not stop for a key that is not one
     final_dir = f"{config.checkpoint_root}/{pod.namespace}/{checkpoint_name(order.name)}"
     if os.path.lexists(final_dir) and not order.replace:
         raise AlreadyExistsError(f"checkpoint {final_dir} exists; choose another name or --replace")
@@ -273,6 +282,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
+    tcp = _tcp_options(containers)
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
@@ -282,11 +292,12 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         found, frozen = _suspend_and_freeze(config, tool, found, containers, thawed, held, timeline)
     else:
         frozen = _freeze(tool, containers, thawed, held, timeline)
+    _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     version = found.version if found else ""
     bundle_dirs = {c.id: c.bundle_dir for c in containers}
     dumps = _Dumps(
-        tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, gpus, version
+        tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, tcp, gpus, version
     )
     dumped = [_dump(dumps, container) for container in running]
     if order.after == "running":
@@ -303,6 +314,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     with _written_back(staging_dir, timeline, wanted=sync):
         manifest = _manifest(order, [*dumped, *exited], dumps)
     with timeline.phase("seal"):
+        _sign(manifest, staging_dir, config.signing_key)
         _seal(manifest, staging_dir, final_dir, sync=sync)
     shutil.rmtree(work_dir)
     if order.after == "frozen":
@@ -345,6 +357,42 @@ def _gpu_container(tool: Runc, container: Container) -> gpu.Container:
     spec = config_json.read(state.bundle_dir)
     paused = state.status == "paused"
     return gpu.Container(container.name, container.id, state.pid, paused, state.bundle_dir, spec)
+
+
+def _tcp_options(containers: list[gpu.Container]) -> dict[str, connections.DumpOptions]:
+    """How each container's connections are dumped; refuses those that nobody has decided on."""
+    asked = {c.name: tcp(c.spec.get("annotations", {})) for c in containers}
+    found = {c.name: sockets.connections(c.pids()) for c in containers}
+    outside = set(connections.outside([end for ends in found.values() for end in ends]))
+    undecided = [
+        (name, end)
+        for name, ends in found.items()
+        if asked[name] == "refuse"
+        for end in ends
+        if end in outside
+    ]
+    reason = connections.refusal(undecided)
+    if reason:
+        raise FailedPreconditionError(reason)
+    return {
+        name: connections.dump_options(asked[name], ends, inside=not outside & set(ends))
+        for name, ends in found.items()
+    }
+
+
+def _silence(
+    order: Order,
+    containers: list[gpu.Container],
+    tcp: dict[str, connections.DumpOptions],
+    held: Journal,
+) -> None:
+    """Keep a source that is to end from saying so to its peers, who go on with the new pod."""
+    if order.after == "running" or not any(options.has_peers for options in tcp.values()):
+        return
+    namespaces = containers[0].spec["linux"]["namespaces"]
+    for path in [ns["path"] for ns in namespaces if ns["type"] == "network" and ns.get("path")]:
+        held.record("silence", path=path)
+        network.silence(path)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -416,8 +464,10 @@ def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
 def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: str) -> None:
     os.makedirs(_NO_PLUGINS_DIR, mode=0o700, exist_ok=True)
     flags = ["--leave-running", "--file-locks", "--image-path", images_dir, "--work-path", criu_dir]
+    tcp = dumps.tcp[container.name]
+    flags += tcp.flags
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
-    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}"]
+    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", *tcp.lines]
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:
@@ -481,6 +531,14 @@ def _written_back(directory: str, timeline: log.Timeline, *, wanted: bool) -> It
         yield
         with timeline.phase("sync"):
             done.result()
+
+
+def _sign(manifest: Manifest, staging_dir: str, signing_key: str) -> None:
+    if signing_key:
+        from grit_runtime.host import signature  # noqa: PLC0415  few configure it
+
+        with open(f"{staging_dir}/{manifests.SIGNATURE_NAME}", "xb") as file:
+            file.write(signature.sign(manifests.dump(manifest), signing_key))
 
 
 def _seal(manifest: Manifest, staging_dir: str, final_dir: str, *, sync: bool) -> None:

@@ -12,6 +12,8 @@ class Config(NamedTuple):
     containerd_address: str = "/run/containerd/containerd.sock"
     runc_root: str = "/run/containerd/runc/k8s.io"
     driver_dir: str = ""  # of libcuda.so.1 and libnvidia-ml.so.1, if not where they usually are
+    signing_key: str = ""  # PEM file; checkpoints are signed with it
+    trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
     huge_pages: bool = False  # node-wide while GPU memory is moved: about a third faster
 
 

@@ -46,5 +46,10 @@ class CommandError(GritError):
 def one_line(error: GritError | OSError) -> str:
     """What the doors print: our own text, or the object of a failed system call and its reason."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
+        return printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    return printable(str(error))
+
+
+def printable(text: str) -> str:
+    """*text* without what would break a line or steer a terminal: names come from outside too."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

@@ -36,6 +36,7 @@ from grit_runtime.host import (
     images,
     journal,
     namespaces,
+    network,
     overlay,
     process,
     records,
@@ -48,6 +49,7 @@ from grit_runtime.host.runc import Runc
 from grit_runtime.model import (
     checkpointctl,
     compatibility,
+    connections,
     lifecycle,
     mount_plan,
     pod_check,
@@ -89,6 +91,7 @@ class Request(NamedTuple):
     flags: tuple[str, ...]  # of `create`, those that `restore` knows too
     order: RestoreOrder
     checkpoint_root: str
+    trusted_keys: str
     huge_pages: bool
 
     @property
@@ -220,6 +223,8 @@ def undo(attempt: Journal) -> None:
                     overlay.unmount(step["path"])
             case "log":
                 _empty_log(step["path"], int(step["size_bytes"]))
+            case "addresses":
+                network.remove_from_loopback(step["path"], step["addresses"])
             case "copy":
                 _remove(step["path"])
             case _:
@@ -284,6 +289,8 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         return _outcome(request, lifecycle.COLD, past_reason)
     criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     checkpoint_fd, sealed = _open_checkpoint(request, attempt)
+    if request.trusted_keys:
+        checkpoint_dir.check_signature(checkpoint_fd, request.checkpoint_path, request.trusted_keys)
     container = _container(sealed.manifest, request)
     if container is None:
         reason = "the checkpoint does not list this container"
@@ -310,7 +317,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         attempt.record("rw layer")
         _apply_rw_layer(request, checkpoint_fd, container.name)
     with timeline.phase("prepare"):
-        _configure_criu(request)
+        _configure_criu(request, _place_sockets(request, attempt, dump))
         own = _rewritten(request.spec, images_fd, dump)
         rewritten = {**adapted, **own, **dict.fromkeys(hidden)}
         images_dir = _mount_images(request, attempt, images_fd, rewritten)
@@ -519,10 +526,31 @@ def _plan_gpus(
     return gpu.plan(driver, container, request.spec, request.order.device_map)
 
 
-def _configure_criu(request: Request) -> None:
+def _place_sockets(request: Request, attempt: Journal, dump: Dump) -> list[str]:
+    """Make the pod's network fit for the dumped sockets; what CRIU is to be told of them."""
+    dumped = connections.sockets(dump.files)
+    paths = [ns["path"] for ns in request.spec["linux"]["namespaces"] if ns["type"] == "network"]
+    bound = sorted({socket.local.address for socket in dumped if socket.is_bound_to_address})
+    missing = network.missing_addresses(paths, bound)
+    if missing:
+        reason = None
+        if request.order.tcp != "close":
+            reason = connections.unreachable(dumped, missing)
+        if not paths:
+            reason = f"its sockets are bound to {missing[0]}, which this node has not"
+        if reason:
+            raise FailedPreconditionError(f"checkpoint {request.checkpoint_path}: {reason}")
+        attempt.record("addresses", path=paths[0], addresses=missing)
+        network.add_to_loopback(paths[0], missing)
+    if request.order.tcp == "close":
+        return ["tcp-close"]
+    return ["tcp-established"] if any(socket.is_connected for socket in dumped) else []
+
+
+def _configure_criu(request: Request, lines: list[str]) -> None:
     """Write CRIU's configuration file, and name it in config.json where runc looks for it."""
     path = f"{request.attempt_dir}/criu.conf"
-    criu.write_config(path, [])
+    criu.write_config(path, lines)
     annotations = {**request.spec["annotations"], "org.criu.config": path}
     config_json.write(request.bundle_dir, {**request.spec, "annotations": annotations})
 
@@ -592,7 +620,9 @@ def _carry_log(identity: Identity | None, checkpoint_fd: int, name: str, attempt
     if path is None:
         log.info("container log not carried: no empty log", directory=directory)
         return
-    data = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/container.log")
+    data = checkpoint_dir.read_optional(
+        checkpoint_fd, f"{name}/container.log", checkpoint_dir.CONTAINER_LOG_LIMIT_BYTES
+    )
     if data is None:
         return
     attempt.record("log", path=path, size_bytes=str(len(data)))

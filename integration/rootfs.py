@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 REPO = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("GRIT_CACHE", "/var/cache/grit-runtime"))
@@ -100,6 +100,12 @@ def dependencies() -> list[str]:
     return list(project["dependencies"])
 
 
+def signing() -> list[str]:
+    """What signatures need besides."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    return list(project["optional-dependencies"]["signing"])
+
+
 def _key(edition: Edition) -> str:
     recipe = [*BOOTSTRAP, *PLATFORMS, repr(edition), *dependencies()]
     return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
@@ -151,7 +157,12 @@ def _make_venv(root: Path, edition: Edition) -> None:
 
 
 def install_dependencies(target: Path, *, python: str) -> None:
-    """Put what the project needs into *target*, for that version of Python.
+    """Put what the project needs into *target*, for that version of Python."""
+    install(dependencies(), target, python=python)
+
+
+def install(packages: Sequence[str], target: Path, *, python: str) -> None:
+    """Put *packages* into *target*, for that version of Python.
 
     The wheels are fetched by this machine's pip, which knows where from.
     """
@@ -160,7 +171,7 @@ def install_dependencies(target: Path, *, python: str) -> None:
         *(sys.executable, "-m", "pip", "install", "-qq", "--no-compile"),
         *("--only-binary=:all:", f"--python-version={python}", *platforms),
         f"--target={target}",
-        *dependencies(),
+        *packages,
     )
 
 

@@ -2,6 +2,8 @@ import sys
 
 import click
 
+from grit_runtime import config
+from grit_runtime.errors import printable
 from grit_runtime.host import checkpoint_dir, confine
 
 
@@ -10,13 +12,18 @@ from grit_runtime.host import checkpoint_dir, confine
 def verify(directory: str) -> None:
     """Read every byte of the checkpoint in DIRECTORY and compare it with the manifest.
 
+    Where the configuration has trusted_keys, one of them must have signed it.
+
     Exits 0 if all is as it was sealed; otherwise prints a line for each difference and exits 1.
     """
     dir_fd = confine.open_dir(directory)
     sealed = checkpoint_dir.read_manifest(dir_fd, directory)
+    trusted_keys = config.load().trusted_keys
+    if trusted_keys:
+        checkpoint_dir.check_signature(dir_fd, directory, trusted_keys)
     problems = checkpoint_dir.problems(dir_fd, sealed.manifest)
     for problem in problems:
-        click.echo(f"{directory}: {problem}", err=True)
+        click.echo(printable(f"{directory}: {problem}"), err=True)
     if problems:
         sys.exit(1)
     files = sealed.manifest.files

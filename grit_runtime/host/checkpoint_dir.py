@@ -159,6 +159,23 @@ def unpack(archive_fd: int, path: str, container: str) -> tuple[int, Sealed]:
     return dir_fd, unsealed(dir_fd, os.listdir(dir_fd))
 
 
+def check_signature(dir_fd: int, path: str, trusted_keys: str) -> None:
+    """ImageError unless one of the keys in the file *trusted_keys* has signed the manifest."""
+    from grit_runtime.host import signature  # noqa: PLC0415  few configure it
+
+    manifest = read_optional(dir_fd, manifests.FILE_NAME)
+    signed = read_optional(dir_fd, manifests.SIGNATURE_NAME)
+    if manifest is None or signed is None:
+        raise ImageError(
+            f"checkpoint {path} is not signed, and the configuration's trusted_keys takes none "
+            "without a signature"
+        )
+    try:
+        signature.check(manifest, signed, trusted_keys)
+    except ImageError as error:
+        raise ImageError(f"checkpoint {path}: {error}") from None
+
+
 def open_optional(dir_fd: int, path: str) -> int | None:
     """Fd of a regular file that not every program keeps in a checkpoint; None without it."""
     try:
@@ -167,13 +184,13 @@ def open_optional(dir_fd: int, path: str) -> int | None:
         return None
 
 
-def read_optional(dir_fd: int, path: str) -> bytes | None:
-    """What such a file holds, 10 MiB at most."""
+def read_optional(dir_fd: int, path: str, limit_bytes: int = _MANIFEST_LIMIT_BYTES) -> bytes | None:
+    """What such a file holds, cut at *limit_bytes*."""
     fd = open_optional(dir_fd, path)
     if fd is None:
         return None
     with open(fd, "rb") as file:
-        return file.read(CONTAINER_LOG_LIMIT_BYTES)
+        return file.read(limit_bytes)
 
 
 def contents(path: str) -> tuple[File, ...]:
@@ -190,7 +207,8 @@ def problems(dir_fd: int, manifest: Manifest) -> list[str]:
     """Where the directory differs from its manifest, one line each; reads every byte."""
     wanted = {file.path: file for file in manifest.files}
     found = _files(dir_fd)
-    found.pop(manifests.FILE_NAME, None)
+    for name in (manifests.FILE_NAME, manifests.SIGNATURE_NAME):
+        found.pop(name, None)
     lines = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
     lines += [f"{path} is not in the manifest" for path in sorted(found.keys() - wanted.keys())]
     whole = []

@@ -6,6 +6,7 @@ Everything is opened without following links. What is read is the dump's word, n
 from __future__ import annotations
 
 import os
+import stat
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Message)
 
+_NODE_TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
+_GHOST_ENTRY_LIMIT_BYTES = 64 << 10
 _DEAD = 2  # compel/include/uapi/task-state.h
 _VMA_AREA_SYSVIPC = 1 << 10  # criu/include/image.h
 
@@ -93,12 +96,21 @@ def _check_tasks(tasks: list[criu.pstree_entry], cores: dict[int, criu.core_entr
 
 
 def _device_nodes(images_fd: int, names: tuple[str, ...]) -> Iterator[tuple[str, Device]]:
-    """The device nodes in the archives of tmpfs mounts (``tmpfs-dev-72.tar.gz.img``)."""
+    """The device nodes that CRIU would make: in the archives of tmpfs mounts
+    (``tmpfs-dev-72.tar.gz.img``), and deleted ones that a task holds open.
+    """
     for name in names:
         if name.startswith("tmpfs-"):
             with open(_open(images_fd, name), "rb") as file:
                 for node in tmpfs_image.device_nodes(file.read, name=name):
                     yield node.name, Device(node.type, node.major, node.minor)
+    for name in named(names, "ghost-file"):
+        with open(_open(images_fd, name), "rb") as file:
+            image = criu_image.parse_beginning(file.read(_GHOST_ENTRY_LIMIT_BYTES), name=name)
+        ghost = criu_image.entry(image, criu.ghost_file_entry)
+        kind = _NODE_TYPES.get(stat.S_IFMT(ghost.mode))
+        if kind:
+            yield name, Device(kind, os.major(ghost.rdev), os.minor(ghost.rdev))
 
 
 def _numbered(images_fd: int, names: tuple[str, ...], kind: str, message: type[M]) -> dict[int, M]:

@@ -1,16 +1,22 @@
 """What a pod's own namespaces hold: hostname and IPC limits, read from inside them."""
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from grit_runtime.errors import CommandError
 from grit_runtime.host import linux, process
 
 _MS_REMOUNT = 32
 _MS_BIND = 4096
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # The /proc/sys files of an IPC namespace, by the field of CRIU's ipc_var_entry that they fill.
 IPC_SYSCTLS = {
@@ -40,30 +46,40 @@ class Live(NamedTuple):
 
 
 def read(uts_path: str | None, ipc_path: str | None) -> Live:
-    """Host name and NIS domain name in a UTS namespace, and the limits of an IPC namespace.
+    """Host name and NIS domain name in a UTS namespace, and the limits of an IPC namespace."""
 
-    Read by a child that joins them: setns cannot be taken back.
+    def look() -> list[object]:
+        names = _read_names() if uts_path else ["", ""]
+        return [*names, _read_sysctls() if ipc_path else {}]
+
+    node, domain, ipc_sysctls = inside([path for path in (uts_path, ipc_path) if path], look)
+    return Live(node.encode(), domain.encode(), ipc_sysctls)
+
+
+def inside(paths: Sequence[str], look: Callable[[], object]) -> Any:
+    """What *look* returns in a child that has joined the namespaces: setns cannot be taken back.
+
+    CommandError with the child's own reason if it fails.
     """
-    paths = [path for path in (uts_path, ipc_path) if path]
     read_fd, write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             for path in paths:
                 linux.setns(path)
-            names = _read_names() if uts_path else ["", ""]
-            sysctls = _read_sysctls() if ipc_path else {}
-            os.write(write_fd, json.dumps([*names, sysctls]).encode())
+            os.write(write_fd, json.dumps({"answer": look()}).encode())
+        except Exception as error:  # noqa: BLE001  told by the parent
+            os.write(write_fd, json.dumps({"error": str(error)}).encode())
         finally:
             os._exit(0)
     os.close(write_fd)
     with open(read_fd, "rb") as file:
         data = file.read()
     os.waitpid(pid, 0)
-    if not data:
-        raise CommandError(f"namespaces {' and '.join(paths)} cannot be joined")
-    node, domain, ipc_sysctls = json.loads(data)
-    return Live(node.encode(), domain.encode(), ipc_sysctls)
+    answer = json.loads(data)
+    if "error" in answer:
+        raise CommandError(f"in namespaces {' and '.join(paths)}: {answer['error']}")
+    return answer["answer"]
 
 
 def tasks(pid_path: str) -> dict[int, str]:
@@ -82,21 +98,15 @@ def tasks(pid_path: str) -> dict[int, str]:
 
 def make_root_readonly(pid: int) -> None:
     """Make the root of a process's mount namespace read-only, if it is not."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            linux.setns(f"/proc/{pid}/ns/mnt")
-            flags = os.statvfs("/").f_flag
-            if not flags & os.ST_RDONLY:
-                kept = flags & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
-                remount = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | os.ST_RDONLY | kept)
-                linux.call("mount", "/", None, b"/", None, remount, None)
-            status = 0
-        finally:
-            os._exit(status)
-    if os.waitpid(child, 0)[1] != 0:
-        raise CommandError(f"the root of process {pid} cannot be made read-only")
+
+    def remount() -> None:
+        flags = os.statvfs("/").f_flag
+        if not flags & os.ST_RDONLY:
+            kept = flags & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
+            wanted = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | os.ST_RDONLY | kept)
+            linux.call("mount", "/", None, b"/", None, wanted, None)
+
+    inside([f"/proc/{pid}/ns/mnt"], remount)
 
 
 def _read_names() -> list[str]:

@@ -20,7 +20,7 @@ _DESCRIPTORS_LIMIT_BYTES = 64 << 10
 
 
 def adapted(images_fd: int, dump: Dump, spec: dict[str, Any], plan: MountPlan) -> dict[str, bytes]:
-    """The files to put in front of those of the dump; none for one made through runc.
+    """The files to put in front of those of the dump; none for one of runc's with the pod's QoS.
 
     ImageError or FailedPreconditionError for a dump that no change makes fit.
     """
@@ -39,6 +39,9 @@ def adapted(images_fd: int, dump: Dump, spec: dict[str, Any], plan: MountPlan) -
             keyed = with_key(image)
             if keyed is not image:
                 files[name] = criu_image.serialize(keyed)
+    for pid, core in runc_dump.cores_with_oom_score(dump.tasks, dump.cores, spec):
+        image = images.load(images_fd, f"core-{pid}.img")
+        files[image.name] = criu_image.serialize(criu_image.with_entry(image, 0, core))
     if runc_dump.DESCRIPTORS in dump.names:
         _check_descriptors(images_fd)
     else:

@@ -15,13 +15,15 @@ ON_FAILURE = "grit.dev/on-failure"
 DEVICE_MAP = "grit.dev/device-map"
 COMPLETED = "grit.dev/completed"
 NCCL = "grit.dev/nccl"
+TCP = "grit.dev/tcp"
 
 _PREFIX = "grit.dev/"
-_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, COMPLETED, NCCL)
+_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, COMPLETED, NCCL, TCP)
 _VALUES = {
     ON_FAILURE: ("fail", "cold-start"),
     COMPLETED: ("skip",),
     NCCL: ("checkpointable", "assume-safe"),
+    TCP: ("refuse", "close", "established"),
 }
 _CRI = "io.kubernetes.cri."
 CONTAINER_NAME = f"{_CRI}container-name"
@@ -46,6 +48,7 @@ class RestoreOrder(NamedTuple):
     device_map: str
     cold_on_failure: bool  # start as if there were no checkpoint if the restore cannot be done
     skip_completed: bool  # do not run again what had exited 0
+    tcp: str
 
 
 def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreOrder | None:
@@ -61,11 +64,8 @@ def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreO
             raise InvalidArgumentError(
                 f"annotation {key} is unknown; known are {', '.join(_KNOWN)}"
             )
-    for key, values in _VALUES.items():
-        if asked.get(key, values[0]) not in values:
-            raise InvalidArgumentError(
-                f"annotation {key}: expected {' or '.join(values)}, is {asked[key]!r}"
-            )
+    for key in _VALUES:
+        _one_of(asked, key)
     if RESTORE_NAME not in asked and CHECKPOINT not in asked:
         return None
     identity = _identity(annotations)
@@ -81,12 +81,28 @@ def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreO
         device_map=asked.get(DEVICE_MAP, "auto"),
         cold_on_failure=cold_on_failure,
         skip_completed=COMPLETED in asked,
+        tcp=tcp(asked),
     )
 
 
 def wants_safe_nccl(annotations: dict[str, str]) -> bool:
     """Whether NCCL is to be started in a way that survives a checkpoint."""
     return annotations.get(NCCL) == "checkpointable"
+
+
+def tcp(annotations: dict[str, str]) -> str:
+    """What becomes of connections to the outside of the pod: refuse, close or established."""
+    return _one_of(annotations, TCP)
+
+
+def _one_of(annotations: dict[str, str], key: str) -> str:
+    values = _VALUES[key]
+    value = annotations.get(key, values[0])
+    if value not in values:
+        raise InvalidArgumentError(
+            f"annotation {key}: expected {' or '.join(values)}, is {value!r}"
+        )
+    return value
 
 
 def checkpoint_name(name: str) -> str:

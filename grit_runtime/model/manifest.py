@@ -13,6 +13,7 @@ from grit_runtime.errors import ImageError
 
 VERSION = 1
 FILE_NAME = "manifest.json"
+SIGNATURE_NAME = f"{FILE_NAME}.sig"
 
 
 class Pod(NamedTuple):
@@ -191,7 +192,9 @@ def _checked_record(wanted: Any, value: Any, where: str) -> Any:
         raise ImageError(f"{where}: expected an object, is {_shown(value)}")
     hints = typing.get_type_hints(wanted)
     for name in sorted(value.keys() ^ hints.keys()):
-        raise ImageError(f"{where}: {'unknown' if name in value else 'missing'} field {name}")
+        raise ImageError(
+            f"{where}: {'unknown' if name in value else 'missing'} field {_shown(name)}"
+        )
     checked = {name: _checked(hints[name], value[name], f"{where}: {name}") for name in hints}
     return wanted(**checked)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from grit_runtime.errors import PrivilegeError
 from grit_runtime.model import cgroup_check, mount_check, seccomp
+from grit_runtime.wire.criu_image import text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -271,6 +272,9 @@ def _check_credentials(thread: Thread, allowed: Allowed) -> None:
         _refuse(thread.where, "no_new_privs 0", "1 (allowPrivilegeEscalation: false)")
     if creds.secbits & ~_KEEP_CAPS and not _has(allowed.held, "CAP_SETPCAP"):
         _refuse(thread.where, f"secbits {creds.secbits:#x}", "0 without CAP_SETPCAP")
+    nice = thread.core.thread_core.sched_nice
+    if nice < 0 and not _has(allowed.reach, "CAP_SYS_NICE"):
+        _refuse(thread.where, f"sched_nice {nice}", "0 or more without CAP_SYS_NICE")
     policy = _REALTIME.get(thread.core.thread_core.sched_policy)
     if policy and not _has(allowed.reach, "CAP_SYS_NICE"):
         _refuse(thread.where, f"sched_policy {policy}", "no real-time policy without CAP_SYS_NICE")
@@ -356,6 +360,8 @@ def _check_files(dump: Dump, allowed: Allowed) -> None:
     if "files.img" not in dump.names:  # CRIU would read the old images, one for each kind
         raise PrivilegeError("files.img is missing; expected a dump of CRIU 3.3 or later")
     for file in dump.files:
+        if ".." in text(file.reg.name).split("/"):
+            raise PrivilegeError(f"file {file.id}: {text(file.reg.name)!r}, expected no '..' in it")
         kind, capability = _FILE_NEEDS.get(file.type, ("", ""))
         if file.type == _INETSK and file.isk.type == _SOCK_RAW:
             kind, capability = "raw socket", "CAP_NET_RAW"

@@ -3,7 +3,8 @@
 runc leaves the network and a shared PID namespace to CRIU as descriptors under names of its own. It
 lists what the first process had as standard streams in descriptors.json: the n-th text that speaks
 of a pipe is the name under which CRIU gets runc's descriptor n. With more than three texts the
-images could so reach descriptors that are not the container's: CRIU's own socket, a namespace.
+images could so reach descriptors that are not the container's: CRIU's own socket, a namespace. It
+also leaves each task the OOM score of the dump, where a start would give it the pod's.
 
 Spec: opencontainers/runc libcontainer/criu_linux.go criuNsToKey and Restore@v1.3.6;
 checkpoint-restore/criu criu/files.c inherit_fd_lookup_id, criu/pipes.c@2cf8f13.
@@ -19,7 +20,8 @@ from grit_runtime.wire.criu_image import Image, entry, with_entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
 DESCRIPTORS = "descriptors.json"
 
@@ -67,6 +69,21 @@ def with_network_key(image: Image) -> Image:
 def with_pid_key(image: Image) -> Image:
     """The pidns *image* with runc's name for the namespace; the same if it has that."""
     return _with_key(image, entry(image, criu.pidns_entry), _PID_KEY)
+
+
+def cores_with_oom_score(
+    tasks: Iterable[criu.pstree_entry], cores: Mapping[int, criu.core_entry], spec: dict[str, Any]
+) -> Iterator[tuple[int, criu.core_entry]]:
+    """The core images of tasks that the kernel would rather spare than the pod's QoS class says.
+
+    By pid, with the pod's score. A task may have raised its own; lowering it takes a capability.
+    """
+    floor = spec["process"].get("oomScoreAdj")
+    for task in tasks if floor is not None else ():
+        core = cores[task.pid]
+        if core.tc.HasField("oom_score_adj") and core.tc.oom_score_adj < floor:
+            core.tc.oom_score_adj = floor
+            yield task.pid, core
 
 
 def _with_key(image: Image, namespace: criu.netns_entry | criu.pidns_entry, key: bytes) -> Image:

@@ -67,6 +67,7 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
         flags=_shared_flags(named),
         order=order,
         checkpoint_root=settings.checkpoint_root,
+        trusted_keys=settings.trusted_keys,
         huge_pages=settings.huge_pages,
     )
     log.to_file(f"{request.log_dir}/grit.log")

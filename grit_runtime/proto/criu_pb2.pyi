@@ -424,6 +424,18 @@ class fs_entry(_message.Message):
     umask: int
     def __init__(self, cwd_id: _Optional[int] = ..., root_id: _Optional[int] = ..., umask: _Optional[int] = ...) -> None: ...
 
+class ghost_file_entry(_message.Message):
+    __slots__ = ("uid", "gid", "mode", "rdev")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    RDEV_FIELD_NUMBER: _ClassVar[int]
+    uid: int
+    gid: int
+    mode: int
+    rdev: int
+    def __init__(self, uid: _Optional[int] = ..., gid: _Optional[int] = ..., mode: _Optional[int] = ..., rdev: _Optional[int] = ...) -> None: ...
+
 class vma_entry(_message.Message):
     __slots__ = ("start", "end", "pgoff", "shmid", "prot", "flags", "status")
     START_FIELD_NUMBER: _ClassVar[int]

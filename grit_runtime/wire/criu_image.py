@@ -5,7 +5,8 @@ and that many bytes of protobuf. Spec: checkpoint-restore/criu lib/pycriu/images
 criu/image.c and criu/include/magic.h@2cf8f13 (4.2).
 
 Not decoded: images that carry raw data between or instead of entries (pages, pipe and socket data,
-ghost files, SysV segments, archives of tmpfs). The old format without class magics is refused too.
+SysV segments, archives of tmpfs), and the content that follows a ghost file's entry. The old format
+without class magics is refused too.
 
 The OCI wrapper imports this module on every restore: nothing slow may be imported here.
 """
@@ -55,6 +56,7 @@ KINDS = {
     "core": _common(0x55053847, criu.core_entry),
     "fdinfo": _common(0x56213732, criu.fdinfo_entry),
     "files": _common(0x56303138, criu.file_entry),
+    "ghost-file": _common(0x52583605, criu.ghost_file_entry),
     "fs": _common(0x51403912, criu.fs_entry),
     "ids": _common(0x54432030, criu.task_kobj_ids_entry),
     "inventory": Kind(_U32.pack(0x58313116), criu.inventory_entry),
@@ -84,14 +86,16 @@ def parse(data: bytes, *, name: str) -> Image:
     """The image *data*, whose kind its file's *name* tells."""
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"image {name}: {len(data)} bytes, expected at most {MAX_IMAGE_BYTES}")
-    head = kind_of(name).magics
-    if not data.startswith(head):
-        found = data[: len(head)].hex() or "nothing"
-        raise ImageError(
-            f"image {name}: starts with {found}, expected {head.hex()}; "
-            "it is damaged, of another kind, or made by a CRIU older than 2.0"
-        )
+    head = _head(data, name)
     return Image(name, head, _split(data, start=len(head), name=name))
+
+
+def parse_beginning(data: bytes, *, name: str) -> Image:
+    """The first entry alone of an image, of which *data* is at least that much."""
+    head = _head(data, name)
+    body = len(head) + 4
+    end = body + _U32.unpack_from(data, len(head))[0] if len(data) >= body else body
+    return Image(name, head, _split(data[:end], start=len(head), name=name))
 
 
 def serialize(image: Image) -> bytes:
@@ -129,6 +133,17 @@ def text(value: bytes) -> str:
     if b"\0" in value:
         raise ImageError(f"image text {value[:80]!r} holds a NUL byte; expected none in a name")
     return value.decode("utf-8", "surrogateescape")
+
+
+def _head(data: bytes, name: str) -> bytes:
+    head = kind_of(name).magics
+    if not data.startswith(head):
+        found = data[: len(head)].hex() or "nothing"
+        raise ImageError(
+            f"image {name}: starts with {found}, expected {head.hex()}; "
+            "it is damaged, of another kind, or made by a CRIU older than 2.0"
+        )
+    return head
 
 
 def _split(data: bytes, *, start: int, name: str) -> tuple[bytes, ...]:

@@ -23,7 +23,7 @@ MAX_MEMBERS = 1 << 20
 
 _BLOCK_BYTES = 512
 _READ_BYTES = 64 << 10
-_MAX_NAME_BYTES = 4096
+_NAME_BYTES, _MAX_NAME_BYTES = 100, 4096
 # name, size, checksum, type, magic and version, device, whether sparse blocks follow
 _HEADER = struct.Struct("100s24x12s12x8sB100x8s64x8s8s137xB29x")
 _CHECKSUM = slice(148, 156)
@@ -63,6 +63,7 @@ def device_nodes(read: Callable[[int], bytes], *, name: str) -> Iterator[Node]:
         header = archive.header(block)
         while header.is_extended:
             header = header._replace(is_extended=archive.take(_BLOCK_BYTES)[_MORE_SPARSE] != 0)
+        _check_place(archive, long_name or block[:_NAME_BYTES])
         if header.kind in _DEVICES:
             yield header.node._replace(name=_shown(long_name)) if long_name else header.node
         padded_bytes = header.size_bytes + -header.size_bytes % _BLOCK_BYTES
@@ -150,6 +151,13 @@ class _Archive:
         if digits.strip(b"01234567"):
             raise self.error(f"the number {field!r}")
         return int(digits or b"0", 8)
+
+
+def _check_place(archive: _Archive, name: bytes) -> None:
+    """GNU tar would not follow these out of the tmpfs either; CRIU never packs them."""
+    path = name.partition(b"\0")[0]
+    if path.startswith(b"/") or b".." in path.split(b"/"):
+        raise archive.error(f"a member {_shown(path)}")
 
 
 def _shown(name: bytes) -> str:

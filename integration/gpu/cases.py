@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from integration import kubelet
@@ -27,6 +28,7 @@ TRAINING_STEPS = 150
 TRAINING_CUT = 40
 TRAINING_PACE_S = 0.05
 DIGEST_S = 120
+LINGERS_S = 90
 
 # What several processes need, if one of them may use NCCL.
 SAFE_NCCL = (("NCCL_P2P_DISABLE", "1"), ("NCCL_CUMEM_ENABLE", "0"))
@@ -215,6 +217,7 @@ def move(
             settled = settle(pod)
             begin = time.monotonic()
             taken = migration.take(pod, job.name)
+        wait_until_nothing_lingers()
         asking = migration.asking_for(job.name)
         with kubelet.sandbox(room.machine, room.spec(job, target, asking)) as pod:
             created = time.monotonic()
@@ -230,6 +233,14 @@ def move(
     seconds |= {f"restore {phase}": value for phase, value in restored.items()}
     seconds |= {"start": started_s, "away": away_s}
     return Outcome(VERIFIED, seconds, equal)
+
+
+def wait_until_nothing_lingers() -> None:
+    """Ports of ended connections are free again: source and target share the machine's network."""
+    deadline = time.monotonic() + LINGERS_S
+    while " 06 " in Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text():
+        assert time.monotonic() < deadline, "connections linger in TIME_WAIT"
+        time.sleep(1)
 
 
 def ask_digests(pod: Pod, processes: int) -> dict[str, str]:

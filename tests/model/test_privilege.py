@@ -224,6 +224,15 @@ def test_secure_bits_need_the_capability_to_set_them(*, secbits: int, is_refused
         privilege.check(dump, pod("criu-4.2/user"))
 
 
+def test_a_priority_above_the_usual_needs_the_capability_to_set_it() -> None:
+    dump = read("criu-4.2/root")
+    dump.cores[1].thread_core.sched_nice = -5
+    assert "sched_nice -5; the pod allows 0 or more" in refusal(dump, pod("criu-4.2/root"))
+    dump = read("criu-4.2/privileged")
+    dump.cores[1].thread_core.sched_nice = -5
+    privilege.check(dump, pod("criu-4.2/privileged"))
+
+
 @pytest.mark.parametrize(("policy", "name"), [(1, "FIFO"), (2, "RR"), (6, "DEADLINE")])
 def test_a_real_time_policy_needs_the_capability_to_set_it(policy: int, name: str) -> None:
     dump = read("criu-4.2/root")
@@ -429,6 +438,14 @@ def test_a_file_that_takes_a_capability_to_open_is_refused_without_it(
         f"file 7: a {what}; the pod allows none without {capability}; "
     )
     privilege.check(read("criu-4.2/privileged")._replace(files=(file,)), pod("criu-4.2/privileged"))
+
+
+@pytest.mark.parametrize("name", [b"../../etc/x", b"a/../b", b".."])
+def test_a_file_whose_name_leads_upwards_is_refused_to_anyone(name: bytes) -> None:
+    reg = criu.reg_file_entry(id=7, flags=0, pos=0, name=name)
+    dump = read("criu-4.2/privileged")
+    dump = dump._replace(files=(criu.file_entry(type=1, id=7, reg=reg),))
+    assert "expected no '..' in it" in refusal(dump, pod("criu-4.2/privileged"))
 
 
 def test_open_files_in_images_of_the_old_kinds_are_refused_unread() -> None:

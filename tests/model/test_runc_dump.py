@@ -86,3 +86,20 @@ def test_a_shared_pid_namespace_gets_runcs_name() -> None:
     new = runc_dump.with_pid_key(image("pidns-9.img", criu.pidns_entry(ext_key=b"pod")))
     assert criu_image.entry(new, criu.pidns_entry).ext_key == b"extRootPidNS"
     assert runc_dump.with_pid_key(new) is new
+
+
+@pytest.mark.parametrize(
+    ("score", "floor", "becomes"),
+    [(-999, 1000, 1000), (0, 1000, 1000), (1000, 1000, None), (1000, -997, None), (5, None, None)],
+)
+def test_a_task_is_spared_no_more_than_the_pods_class_says(
+    score: int, floor: int | None, becomes: int | None
+) -> None:
+    core = criu_image.entry(golden("core-1.img"), criu.core_entry)
+    core.tc.oom_score_adj = score
+    task = criu.pstree_entry(pid=1, ppid=0, pgid=1, sid=1)
+    process = {} if floor is None else {"oomScoreAdj": floor}
+    changed = dict(runc_dump.cores_with_oom_score([task], {1: core}, {"process": process}))
+    assert {pid: core.tc.oom_score_adj for pid, core in changed.items()} == (
+        {} if becomes is None else {1: becomes}
+    )

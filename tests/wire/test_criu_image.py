@@ -45,7 +45,7 @@ def test_every_image_of_a_real_dump_decodes_and_serializes_to_the_same_bytes(pat
 
 def test_the_goldens_hold_every_kind_that_a_plain_container_has() -> None:
     kinds = {criu_image.kind_of(path.name) for path in IMAGES}
-    absent = {"apparmor", "pidns", "userns"}
+    absent = {"apparmor", "ghost-file", "pidns", "userns"}
     assert kinds == {kind for name, kind in criu_image.KINDS.items() if name not in absent}
 
 
@@ -110,7 +110,6 @@ def test_a_truncated_entry_is_named_with_its_end_and_the_size_of_the_file() -> N
     ("name", "reason"),
     [
         ("pages-1.img", "expected one of the kinds"),
-        ("ghost-file-1.img", "expected one of the kinds"),
         ("pipes-data.img", "expected one of the kinds"),
         ("tmpfs-dev-55.tar.gz.img", "expected one of the kinds"),
         ("descriptors.json", "expected one of the kinds"),
@@ -155,6 +154,29 @@ def test_an_image_with_other_than_one_entry_has_no_single_entry(count: int) -> N
     image = golden("utsns-12.img")
     with pytest.raises(ImageError, match=f"^image utsns-12.img: {count} entries, expected one"):
         criu_image.entry(image._replace(payloads=image.payloads * count), criu.utsns_entry)
+
+
+# A deleted device node that a task held open, as CRIU 4.2.1 dumped it.
+GHOST = bytes.fromhex(
+    "194356540536585229000000"
+    "0800100018a443208c0128dd81663083023a0a08dfaf99d806108bca30420a08dfaf99d806108bca30"
+)
+
+
+def test_an_entry_is_read_apart_from_the_raw_data_behind_it() -> None:
+    image = criu_image.parse_beginning(GHOST + b"its content", name="ghost-file-3.img")
+    ghost = criu_image.entry(image, criu.ghost_file_entry)
+    assert (oct(ghost.mode), ghost.rdev) == ("0o20644", 0x103)
+
+
+@given(st.binary(max_size=60))
+def test_any_beginning_decodes_or_is_refused(data: bytes) -> None:
+    for beginning in (data, GHOST[:8] + data):
+        try:
+            image = criu_image.parse_beginning(beginning, name="ghost-file-3.img")
+            criu_image.entry(image, criu.ghost_file_entry)
+        except ImageError as error:
+            assert "\n" not in str(error)
 
 
 def test_an_image_larger_than_any_metadata_is_refused_unread() -> None:

@@ -159,6 +159,11 @@ NULL = packed(device("./null", 1, 3))
             gzip.compress(altered(NULL, 124, b"00000010000")), "with 4096", id="node with data"
         ),
         pytest.param(gzip.compress(altered(NULL, 329, b"9")), "number b'9", id="no octal number"),
+        pytest.param(gzip.compress(packed(regular("/etc/x", 0))), "member /etc/x", id="absolute"),
+        pytest.param(gzip.compress(packed(regular("a/../../x", 0))), "a/../../x", id="upwards"),
+        pytest.param(
+            gzip.compress(packed(regular("../" * 60 + "x", 0))), "member ../../", id="long upwards"
+        ),
         pytest.param(
             gzip.compress(altered(altered(NULL, 156, b"L"), 124, b"00000020000")),
             "type 'L' with 8192 bytes",

@@ -1,0 +1,97 @@
+"""The decoders of what comes from outside, each as one function of any bytes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from grit_runtime.errors import GritError
+from grit_runtime.model import checkpointctl, manifest, runc_dump, seccomp_filter
+from grit_runtime.wire import criu_image, layer, tar, tmpfs_image
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+SEEDS = Path(__file__).with_name("seeds")
+
+
+def criu_images(data: bytes) -> None:
+    """The first byte chooses the kind."""
+    kinds = sorted(criu_image.KINDS)
+    name = f"{kinds[data[0] % len(kinds)]}-1.img" if data else "pstree.img"
+    kind = criu_image.kind_of(name)
+    for content in (data[1:], kind.magics + data[1:]):
+        for parse in (criu_image.parse, criu_image.parse_beginning):
+            image = _or_none(partial(parse, content, name=name))
+            if image is not None:
+                criu_image.entries(image, kind.message)
+                assert criu_image.serialize(image) == content[: len(criu_image.serialize(image))]
+
+
+def tmpfs_archives(data: bytes) -> None:
+    """As it is, and as what gzip packed."""
+    for content in (data, gzip.compress(data, 1)):
+        read = io.BytesIO(content).read
+        _or_none(partial(_nodes, read))
+
+
+def layers(data: bytes) -> None:
+    source = io.BytesIO(data)
+    while member := tar.read_member(lambda size: _exactly(source, size)):
+        layer.parse_name(member.name)
+        assert tar.encode(member)
+        source.seek(min(member.size_bytes + tar.padding(member.size_bytes), len(data)), io.SEEK_CUR)
+
+
+def manifests(data: bytes) -> None:
+    found = manifest.parse(data)
+    assert manifest.parse(manifest.dump(found)) == found
+
+
+def metadata(data: bytes) -> None:
+    for decoder in (
+        checkpointctl.container_name,
+        checkpointctl.deleted_files,
+        runc_dump.check_descriptors,
+    ):
+        _or_none(partial(decoder, data))
+
+
+def seccomp_filters(data: bytes) -> None:
+    seccomp_filter.permitted(data, arch=0xC000003E, numbers=range(0, 450, 7))
+
+
+DECODERS: dict[str, Callable[[bytes], object]] = {
+    function.__name__: function
+    for function in (criu_images, tmpfs_archives, layers, manifests, metadata, seccomp_filters)
+}
+
+
+def decode(name: str, data: bytes) -> None:
+    """Decode *data* or have it refused in one line; anything else is a bug."""
+    _or_none(partial(DECODERS[name], data))
+
+
+def _nodes(read: Callable[[int], bytes]) -> list[tmpfs_image.Node]:
+    return list(tmpfs_image.device_nodes(read, name="tmpfs-dev-1.tar.gz.img"))
+
+
+def _or_none(call: Callable[[], T]) -> T | None:
+    try:
+        return call()
+    except GritError as error:
+        assert "\n" not in str(error), repr(error)
+        return None
+
+
+def _exactly(source: io.BytesIO, size_bytes: int) -> bytes:
+    data = source.read(size_bytes)
+    if len(data) < size_bytes:
+        raise GritError("ends")
+    return data

@@ -11,6 +11,7 @@ writer and without the step "restored" undoes it: the pod's next create, the san
 from __future__ import annotations
 
 import os
+import stat
 import time
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ from grit_runtime.model import (
     connections,
     lifecycle,
     mount_plan,
+    pod_check,
     privilege,
 )
 from grit_runtime.model.lifecycle import Outcome
@@ -309,6 +311,8 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         live = bundle.live(request.bundle_dir, request.spec)
         plan = _plan(request, dump, live)
         privilege.check(dump, live)
+        _check_room(request, images_fd, dump)
+        hidden = _others_sysv(request, checkpoint_fd, sealed.manifest, container, dump)
         adapted = runc_dump.adapted(images_fd, dump, request.spec, plan)
         placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
@@ -317,7 +321,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
     with timeline.phase("prepare"):
         _configure_criu(request, _place_sockets(request, attempt, dump, live))
-        rewritten = adapted | _rewritten(request.spec, images_fd, dump)
+        rewritten = adapted | _rewritten(request.spec, images_fd, dump) | dict.fromkeys(hidden)
         images_dir = _mount_images(request, attempt, images_fd, rewritten)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
     with huge_pages.enabled(wanted=placement is not None and request.huge_pages):
@@ -486,6 +490,31 @@ def _gpu_driver(request: Request, container: Container) -> Driver | None:
     return gpu.open_driver(request.runc.token, processes=len(container.cuda))
 
 
+def _check_room(request: Request, images_fd: int, dump: Dump) -> None:
+    """That what is dumped has room: its memory below the limit, its process numbers free."""
+    pod_check.check_memory(request.spec, images.pages_bytes(images_fd, dump.names))
+    pids = [ns for ns in request.spec["linux"]["namespaces"] if ns["type"] == "pid"]
+    path = pids[0].get("path") if pids else "/proc/self/ns/pid"  # none: the node's
+    if path:
+        pod_check.check_numbers(dump.cores, namespaces.tasks(path))
+
+
+def _others_sysv(
+    request: Request, checkpoint_fd: int, manifest: Manifest, container: Container, dump: Dump
+) -> list[str]:
+    """The images of the pod's SysV IPC objects, if another container's restore makes them."""
+    found = [name for kind in pod_check.SYSV_IMAGES for name in images.named(dump.names, kind)]
+    if not found or request.order.identity is None:
+        return []
+    running = [c.name for c in manifest.containers if c.state == "running"]
+    attached = [
+        name
+        for name in running
+        if images.attaches_sysv(confine.descend(checkpoint_fd, (name, "checkpoint")))
+    ]
+    return [] if pod_check.sysv_owner(running, attached) == container.name else found
+
+
 def _plan_gpus(
     request: Request, container: Container, driver: Driver | None
 ) -> gpu.Placement | None:
@@ -534,9 +563,11 @@ def _configure_criu(request: Request, lines: list[str]) -> None:
 
 
 def _mount_images(
-    request: Request, attempt: Journal, images_fd: int, rewritten: dict[str, bytes]
+    request: Request, attempt: Journal, images_fd: int, rewritten: dict[str, bytes | None]
 ) -> str:
     """A read-only view of the images, with the *rewritten* in front of those they are made of.
+
+    In the place of one that is None there is no image.
 
     A mount, because links fail: absolute symbolic ones in CRIU, which opens images after it has
     changed its mount namespace, and hard ones across filesystems.
@@ -546,6 +577,9 @@ def _mount_images(
     os.mkdir(rewritten_dir)
     os.mkdir(images_dir)
     for name, data in rewritten.items():
+        if data is None:
+            os.mknod(f"{rewritten_dir}/{name}", stat.S_IFCHR)  # 0:0, an overlay's whiteout
+            continue
         with open(f"{rewritten_dir}/{name}", "xb") as file:
             file.write(data)
     attempt.record("mount", path=images_dir)
@@ -661,6 +695,9 @@ def _runc_restore(request: Request, attempt: Journal, manifest: Manifest, images
             f"restore of container {request.container_id} from {request.checkpoint_path} failed: "
             f"{reason}; see {restore_log}"
         )
+    if request.spec["root"].get("readonly"):
+        # CRIU 4.1 gives a root that was read-only back writable.
+        namespaces.make_root_readonly(runc.state(tool, request.container_id).pid)
 
 
 def _bring_back_gpus(

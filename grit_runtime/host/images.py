@@ -29,6 +29,7 @@ M = TypeVar("M", bound=Message)
 _NODE_TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 _GHOST_ENTRY_LIMIT_BYTES = 64 << 10
 _DEAD = 2  # compel/include/uapi/task-state.h
+_VMA_AREA_SYSVIPC = 1 << 10  # criu/include/image.h
 
 
 def read(images_fd: int) -> Dump:
@@ -62,6 +63,24 @@ def load(images_fd: int, name: str) -> Image:
     """One image, its entries still encoded."""
     with open(_open(images_fd, name), "rb") as file:
         return criu_image.parse(file.read(criu_image.MAX_IMAGE_BYTES + 1), name=name)
+
+
+def pages_bytes(images_fd: int, names: tuple[str, ...]) -> int:
+    """The size of the dumped memory."""
+    return sum(
+        os.stat(name, dir_fd=images_fd, follow_symlinks=False).st_size
+        for name in named(names, "pages")
+    )
+
+
+def attaches_sysv(images_fd: int) -> bool:
+    """Whether a task of the dump has SysV shared memory in its address space."""
+    names = tuple(sorted(os.listdir(images_fd)))
+    return any(
+        vma.status & _VMA_AREA_SYSVIPC
+        for name in named(names, "mm")
+        for vma in criu_image.entry(load(images_fd, name), criu.mm_entry).vmas
+    )
 
 
 def named(names: tuple[str, ...], kind: str) -> list[str]:

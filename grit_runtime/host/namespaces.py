@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from grit_runtime.errors import CommandError
-from grit_runtime.host import linux
+from grit_runtime.host import linux, process
+
+_MS_REMOUNT = 32
+_MS_BIND = 4096
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +80,33 @@ def inside(paths: Sequence[str], look: Callable[[], object]) -> Any:
     if "error" in answer:
         raise CommandError(f"in namespaces {' and '.join(paths)}: {answer['error']}")
     return answer["answer"]
+
+
+def tasks(pid_path: str) -> dict[int, str]:
+    """Names of the threads in the PID namespace at *pid_path*, by their numbers in it."""
+    inode = os.stat(pid_path).st_ino
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended
+            if os.stat(f"/proc/{pid}/ns/pid").st_ino == inode:
+                for tid in os.listdir(f"/proc/{pid}/task"):
+                    status = process.proc_text(int(tid), "status")
+                    fields = dict(line.partition(":\t")[::2] for line in status.splitlines())
+                    found[int(fields["NSpid"].split()[-1])] = fields["Name"]
+    return found
+
+
+def make_root_readonly(pid: int) -> None:
+    """Make the root of a process's mount namespace read-only, if it is not."""
+
+    def remount() -> None:
+        flags = os.statvfs("/").f_flag
+        if not flags & os.ST_RDONLY:
+            kept = flags & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
+            wanted = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | os.ST_RDONLY | kept)
+            linux.call("mount", "/", None, b"/", None, wanted, None)
+
+    inside([f"/proc/{pid}/ns/mnt"], remount)
 
 
 def _read_names() -> list[str]:

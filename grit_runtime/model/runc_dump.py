@@ -27,7 +27,7 @@ DESCRIPTORS = "descriptors.json"
 
 _STREAMS = 3
 _PIPE = 2  # fd_types of fdinfo.proto
-_NET_KEY, _PID_KEY = b"extRootNetNS", b"extRootPIDNS"
+_NET_KEY, _PID_KEY = b"extRootNetNS", b"extRootPidNS"
 
 
 def descriptors(fds: Sequence[criu.fdinfo_entry], files: Sequence[criu.file_entry]) -> bytes:

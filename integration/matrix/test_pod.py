@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from integration import checkpoints, images, kubelet, workload
+from integration.cri import CriError
 from integration.matrix import cases
-from integration.pod_spec import ContainerSpec, EmptyDir, PodSpec, VolumeMount
+from integration.pod_spec import ContainerSpec, EmptyDir, PodSpec, Resources, VolumeMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +17,19 @@ if TYPE_CHECKING:
     from integration.kubelet import Pod
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
+
+# Counts in SysV shared memory, which its pod's other containers could attach.
+SYSV = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+at = libc.shmat(libc.shmget(0x1234, 4096, 0o1666), None, 0)
+count = ctypes.cast(at, ctypes.POINTER(ctypes.c_int))
+while True:
+    count[0] += 1
+    print(count[0], flush=True)
+    time.sleep(0.05)
+"""
 
 COUNTER = ContainerSpec(
     name="counter",
@@ -135,3 +151,126 @@ def test_one_container_that_fails_to_dump_leaves_nothing(nodes: Nodes, run_pod: 
     workload.wait_for_count(pod, count + 5)
     lines = len(pod.logs("talker").splitlines())
     pod.wait_for_log("talker", "alive\n" * (lines + 3))
+
+
+def python(name: str, program: str, **fields: object) -> ContainerSpec:
+    command = ("/usr/bin/python3", "-c", program, "1")
+    return ContainerSpec(name=name, image=images.PYTHON, command=command, **fields)  # type: ignore[arg-type]
+
+
+def goes_on(pod: Pod, name: str) -> None:
+    """The container's log has every number once, and it counts on."""
+    counted = [int(line) for line in pod.wait_for_log(name, "\n60\n").split()]
+    assert counted == list(range(1, len(counted) + 1))
+
+
+@pytest.mark.case("SysV shared memory of one container, seen by all", cases.RESTORED)
+def test_sysv_memory_is_restored_once(nodes: Nodes, run_pod: RunPod) -> None:
+    def spec(name: str, *annotations: tuple[str, str]) -> PodSpec:
+        containers = (COUNTER, python("sysv", SYSV))
+        return PodSpec(name=name, containers=containers, annotations=annotations)
+
+    source = run_pod(nodes.a, spec("sysv-a"))
+    source.wait_for_log("sysv", "\n5\n")
+    cases.move(nodes, source, "sysv")
+    target = run_pod(nodes.b, spec("sysv-b", *restoring("sysv")))
+    goes_on(target, "counter")
+    goes_on(target, "sysv")
+
+
+@pytest.mark.case("SysV shared memory of two containers", cases.REFUSED)
+def test_sysv_memory_that_two_share_is_refused(nodes: Nodes, run_pod: RunPod) -> None:
+    def spec(name: str, *annotations: tuple[str, str]) -> PodSpec:
+        containers = (python("one", SYSV), python("two", SYSV))
+        return PodSpec(name=name, containers=containers, annotations=annotations)
+
+    source = run_pod(nodes.a, spec("two-a"))
+    for name in ("one", "two"):
+        source.wait_for_log(name, "\n")
+    cases.move(nodes, source, "two")
+    reason = cases.refusal(nodes, spec("two-b", *restoring("two")))
+    assert "containers one and two have attached SysV shared memory" in reason
+
+
+def sharing(name: str, *annotations: tuple[str, str], sidecar: str = "") -> PodSpec:
+    """Two containers that count in one process namespace; *sidecar* is the script of a third."""
+    more = (shell("sidecar", sidecar),) if sidecar else ()
+    return PodSpec(
+        name=name,
+        containers=(COUNTER, python("other", workload.COUNTER), *more),
+        annotations=annotations,
+        share_process_namespace=True,
+    )
+
+
+def carry(nodes: Nodes, source: Pod, name: str) -> None:
+    """Checkpoint *source*, which goes on, and carry the checkpoint to node B.
+
+    Held frozen it could not be stopped on cgroup v1: runc thaws for SIGKILL only what has a process
+    namespace of its own (libcontainer/container_linux.go, Signal).
+    """
+    checkpoints.take(source, name)
+    checkpoints.carry(nodes.a, nodes.b, name)
+
+
+@pytest.mark.case("shareProcessNamespace", cases.RESTORED)
+def test_a_shared_process_namespace_is_shared_again(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, sharing("shared-a"))
+    for name in ("counter", "other"):
+        source.wait_for_log(name, "\n5\n")
+    carry(nodes, source, "shared")
+    target = run_pod(nodes.b, sharing("shared-b", *restoring("shared")))
+    for name in ("counter", "other"):
+        goes_on(target, name)
+    seen = target.exec_sync("counter", ["/bin/sh", "-c", "ps -o args"]).stdout.decode()
+    assert "/pause" in seen
+    assert seen.count("python3 -c") == 2
+
+
+BUSY = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 1000 & done; echo up; wait"
+
+
+@pytest.mark.case("shareProcessNamespace, a number that is taken", cases.REFUSED)
+def test_a_process_number_that_is_taken_is_named(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, sharing("busy-a"))
+    source.wait_for_log("other", "\n5\n")
+    carry(nodes, source, "busy")
+    with kubelet.sandbox(nodes.b, sharing("busy-b", *restoring("busy"), sidecar=BUSY)) as pod:
+        pod.create("sidecar")
+        pod.start("sidecar")
+        pod.wait_for_log("sidecar", "up\n")
+        pod.create("counter")
+        with pytest.raises(CriError) as caught:
+            pod.start("counter")
+    assert "of the dump is taken by s" in caught.value.details  # sh or sleep
+    assert "start the checkpoint's containers in a new pod" in caught.value.details
+
+
+@pytest.mark.case("a memory limit below the dumped memory", cases.REFUSED)
+def test_memory_that_cannot_fit_is_refused_before_the_kernel_kills(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    source = run_pod(nodes.a, workload.counter_pod("large", ballast_mib=48))
+    workload.wait_for_count(source, 3)
+    cases.move(nodes, source, "large")
+    spec = workload.counter_pod("small", annotations=restoring("large"))
+    (container,) = spec.containers
+    small = replace(container, resources=Resources(memory_bytes=32 << 20))
+    reason = cases.refusal(nodes, replace(spec, containers=(small,)))
+    assert "but the container's memory limit is 33554432; raise resources.limits.memory" in reason
+
+
+@pytest.mark.case("an exec probe that fires during the freeze", cases.RESTORED)
+def test_a_probe_during_the_freeze_fails_and_harms_nothing(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, workload.counter_pod("probed"))
+    workload.wait_for_count(source, 5)
+    checkpoints.take(source, "probed", "--after", "frozen")
+    with pytest.raises(CriError) as caught:
+        source.exec_sync("counter", ["/bin/true"])
+    assert "paused" in caught.value.details
+    checkpoints.carry(nodes.a, nodes.b, "probed")
+    nodes.a.run(["grit", "resume", "default/probed"])
+    assert source.exec_sync("counter", ["/bin/true"]).exit_code == 0
+    workload.assert_goes_on_from(source, 5, node=nodes.a)
+    target = workload.counter_pod("probed-b", annotations=restoring("probed"))
+    workload.assert_goes_on_from(run_pod(nodes.b, target), 5, node=nodes.b)

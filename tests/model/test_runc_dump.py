@@ -84,7 +84,7 @@ def test_a_network_of_the_dumps_own_is_refused_with_how_to_dump() -> None:
 
 def test_a_shared_pid_namespace_gets_runcs_name() -> None:
     new = runc_dump.with_pid_key(image("pidns-9.img", criu.pidns_entry(ext_key=b"pod")))
-    assert criu_image.entry(new, criu.pidns_entry).ext_key == b"extRootPIDNS"
+    assert criu_image.entry(new, criu.pidns_entry).ext_key == b"extRootPidNS"
     assert runc_dump.with_pid_key(new) is new
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from grit_runtime.model import manifest as manifests
-from integration import checkpoints, cuda_workload, fake_gpu, kubelet
+from integration import checkpoints, cuda_workload, fake_gpu, kubelet, workload
 from integration.cuda_workload import CONTAINER, SIZE_BYTES
 from integration.fake_gpu import CARDS_DIR, CONTEXT_BYTES
 from integration.test_fake_gpu import ByHand, read_until
@@ -35,15 +35,6 @@ if TYPE_CHECKING:
 HELD_BYTES = SIZE_BYTES + CONTEXT_BYTES
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
-
-
-# CRIU does not dump an established connection unless it is told to.
-CONNECTED = """
-import socket, time
-server = socket.create_server(("127.0.0.1", 7000))
-client = socket.create_connection(("127.0.0.1", 7000))
-time.sleep(1000)
-"""
 
 
 class Cards(NamedTuple):
@@ -338,10 +329,9 @@ def test_an_undo_waits_for_a_driver_that_is_slow_to_answer(gpus: Gpus, source: P
 def test_a_dump_that_fails_gives_the_memory_back(gpus: Gpus, run_pod: RunPod) -> None:
     pod = run_pod(gpus.a.node, cuda_workload.pod("undumpable", gpus.a.cards[1:]))
     cuda_workload.wait_for_counts(pod, 3)
-    start = f"python3 -c '{CONNECTED}' >/dev/null 2>&1 &"
-    pod.exec_sync(CONTAINER, ["/bin/sh", "-c", start])
-    connected = "until netstat -tn | grep -q ESTABLISHED; do sleep 0.05; done"
-    pod.exec_sync(CONTAINER, ["/bin/sh", "-c", connected])
+    start = f"python3 -c '{workload.UNDUMPABLE}' >/tmp/said 2>&1 &"
+    ready = "until grep -q ready /tmp/said; do sleep 0.05; done"
+    pod.exec_sync(CONTAINER, ["/bin/sh", "-c", f"{start} {ready}"])
     failed = checkpoints.take(pod, "undumpable", check=False)
     assert "container cuda: dump failed: " in failed.stderr
     assert gpus.a.used_bytes()[1] == HELD_BYTES

@@ -31,6 +31,16 @@ while True:
     time.sleep(0.05)
 """
 
+# Has a socket of a family that CRIU cannot dump.
+UNDUMPABLE = """
+import socket, time
+held = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+print("ready", flush=True)
+while True:
+    time.sleep(0.1)
+    print("alive", flush=True)
+"""
+
 
 class Counts(NamedTuple):
     """How far the counter is, in each place where it counts."""

@@ -125,20 +125,10 @@ def test_a_running_container_without_images_is_an_error(nodes: Nodes, run_pod: R
     assert "lists container counter as running but holds no images of it" in reason
 
 
-CONNECTED = """
-import socket, time
-a = socket.create_server(('127.0.0.1', 0))
-b = socket.create_connection(a.getsockname())
-c = a.accept()
-print('ready', flush=True)
-while True: time.sleep(0.1); print('alive', flush=True)
-"""
-
-
 @pytest.mark.case("several containers, one that CRIU cannot dump", cases.REFUSED)
 def test_one_container_that_fails_to_dump_leaves_nothing(nodes: Nodes, run_pod: RunPod) -> None:
     talker = ContainerSpec(
-        name="talker", image=images.PYTHON, command=("/usr/bin/python3", "-c", CONNECTED)
+        name="talker", image=images.PYTHON, command=("/usr/bin/python3", "-c", workload.UNDUMPABLE)
     )
     pod = run_pod(nodes.a, PodSpec(name="half", containers=(COUNTER, talker)))
     workload.wait_for_count(pod, 3)

@@ -37,6 +37,7 @@ from grit_runtime.host import (
     images,
     journal,
     links,
+    loopback,
     namespaces,
     network,
     overlay,
@@ -200,6 +201,7 @@ def forget(attempt_dir: str) -> None:
 
 def forget_pod(pod_dir: str) -> None:
     """The sandbox is being deleted: as `forget`, for all containers of its pod."""
+    loopback.let_go(pod_dir)
     for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
         forget(os.path.dirname(path))
 
@@ -249,6 +251,7 @@ def _start_cold_or_raise(request: Request, attempt: Journal, error: GritError | 
     with journal.locked(request.pod_dir):
         beside = _restored_beside(request)
         steps = {step["step"]: step for step in attempt.steps()}
+        loopback.let_go(request.pod_dir)
         undo(attempt)
         if request.order.cold_on_failure and beside is None:
             if "rw layer" in steps:
@@ -264,14 +267,22 @@ def _start_cold_or_raise(request: Request, attempt: Journal, error: GritError | 
 
 def _restored_beside(request: Request) -> str | None:
     """A container of this sandbox that is restored, whether or not it has heard of its start."""
-    for path in journal.beneath(request.pod_dir, f"*/{_JOURNAL}"):
-        steps = {step["step"]: step for step in journal.read(path)}
-        if "restored" in steps:
-            return str(steps["begin"]["outcome"]["container"])
+    for name in _restored(request.pod_dir):
+        return name
     identity = request.order.identity
     if identity is None:
         return None
     return lifecycle.restored_container(_past(request), identity.sandbox_id)
+
+
+def _restored(pod_dir: str) -> set[str]:
+    """The containers of a sandbox that are restored, whether or not their start was heard of."""
+    names = set()
+    for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
+        steps = {step["step"]: step for step in journal.read(path)}
+        if "restored" in steps:
+            names.add(str(steps["begin"]["outcome"]["container"]))
+    return names
 
 
 def _clear(request: Request, steps: dict[str, dict[str, Any]]) -> None:
@@ -387,6 +398,9 @@ def _commit(request: Request, attempt: Journal, sealed: Sealed, timeline: log.Ti
                     f"container {one.container} of the pod was started cold at {one.time}"
                 )
         attempt.record("restored", outcome=outcome._asdict())
+        running = {c.name for c in sealed.manifest.containers if c.state == "running"}
+        if running <= _restored(request.pod_dir):
+            loopback.let_go(request.pod_dir)
 
 
 def _open_checkpoint(request: Request, attempt: Journal) -> tuple[int, Sealed]:
@@ -551,6 +565,9 @@ def _place_sockets(request: Request, attempt: Journal, dump: Dump, live: Live) -
         network.add_to_loopback(paths[0], missing)
     if request.order.tcp == "close":
         return ["tcp-close"]
+    if paths and connections.reaches_neighbour(dumped):
+        with journal.locked(request.pod_dir):
+            loopback.hold(request.pod_dir, paths[0])
     return ["tcp-established"] if any(socket.is_connected for socket in dumped) else []
 
 

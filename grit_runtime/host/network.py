@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _DONE_ALREADY = (errno.EEXIST, errno.ENOENT, errno.EADDRNOTAVAIL)
+_TC_H_ROOT = 0xFFFFFFFF  # linux include/uapi/linux/pkt_sched.h
 _BEFORE_ALL_ROUTES = 1  # the rule of priority 0 is for what stays in the namespace
 
 
@@ -47,6 +48,23 @@ def let_speak(namespace: str) -> None:
     """Take back what `silence` did, or had only begun to do."""
     if os.path.exists(namespace):
         _silence("delete", namespace)
+
+
+def hold_loopback(namespace: str) -> None:
+    """Let nothing pass between sockets of the namespace; TCP sends it again later."""
+    _hold("add", namespace)
+
+
+def let_loopback_pass(namespace: str) -> None:
+    """Take back what `hold_loopback` did, or had only begun to do."""
+    if os.path.exists(namespace):
+        _hold("delete", namespace)
+
+
+def _hold(verb: str, namespace: str) -> None:
+    index = socket.if_nametoindex("lo")
+    kind = {"kind": "blackhole"} if verb == "add" else {}
+    _request(namespace, "tc", verb, [{"index": index, "parent": _TC_H_ROOT, **kind}])
 
 
 def _silence(verb: str, namespace: str) -> None:

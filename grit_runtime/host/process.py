@@ -14,6 +14,10 @@ from typing import NamedTuple
 from grit_runtime.errors import CommandError, FailedPreconditionError
 from grit_runtime.host import linux
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 OPERATION = "GRIT_OPERATION"
 
 _OUTPUT_LIMIT_BYTES = 1 << 20
@@ -97,6 +101,27 @@ def spawn(
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
     finally:
         os._exit(127)
+
+
+def detached(work: "Callable[[], object]", *, kept_fd: int) -> None:
+    """Do *work* in a child that outlives us, in a session of its own.
+
+    Of our descriptors it has *kept_fd* alone: the others are locks and the caller's streams.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.fork() == 0:
+                os.setsid()
+                null = os.open(os.devnull, os.O_RDWR)
+                for stream in range(3):
+                    os.dup2(null, stream)
+                os.closerange(3, kept_fd)
+                os.closerange(kept_fd + 1, os.sysconf("SC_OPEN_MAX"))
+                work()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def run_attached(argv: list[str], *, token: str) -> int:

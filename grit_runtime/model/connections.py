@@ -125,6 +125,20 @@ def unreachable(dumped: Sequence[Socket], missing: Iterable[str]) -> str | None:
     return None
 
 
+def reaches_neighbour(dumped: Sequence[Socket]) -> bool:
+    """Whether one container's sockets are connected to another's of its pod."""
+    ends = {(s.local, s.remote) for s in dumped if s.is_connected}
+    return any(
+        socket.is_connected
+        and (socket.remote, socket.local) not in ends
+        and (
+            socket.remote.address == socket.local.address
+            or ipaddress.ip_address(socket.remote.address).is_loopback
+        )
+        for socket in dumped
+    )
+
+
 def _socket(entry: criu.inet_sk_entry) -> Socket:
     connected = entry.proto == _TCP and entry.state not in (_CLOSE, _LISTEN)
     local = Endpoint.of(_address(entry.src_addr), entry.src_port)

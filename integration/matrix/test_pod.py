@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -264,3 +265,46 @@ def test_a_probe_during_the_freeze_fails_and_harms_nothing(nodes: Nodes, run_pod
     workload.assert_goes_on_from(source, 5, node=nodes.a)
     target = workload.counter_pod("probed-b", annotations=restoring("probed"))
     workload.assert_goes_on_from(run_pod(nodes.b, target), 5, node=nodes.b)
+
+
+SERVER = """
+import socket
+listener = socket.create_server(("127.0.0.1", 4000))
+print("ready", flush=True)
+peer = listener.accept()[0]
+while True:
+    peer.sendall(peer.recv(1))
+"""
+CLIENT = """
+import socket, time
+server = socket.create_connection(("127.0.0.1", 4000))
+count = 0
+while True:
+    server.sendall(b"x")
+    assert server.recv(1) == b"x"
+    count += 1
+    print(count, flush=True)
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.case("TCP between two containers over localhost", cases.RESTORED)
+@pytest.mark.parametrize("order", ["client last", "client first"])
+def test_a_connection_between_containers_goes_on(nodes: Nodes, run_pod: RunPod, order: str) -> None:
+    server, client = python("server", SERVER), python("client", CLIENT)
+
+    def spec(name: str, *annotations: tuple[str, str]) -> PodSpec:
+        return PodSpec(name=name, containers=(server, COUNTER, client), annotations=annotations)
+
+    name = order.replace(" ", "-")
+    source = run_pod(nodes.a, spec(f"{name}-a"))
+    source.wait_for_log("client", "\n5\n")
+    cases.move(nodes, source, name)
+    with kubelet.sandbox(nodes.b, spec(f"{name}-b", *restoring(name))) as target:
+        names = ["server", "counter", "client"]
+        for container in reversed(names) if order == "client first" else names:
+            target.create(container)
+            target.start(container)
+        goes_on(target, "client")
+        held = nodes.b.path(Path("/run/grit/pods") / target.sandbox_id / "loopback.journal")
+        assert not held.exists()

@@ -91,7 +91,8 @@ def assert_restored(pod: Pod, name: str) -> None:
 def assert_cold(pod: Pod, name: str, reason: str) -> None:
     """The container began from its image alone, and its log and its record say so."""
     # runc may have complained first, on the standard error that is the container's
-    counted = [line for line in pod.wait_for_log(name, "\n3\n").splitlines() if line.isdigit()]
+    lines = pod.wait_for_log(name, "\n3\n").splitlines()
+    counted = [line for line in lines if line.isdigit()]
     assert counted[:3] == ["1", "2", "3"]
     assert pod.exec_sync(name, ["/bin/ls", "/marker"]).exit_code != 0
     last = checkpoints.outcomes(pod)[-1]

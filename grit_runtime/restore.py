@@ -2,10 +2,6 @@
 
 Called at `create`, with the bundle that containerd made for the new pod. Everything comes from two
 sides: the live pod's config.json, which is trusted, and the checkpoint, which is not.
-
-An attempt is a directory of its own with a journal. Whoever finds the journal without a living
-writer and without the step "restored" undoes it: the pod's next create, the sandbox's delete,
-`grit recover`.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from grit_runtime import log
+from grit_runtime import attempts, log
 from grit_runtime.errors import (
     CommandError,
     FailedPreconditionError,
@@ -48,7 +44,6 @@ from grit_runtime.host import (
     runc_dump,
 )
 from grit_runtime.host import node as this_node
-from grit_runtime.host.runc import Runc
 from grit_runtime.model import (
     checkpointctl,
     compatibility,
@@ -69,18 +64,13 @@ if TYPE_CHECKING:
     from grit_runtime.host.gpu import Driver
     from grit_runtime.host.journal import Journal
     from grit_runtime.host.process import Child
+    from grit_runtime.host.runc import Runc
     from grit_runtime.model.annotations import Identity, RestoreOrder
     from grit_runtime.model.manifest import Container, Manifest
     from grit_runtime.model.privilege import Dump, Live
 
 _POD_LOGS_DIR = "/var/log/pods"
 _COPIES_DIR = "/var/lib/grit/copies"
-_JOURNAL = "attempt.journal"
-_EVENTS = {
-    lifecycle.FAILED: "restore failed",
-    lifecycle.COLD: "starting cold",
-    lifecycle.SKIPPED: "skipping what had exited 0",
-}
 _COPY_LIMIT_ENTRIES = 100_000
 
 
@@ -129,8 +119,8 @@ def restore(request: Request) -> bool:
     Blocks until the container runs. When it raises, nothing of the attempt is left: no process,
     mount or file. Which of them it was is logged and recorded, with the reason.
     """
-    sweep(request.pod_dir, starting=_name(request))
-    attempt = journal.begin(f"{request.attempt_dir}/{_JOURNAL}")
+    attempts.sweep(request.pod_dir, starting=_name(request))
+    attempt = journal.begin(f"{request.attempt_dir}/{attempts.JOURNAL}")
     attempt.record("begin", outcome=_outcome(request, lifecycle.FAILED, "")._asdict())
     try:
         instead = _attempt(request, attempt)
@@ -138,111 +128,17 @@ def restore(request: Request) -> bool:
         _start_cold_or_raise(request, attempt, error)
         return False
     except BaseException as error:
-        undo(attempt)
-        _tell(_outcome(request, lifecycle.FAILED, f"{type(error).__name__}: {error}"))
+        attempts.undo(attempt)
+        attempts.tell(_outcome(request, lifecycle.FAILED, f"{type(error).__name__}: {error}"))
         raise
     if instead is None:
         attempt.close()
         return True
-    undo(attempt)
+    attempts.undo(attempt)
     if instead.outcome == lifecycle.SKIPPED:
         bundle.exit_at_once(request.bundle_dir, request.spec)
-    _tell(instead)
+    attempts.tell(instead)
     return False
-
-
-def claim_start(attempt_dir: str) -> bool:
-    """Whether `start` of this container is already done, by its restore; true once.
-
-    A start says that `create` was heard to succeed, so it is here that the restore becomes a fact:
-    from now on this pod does not restore this container from this checkpoint again.
-    """
-    held = journal.adopt(f"{attempt_dir}/{_JOURNAL}")
-    if held is None:
-        return False
-    steps = {step["step"]: step for step in held.steps()}
-    claimed = "restored" in steps and "started" not in steps
-    if claimed:
-        _keep(Outcome(**steps["restored"]["outcome"]))
-        held.record("started")
-    held.close()
-    return claimed
-
-
-def sweep(pod_dir: str, *, starting: str | None = None) -> None:
-    """Undo the pod's attempts whose writer has died before the container was restored.
-
-    *starting* is the container about to be created again: an attempt of it that was restored and
-    never started is one whose success nobody heard of.
-    """
-    for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
-        held = journal.adopt(path)
-        if held is None:
-            continue
-        steps = {step["step"]: step for step in held.steps()}
-        if "restored" in steps and (
-            "started" in steps or steps["begin"]["outcome"]["container"] != starting
-        ):
-            held.close()
-        else:
-            _undo_dead(held)
-
-
-def forget(attempt_dir: str) -> None:
-    """The container is being deleted: drop what is kept of its restore, undo a dead attempt."""
-    held = journal.adopt(f"{attempt_dir}/{_JOURNAL}")
-    if held is None:
-        return
-    if any(step["step"] == "started" for step in held.steps()):
-        _end(held)
-    else:
-        _undo_dead(held)
-
-
-def forget_pod(pod_dir: str) -> None:
-    """The sandbox is being deleted: as `forget`, for all containers of its pod."""
-    loopback.let_go(pod_dir)
-    for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
-        forget(os.path.dirname(path))
-
-
-def recover() -> None:
-    """Undo the dead attempts of every pod."""
-    for pod_dir in journal.beneath(journal.PODS_DIR, "*"):
-        sweep(pod_dir)
-
-
-def undo(attempt: Journal) -> None:
-    """Leave nothing of the attempt: no process, container, cgroup, mount, log or file."""
-    for step in reversed(attempt.steps()):
-        match step["step"]:
-            case "gpu":
-                from grit_runtime import gpu  # noqa: PLC0415
-
-                gpu.suspend_to_kill(step["token"], step["pids"])
-            case "restore":
-                _kill(step)
-            case "mount":
-                with suppress(OSError):  # it may have died before it mounted
-                    overlay.unmount(step["path"])
-            case "log":
-                _empty_log(step["path"], int(step["size_bytes"]))
-            case "addresses":
-                network.remove_from_loopback(step["path"], step["addresses"])
-            case "copy":
-                _remove(step["path"])
-            case _:
-                pass  # nothing to take back
-    _end(attempt)
-
-
-def _undo_dead(held: Journal) -> None:
-    log.warning("undoing an attempt that died", journal=held.path)
-    steps = held.steps()
-    undo(held)
-    for begin in steps[:1]:  # none if it died before it had written anything
-        reason = "grit-runtime was killed before the container was started"
-        _tell(Outcome(**begin["outcome"])._replace(time=log.rfc3339(), reason=reason))
 
 
 def _start_cold_or_raise(request: Request, attempt: Journal, error: GritError | OSError) -> None:
@@ -252,16 +148,16 @@ def _start_cold_or_raise(request: Request, attempt: Journal, error: GritError | 
         beside = _restored_beside(request)
         steps = {step["step"]: step for step in attempt.steps()}
         loopback.let_go(request.pod_dir)
-        undo(attempt)
+        attempts.undo(attempt)
         if request.order.cold_on_failure and beside is None:
             if "rw layer" in steps:
                 _clear(request, steps)
-            _tell(_outcome(request, lifecycle.COLD, reason, binds=True))
+            attempts.tell(_outcome(request, lifecycle.COLD, reason, binds=True))
             return
     if request.order.cold_on_failure:
         reason += f"; not started cold, because container {beside} of the pod was restored"
         error = FailedPreconditionError(reason)
-    _tell(_outcome(request, lifecycle.FAILED, reason))
+    attempts.tell(_outcome(request, lifecycle.FAILED, reason))
     raise error
 
 
@@ -278,7 +174,7 @@ def _restored_beside(request: Request) -> str | None:
 def _restored(pod_dir: str) -> set[str]:
     """The containers of a sandbox that are restored, whether or not their start was heard of."""
     names = set()
-    for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
+    for path in journal.beneath(pod_dir, f"*/{attempts.JOURNAL}"):
         steps = {step["step"]: step for step in journal.read(path)}
         if "restored" in steps:
             names.add(str(steps["begin"]["outcome"]["container"]))
@@ -344,7 +240,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         if not sealed.is_verifiable:
             _revive_gpus(request, attempt)
     overlay.unmount(images_dir)
-    _remove(request.copy_dir)
+    attempts.remove(request.copy_dir)
     timeline.add("all", seconds=time.monotonic() - begin)
     _commit(request, attempt, sealed, timeline)
     return None
@@ -666,13 +562,6 @@ def _empty_newest_log(directory: str) -> str | None:
     return None
 
 
-def _empty_log(path: str, size_bytes: int) -> None:
-    """Empty the log again, unless more than what we carried has come into it."""
-    with suppress(FileNotFoundError):
-        if os.path.getsize(path) == size_bytes:
-            os.truncate(path, 0)
-
-
 def _runc_restore(request: Request, attempt: Journal, manifest: Manifest, images_dir: str) -> None:
     """`runc restore --detach` with the caller's standard streams, which become the container's."""
     cgroups_path = request.spec["linux"].get("cgroupsPath", "")
@@ -756,15 +645,6 @@ def _revive_gpus(request: Request, attempt: Journal) -> None:
         raise CommandError(f"GPU memory of container {_name(request)}: {error}") from error
 
 
-def _kill(step: dict[str, Any]) -> None:
-    """End what a `runc restore` has begun, whoever of runc, CRIU and the tasks still lives."""
-    tool = Runc(step["program"], tuple(step["global_options"]), step["token"])
-    process.wait_gone(tool.token, deadline_s=0)
-    if step["cgroups_path"]:
-        cgroup.kill(step["cgroups_path"])
-    runc.delete(tool, step["container_id"])
-
-
 def _outcome(request: Request, outcome: str, reason: str, *, binds: bool = False) -> Outcome:
     identity = request.order.identity
     return Outcome(
@@ -782,18 +662,6 @@ def _outcome(request: Request, outcome: str, reason: str, *, binds: bool = False
     )
 
 
-def _tell(outcome: Outcome) -> None:
-    """Log what became of the container, other than a restore, and keep it."""
-    write = log.error if outcome.outcome == lifecycle.FAILED else log.warning
-    write(_EVENTS[outcome.outcome], container_id=outcome.container_id, reason=outcome.reason)
-    _keep(outcome)
-
-
-def _keep(outcome: Outcome) -> None:
-    if outcome.pod_uid:  # by hand there is no pod to remember
-        records.append(outcome)
-
-
 def _past(request: Request) -> tuple[Outcome, ...]:
     identity = request.order.identity
     return records.of_pod(identity.pod_uid) if identity else ()
@@ -802,17 +670,3 @@ def _past(request: Request) -> tuple[Outcome, ...]:
 def _name(request: Request) -> str:
     identity = request.order.identity
     return identity.container if identity else request.container_id
-
-
-def _remove(directory: str) -> None:
-    if os.path.isdir(directory):
-        import shutil  # noqa: PLC0415  brings all compressors, and is seldom needed
-
-        shutil.rmtree(directory)
-
-
-def _end(held: Journal) -> None:
-    _remove(os.path.dirname(held.path))
-    held.close()
-    with suppress(OSError):  # the pod has other attempts
-        os.rmdir(os.path.dirname(os.path.dirname(held.path)))

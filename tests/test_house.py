@@ -37,6 +37,7 @@ LAYERS = (
     {"shim", "oci", "agent", "manager"},
     {"plain"},
     {"checkpoint", "restore", "inspection", "rehearsal", "gpu_control"},
+    {"attempts"},
     {"gpu"},
     {"host"},
     {"model"},

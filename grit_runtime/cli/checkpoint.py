@@ -3,8 +3,8 @@ from typing import cast
 
 import click
 
+from grit_runtime import attempts, config
 from grit_runtime import checkpoint as engine
-from grit_runtime import config, restore
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.model.manifest import plain
 
@@ -52,7 +52,7 @@ def checkpoint(
     """
     settings = config.load()
     engine.recover()
-    restore.recover()
+    attempts.recover()
     with Containerd(settings.containerd_address) as containerd:
         pod = containerd.find(target)
         version = containerd.version()

@@ -1,6 +1,6 @@
 import click
 
-from grit_runtime import checkpoint, log, restore
+from grit_runtime import attempts, checkpoint, log
 
 
 @click.command()
@@ -18,4 +18,4 @@ def recover(journal: str | None) -> None:
         return
     for path in checkpoint.recover():
         click.echo(f"undone: {path}")
-    restore.recover()
+    attempts.recover()

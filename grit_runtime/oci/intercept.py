@@ -82,23 +82,23 @@ def _add_environment(bundle_dir: str, spec: dict[str, Any], variables: dict[str,
 
 
 def _start(argv: list[str], at: int, _runc: str) -> int | None:
-    from grit_runtime.restore import claim_start  # noqa: PLC0415
+    from grit_runtime.attempts import claim_start  # noqa: PLC0415
 
     paths = pod_dirs_of(options(argv[at + 1 :])[1][0])
     return 0 if any(claim_start(path) for path in paths) else None
 
 
 def _delete(argv: list[str], at: int, _runc: str) -> None:
-    from grit_runtime import checkpoint, restore  # noqa: PLC0415
+    from grit_runtime import attempts, checkpoint  # noqa: PLC0415
 
     container_id = options(argv[at + 1 :])[1][0]
     log.to_file(_LOG)
     for path in pod_dirs_of(container_id):
         if path == f"{PODS_DIR}/{container_id}":
-            restore.forget_pod(path)
+            attempts.forget_pod(path)
             checkpoint.forget_pod(path)
         else:
-            restore.forget(path)
+            attempts.forget(path)
 
 
 def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:

@@ -401,7 +401,8 @@ def _gpu_driver(request: Request, container: Container) -> Driver | None:
 
 
 def _check_room(request: Request, images_fd: int, dump: Dump) -> None:
-    """That what is dumped has room: its memory below the limit, its process numbers free."""
+    """That what is dumped is whole and has room: memory below the limit, process numbers free."""
+    images.check_pages(images_fd, dump.names)
     pod_check.check_memory(request.spec, images.pages_bytes(images_fd, dump.names))
     pids = [ns for ns in request.spec["linux"]["namespaces"] if ns["type"] == "pid"]
     path = pids[0].get("path") if pids else "/proc/self/ns/pid"  # none: the node's

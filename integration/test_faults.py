@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,15 @@ def test_a_truncated_image_is_named_even_if_the_manifest_was_made_to_fit(
     checkpoints.seal_anew(carried)
     reason = refused(nodes.b, target_pod(restore_name="carried"))
     assert "image core-1.img: entry 0 ends at" in reason
+
+
+def test_truncated_memory_is_named_even_if_the_manifest_was_made_to_fit(
+    nodes: Nodes, carried: Path
+) -> None:
+    cut_the_end(carried / "counter/checkpoint/pages-1.img")
+    checkpoints.seal_anew(carried)
+    reason = refused(nodes.b, target_pod(restore_name="carried"))
+    assert re.search(r"image pages-1.img: \d+ bytes, expected \d+; it is truncated", reason)
 
 
 # What is wrong with the pod

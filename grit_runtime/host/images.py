@@ -73,6 +73,23 @@ def pages_bytes(images_fd: int, names: tuple[str, ...]) -> int:
     )
 
 
+def check_pages(images_fd: int, names: tuple[str, ...]) -> None:
+    """ImageError for memory that is shorter than its map: CRIU would try for ever to read it."""
+    needed: dict[int, int] = {}
+    for name in [*named(names, "pagemap"), *named(names, "pagemap-shmem")]:
+        number, count = criu_image.pages(load(images_fd, name))
+        needed[number] = needed.get(number, 0) + count * os.sysconf("SC_PAGESIZE")
+    for number, size_bytes in needed.items():
+        name = f"pages-{number}.img"
+        if name not in names:
+            raise ImageError(f"image {name} is missing; take the checkpoint again")
+        found_bytes = os.stat(name, dir_fd=images_fd, follow_symlinks=False).st_size
+        if found_bytes < size_bytes:
+            raise ImageError(
+                f"image {name}: {found_bytes} bytes, expected {size_bytes}; it is truncated"
+            )
+
+
 def attaches_sysv(images_fd: int) -> bool:
     """Whether a task of the dump has SysV shared memory in its address space."""
     names = tuple(sorted(os.listdir(images_fd)))

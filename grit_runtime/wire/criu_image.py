@@ -24,6 +24,8 @@ from grit_runtime.proto import criu_pb2 as criu
 MAX_IMAGE_BYTES = 64 << 20  # the longest, files.img, takes about 100 bytes for an open file
 MAX_ENTRIES = 1 << 20  # the kernel's default for open files of one process (fs.nr_open)
 
+_PE_PRESENT = 4  # criu/include/image.h
+
 _COMMON_MAGIC = 0x54564319
 _SERVICE_MAGIC = 0x55105940
 _U32 = struct.Struct("<I")
@@ -65,6 +67,8 @@ KINDS = {
     "mountpoints": _common(0x55563928, criu.mnt_entry),
     "netns": _common(0x55933752, criu.netns_entry),
     "pidns": _common(0x61157326, criu.pidns_entry),
+    "pagemap": _common(0x56084025, criu.pagemap_entry),
+    "pagemap-shmem": _common(0x56084025, criu.pagemap_entry),
     "pstree": _common(0x50273030, criu.pstree_entry),
     "seccomp": _common(0x64413049, criu.seccomp_entry),
     "stats": Kind(_U32.pack(_SERVICE_MAGIC) + _U32.pack(0x57093306), criu.stats_entry),
@@ -116,6 +120,19 @@ def entry(image: Image, message: type[M]) -> M:
     if len(image.payloads) != 1:
         raise ImageError(f"image {image.name}: {len(image.payloads)} entries, expected one")
     return _decode(image, 0, message)
+
+
+def pages(image: Image) -> tuple[int, int]:
+    """Of a pagemap image: the number of its pages image, and how many pages that must hold."""
+    if not image.payloads:
+        raise ImageError(f"image {image.name}: no entries, expected a head")
+    head = _decode(image, 0, criu.pagemap_head)
+    count = 0
+    for index in range(1, len(image.payloads)):
+        entry = _decode(image, index, criu.pagemap_entry)
+        in_file = entry.flags & _PE_PRESENT if entry.HasField("flags") else not entry.in_parent
+        count += (entry.nr_pages or entry.compat_nr_pages) if in_file else 0
+    return head.pages_id, count
 
 
 def with_entry(image: Image, index: int, message: Message) -> Image:

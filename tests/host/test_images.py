@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from grit_runtime.errors import ImageError
 from grit_runtime.host import confine, images
 from grit_runtime.model.privilege import Device
 from grit_runtime.proto import criu_pb2 as criu
@@ -38,3 +39,40 @@ def test_a_deleted_device_node_that_a_task_holds_is_one_of_the_dumps(
     found = dict(images.read(fd).devices)
     os.close(fd)
     assert found.get(name) == device
+
+
+def pagemap(name: str, pages_id: int, *entries: criu.pagemap_entry) -> Image:
+    head = criu.pagemap_head(pages_id=pages_id)
+    payloads = [message.SerializeToString() for message in (head, *entries)]
+    return Image(name, criu_image.kind_of(name).magics, tuple(payloads))
+
+
+@pytest.mark.parametrize(
+    ("entry", "pages"),
+    [
+        (criu.pagemap_entry(vaddr=0, compat_nr_pages=3), 3),
+        (criu.pagemap_entry(vaddr=0, compat_nr_pages=3, in_parent=True), 0),
+        (criu.pagemap_entry(vaddr=0, compat_nr_pages=3, flags=4), 3),
+        (criu.pagemap_entry(vaddr=0, compat_nr_pages=3, flags=1), 0),
+        (criu.pagemap_entry(vaddr=0, compat_nr_pages=0, flags=4, nr_pages=3), 3),
+    ],
+)
+def test_a_map_says_how_long_its_memory_must_be(
+    tmp_path: Path, entry: criu.pagemap_entry, pages: int
+) -> None:
+    one = criu.pagemap_entry(vaddr=1 << 20, compat_nr_pages=1, flags=4)
+    for image in (pagemap("pagemap-1.img", 7, one, entry), pagemap("pagemap-shmem-5.img", 7, one)):
+        (tmp_path / image.name).write_bytes(criu_image.serialize(image))
+    size_bytes = (2 + pages) * os.sysconf("SC_PAGESIZE")
+    memory = tmp_path / "pages-7.img"
+    fd = confine.open_dir(str(tmp_path))
+    names = (*sorted(os.listdir(tmp_path)), memory.name)
+    memory.write_bytes(bytes(size_bytes))
+    images.check_pages(fd, names)
+    memory.write_bytes(bytes(size_bytes - 1))
+    with pytest.raises(ImageError, match=f"pages-7.img: {size_bytes - 1} bytes, expected"):
+        images.check_pages(fd, names)
+    memory.unlink()
+    with pytest.raises(ImageError, match=r"pages-7\.img is missing"):
+        images.check_pages(fd, names[:-1])
+    os.close(fd)

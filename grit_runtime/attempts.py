@@ -89,6 +89,7 @@ def recover() -> None:
     """Undo the dead attempts of every pod."""
     for pod_dir in journal.beneath(journal.PODS_DIR, "*"):
         sweep(pod_dir)
+        loopback.recover(pod_dir)
 
 
 def undo(attempt: Journal) -> None:

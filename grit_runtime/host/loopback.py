@@ -52,6 +52,13 @@ def hold(pod_dir: str, namespace: str) -> None:
     log.info("holding loopback traffic", namespace=namespace)
 
 
+def recover(pod_dir: str) -> None:
+    """Let it pass again if the process that holds it has died."""
+    held = journal.adopt(f"{pod_dir}/{_JOURNAL}")
+    if held is not None:
+        _undo(held)
+
+
 def let_go(pod_dir: str) -> None:
     """Let it pass again, whether the process that holds it lives or not."""
     path = f"{pod_dir}/{_JOURNAL}"

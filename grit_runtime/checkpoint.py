@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
-from grit_runtime import gpu, log
+from grit_runtime import gpu, log, volumes
 from grit_runtime.errors import (
     AlreadyExistsError,
     CommandError,
@@ -40,7 +40,7 @@ from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import checkpointctl, connections, mount_plan
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model.annotations import checkpoint_name, tcp
+from grit_runtime.model.annotations import CAPTURE, capture, checkpoint_name, tcp
 from grit_runtime.model.manifest import Manifest
 
 TYPE_CHECKING = False
@@ -72,6 +72,7 @@ class Order(NamedTuple):
     after: After
     replace: bool
     pod_is_going: bool
+    capture: frozenset[str]  # volumes, besides those that the pod's annotation names
     containerd_version: str
 
 
@@ -269,11 +270,14 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         frozen = _freeze(tool, containers, thawed, held, timeline)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     version = found.version if found else ""
+    chosen = _choose_volumes(order, containers)
     bundle_dirs = {c.id: c.bundle_dir for c in containers}
     dumps = _Dumps(
         tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, tcp, gpus, version
     )
     dumped = [_dump(dumps, container) for container in running]
+    with timeline.phase("volumes"):
+        captured = volumes.save(chosen, staging_dir)
     if order.after == "running":
         _go_on(tool, found, frozen, timeline)
         timeline.add("paused", seconds=time.monotonic() - begin)
@@ -286,7 +290,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     sync = order.after == "stopped"
     with _written_back(staging_dir, timeline, wanted=sync):
-        manifest = _manifest(order, [*dumped, *exited], dumps)
+        manifest = _manifest(order, captured, [*dumped, *exited], dumps)
     with timeline.phase("seal"):
         _seal(manifest, staging_dir, final_dir, sync=sync)
     shutil.rmtree(work_dir)
@@ -351,6 +355,14 @@ def _tcp_options(containers: list[gpu.Container]) -> dict[str, connections.DumpO
         name: connections.dump_options(asked[name], ends, inside=not outside & set(ends))
         for name, ends in found.items()
     }
+
+
+def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, str]:
+    """The volumes that go along; refuses to leave one behind that somebody writes to."""
+    asked = order.capture.union(
+        *(capture(c.spec.get("annotations", {}).get(CAPTURE, "")) for c in containers)
+    )
+    return volumes.choose([volumes.Frozen(c.name, c.spec, c.pids()) for c in containers], asked)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -448,7 +460,12 @@ def _save_rw_layer(upper_dir: str, path: str) -> int:
     return os.path.getsize(path)
 
 
-def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps) -> Manifest:
+def _manifest(
+    order: Order,
+    captured: tuple[str, ...],
+    containers: list[manifests.Container],
+    dumps: _Dumps,
+) -> Manifest:
     """Digest what lies in the staging directory and describe it."""
     with dumps.timeline.phase("digest") as entry:
         files = checkpoint_dir.contents(dumps.staging_dir)
@@ -460,6 +477,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         name=order.name,
         created=log.rfc3339(),
         pod=manifests.Pod(pod.namespace, pod.name, pod.uid, pod.sandbox_id),
+        captured=captured,
         containers=tuple(containers),
         files=files,
         node=this_node.facts(

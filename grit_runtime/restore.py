@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from grit_runtime import log
+from grit_runtime import log, volumes
 from grit_runtime.errors import CommandError, FailedPreconditionError, ImageError
 from grit_runtime.host import (
     bundle,
@@ -167,6 +167,7 @@ def forget_pod(pod_dir: str) -> None:
     """The sandbox is being deleted: as `forget`, for all containers of its pod."""
     for path in journal.beneath(pod_dir, f"*/{_JOURNAL}"):
         forget(os.path.dirname(path))
+    volumes.forget(pod_dir)
 
 
 def recover() -> None:
@@ -190,6 +191,8 @@ def undo(attempt: Journal) -> None:
                     overlay.unmount(step["path"])
             case "log":
                 _empty_log(step["path"], int(step["size_bytes"]))
+            case "volumes":
+                volumes.let_go(step["pod_dir"], step["container_id"])
             case "addresses":
                 network.remove_from_loopback(step["path"], step["addresses"])
             case "copy":
@@ -224,6 +227,9 @@ def _attempt(request: Request, attempt: Journal) -> bool:
         placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, checkpoint_fd, container.name)
+    if sealed.manifest.captured:
+        with timeline.phase("volumes"):
+            _put_back_volumes(request, attempt, checkpoint_fd, sealed.manifest)
     with timeline.phase("prepare"):
         _configure_criu(request, _place_sockets(request, attempt, dump))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump)
@@ -334,6 +340,14 @@ def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
         rootfs_diff.apply(layer_fd, root_fd, allowed_devices=privilege.devices(request.spec))
         os.close(layer_fd)
     os.close(root_fd)
+
+
+def _put_back_volumes(
+    request: Request, attempt: Journal, checkpoint_fd: int, manifest: Manifest
+) -> None:
+    pod_dir = os.path.dirname(request.attempt_dir)
+    attempt.record("volumes", pod_dir=pod_dir, container_id=request.container_id)
+    volumes.put_back(checkpoint_fd, manifest.captured, request.spec, pod_dir, request.container_id)
 
 
 def _plan(request: Request, dump: Dump, live: Live) -> mount_plan.MountPlan:

@@ -37,7 +37,7 @@ LAYERS = (
     {"shim", "oci", "agent", "manager"},
     {"plain"},
     {"checkpoint", "restore", "inspection", "rehearsal", "gpu_control"},
-    {"gpu"},
+    {"gpu", "volumes"},
     {"host"},
     {"model"},
     {"wire"},

@@ -99,6 +99,7 @@ class Manifest(NamedTuple):
     name: str
     created: str  # RFC 3339, UTC
     pod: Pod
+    captured: tuple[str, ...]  # volumes in pod/, by the names of grit.dev/capture
     containers: tuple[Container, ...]
     files: tuple[File, ...]
     node: Node
@@ -120,6 +121,7 @@ def of_strangers(containers: list[str], files: dict[str, int]) -> Manifest:
         name="",
         created="",
         pod=Pod("", "", "", ""),
+        captured=(),
         containers=tuple(
             Container(name, "", "running", None, "", "", 0, (), (), ()) for name in containers
         ),
@@ -190,7 +192,9 @@ def _checked_record(wanted: Any, value: Any, where: str) -> Any:
         raise ImageError(f"{where}: expected an object, is {_shown(value)}")
     hints = typing.get_type_hints(wanted)
     for name in sorted(value.keys() ^ hints.keys()):
-        raise ImageError(f"{where}: {'unknown' if name in value else 'missing'} field {name}")
+        raise ImageError(
+            f"{where}: {'unknown' if name in value else 'missing'} field {_shown(name)}"
+        )
     checked = {name: _checked(hints[name], value[name], f"{where}: {name}") for name in hints}
     return wanted(**checked)
 

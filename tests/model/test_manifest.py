@@ -17,6 +17,7 @@ MANIFEST = manifests.Manifest(
     name="nightly",
     created="2026-11-22T06:00:00Z",
     pod=manifests.Pod("shop", "cart-7", "uid-7", "sandbox-7"),
+    captured=("shm", "emptydir:data"),
     containers=(
         manifests.Container(
             name="app",
@@ -72,7 +73,7 @@ def test_a_manifest_fits_the_schema() -> None:
         ("files.0.size_bytes", 1 << 63, "size_bytes: expected int"),
         ("files", {}, "files: expected a list"),
         ("pod", [], "pod: expected an object"),
-        ("pod.extra", "x", "pod: unknown field extra"),
+        ("pod.extra", "x", "pod: unknown field 'extra'"),
         ("containers.0.exit_code", "0", "exit_code: expected int"),
         ("timeline.0.seconds", "fast", "seconds: expected float"),
     ],

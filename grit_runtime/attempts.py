@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from grit_runtime import log
+from grit_runtime import log, volumes
 from grit_runtime.host import cgroup, journal, loopback, network, overlay, process, records, runc
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import lifecycle
@@ -83,6 +83,7 @@ def forget_pod(pod_dir: str) -> None:
     loopback.let_go(pod_dir)
     for path in journal.beneath(pod_dir, f"*/{JOURNAL}"):
         forget(os.path.dirname(path))
+    volumes.forget(pod_dir)
 
 
 def recover() -> None:
@@ -107,6 +108,8 @@ def undo(attempt: Journal) -> None:
                     overlay.unmount(step["path"])
             case "log":
                 _empty_log(step["path"], int(step["size_bytes"]))
+            case "volumes":
+                volumes.let_go(step["pod_dir"], step["container_id"])
             case "addresses":
                 network.remove_from_loopback(step["path"], step["addresses"])
             case "copy":

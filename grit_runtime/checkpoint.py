@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
-from grit_runtime import gpu, log
+from grit_runtime import gpu, log, volumes
 from grit_runtime.errors import (
     AlreadyExistsError,
     CommandError,
@@ -45,7 +45,7 @@ from grit_runtime.host import node as this_node
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import checkpointctl, connections, lifecycle, mount_plan
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model.annotations import checkpoint_name, tcp
+from grit_runtime.model.annotations import CAPTURE, capture, checkpoint_name, tcp
 from grit_runtime.model.lifecycle import Outcome
 from grit_runtime.model.manifest import Manifest
 
@@ -78,6 +78,7 @@ class Order(NamedTuple):
     after: After
     replace: bool
     pod_is_going: bool
+    capture: frozenset[str]  # volumes, besides those that the pod's annotation names
     containerd_version: str
 
 
@@ -295,11 +296,14 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     version = found.version if found else ""
+    chosen = _choose_volumes(order, containers)
     bundle_dirs = {c.id: c.bundle_dir for c in containers}
     dumps = _Dumps(
         tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, tcp, gpus, version
     )
     dumped = [_dump(dumps, container) for container in running]
+    with timeline.phase("volumes"):
+        captured = volumes.save(chosen, staging_dir)
     if order.after == "running":
         _go_on(tool, found, frozen, timeline)
         timeline.add("paused", seconds=time.monotonic() - begin)
@@ -308,23 +312,28 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     if driver:
         driver.close()
 
-    exited = [_exited(order.pod, c) for c in order.pod.containers if c.state == "exited"]
+    exited = [_exited(order.pod, c, chosen) for c in order.pod.containers if c.state == "exited"]
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     sync = order.after == "stopped"
     with _written_back(staging_dir, timeline, wanted=sync):
-        manifest = _manifest(order, [*dumped, *exited], dumps)
+        manifest = _manifest(order, captured, [*dumped, *exited], dumps)
     with timeline.phase("seal"):
         _sign(manifest, staging_dir, config.signing_key)
         _seal(manifest, staging_dir, final_dir, sync=sync)
     shutil.rmtree(work_dir)
+    _leave_source(order, tool, held, timeline)
+    return Sealed(final_dir, manifest)
+
+
+def _leave_source(order: Order, tool: Runc, held: Journal, timeline: log.Timeline) -> None:
+    """The checkpoint is sealed: hold the source frozen or stop it, if that was asked."""
     if order.after == "frozen":
         held.record("frozen")
     if order.after == "stopped":
         held.record("stop")
         with timeline.phase("stop"):
-            for container in running:
+            for container in _running(order.pod):
                 runc.stop(tool, container.id)
-    return Sealed(final_dir, manifest)
 
 
 def _suspend_and_freeze(
@@ -393,6 +402,14 @@ def _silence(
     for path in [ns["path"] for ns in namespaces if ns["type"] == "network" and ns.get("path")]:
         held.record("silence", path=path)
         network.silence(path)
+
+
+def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, str]:
+    """The volumes that go along; refuses to leave one behind that somebody writes to."""
+    asked = order.capture.union(
+        *(capture(c.spec.get("annotations", {}).get(CAPTURE, "")) for c in containers)
+    )
+    return volumes.choose([volumes.Frozen(c.name, c.spec, c.pids()) for c in containers], asked)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -490,7 +507,12 @@ def _save_rw_layer(upper_dir: str, path: str) -> int:
     return os.path.getsize(path)
 
 
-def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps) -> Manifest:
+def _manifest(
+    order: Order,
+    captured: tuple[str, ...],
+    containers: list[manifests.Container],
+    dumps: _Dumps,
+) -> Manifest:
     """Digest what lies in the staging directory and describe it."""
     with dumps.timeline.phase("digest") as entry:
         files = checkpoint_dir.contents(dumps.staging_dir)
@@ -502,6 +524,7 @@ def _manifest(order: Order, containers: list[manifests.Container], dumps: _Dumps
         name=order.name,
         created=log.rfc3339(),
         pod=manifests.Pod(pod.namespace, pod.name, pod.uid, pod.sandbox_id),
+        captured=captured,
         containers=tuple(containers),
         files=files,
         node=this_node.facts(
@@ -575,13 +598,15 @@ def _described(dumps: _Dumps, container: Container, images_dir: str) -> manifest
     )
 
 
-def _exited(pod: Pod, container: Container) -> manifests.Container:
+def _exited(pod: Pod, container: Container, captured: dict[str, str]) -> manifests.Container:
     described = _manifest_container(container, processes=0, mounts=(), gpus=(), cuda=())
     kubelets = (f"/pods/{pod.uid}/etc-hosts", f"/pods/{pod.uid}/containers/{container.name}/")
     uncaptured = tuple(
         mount.destination
         for mount in container.mounts
-        if not mount.readonly and not any(own in mount.source for own in kubelets)
+        if not mount.readonly
+        and mount.source not in captured.values()
+        and not any(own in mount.source for own in kubelets)
     )
     return described._replace(uncaptured=uncaptured)
 

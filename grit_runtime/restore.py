@@ -226,6 +226,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         attempt.record("rw layer")
         _apply_rw_layer(request, checkpoint_fd, container.name)
         links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
+    _put_back_volumes(request, attempt, checkpoint_fd, sealed.manifest, timeline)
     with timeline.phase("prepare"):
         _configure_criu(request, _place_sockets(request, attempt, dump, live))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump) | dict.fromkeys(hidden)
@@ -381,6 +382,23 @@ def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
             os.close(layer_fd)
     finally:
         os.close(root_fd)  # open, it would keep the rootfs from being unmounted
+
+
+def _put_back_volumes(
+    request: Request,
+    attempt: Journal,
+    checkpoint_fd: int,
+    manifest: Manifest,
+    timeline: log.Timeline,
+) -> None:
+    if not manifest.captured:
+        return
+    from grit_runtime import volumes  # noqa: PLC0415  most checkpoints have none
+
+    user = request.container_id
+    with timeline.phase("volumes"):
+        attempt.record("volumes", pod_dir=request.pod_dir, container_id=user)
+        volumes.put_back(checkpoint_fd, manifest.captured, request.spec, request.pod_dir, user)
 
 
 def _plan(request: Request, dump: Dump, live: Live) -> mount_plan.MountPlan:

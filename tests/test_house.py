@@ -38,7 +38,7 @@ LAYERS = (
     {"plain"},
     {"checkpoint", "restore", "inspection", "rehearsal", "gpu_control"},
     {"attempts"},
-    {"gpu"},
+    {"gpu", "volumes"},
     {"host"},
     {"model"},
     {"wire"},

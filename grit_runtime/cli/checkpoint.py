@@ -6,6 +6,7 @@ import click
 from grit_runtime import attempts, config
 from grit_runtime import checkpoint as engine
 from grit_runtime.host.containerd import Containerd
+from grit_runtime.model import annotations
 from grit_runtime.model.manifest import plain
 
 
@@ -33,6 +34,11 @@ from grit_runtime.model.manifest import plain
     show_default=True,
     help="gpu: only free the pod's GPUs and write nothing; grit gpu restore TARGET brings it back.",
 )
+@click.option(
+    "--capture",
+    default="",
+    help="Volumes to carry besides /dev/shm: emptydir:NAME,...; added to the pod's annotation.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
 def checkpoint(
     target: str,
@@ -41,6 +47,7 @@ def checkpoint(
     replace: bool,
     pod_is_going: bool,
     stage: str,
+    capture: str,
     as_json: bool,
 ) -> None:
     """Checkpoint TARGET: NAMESPACE/POD, a pod sandbox's id, or one container's id.
@@ -66,6 +73,7 @@ def checkpoint(
         after=cast("engine.After", after),  # click.Choice has checked it
         replace=replace,
         pod_is_going=pod_is_going,
+        capture=annotations.capture(capture),
         containerd_version=version,
     )
     sealed = engine.checkpoint(order, settings)

@@ -80,6 +80,17 @@ def locked(pod_dir: str) -> Iterator[None]:
         os.close(fd)
 
 
+def hold(path: str) -> Journal:
+    """The journal at *path*, made if there is none. Blocks while another holds it."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        fd = os.open(path, flags, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return Journal(path, fd)
+        os.close(fd)  # it was ended while we waited
+
+
 def beneath(directory: str, pattern: str) -> list[str]:
     """The paths beneath *directory* that fit the glob *pattern*."""
     return sorted(glob.glob(f"{glob.escape(directory)}/{pattern}"))

@@ -7,6 +7,7 @@ runc) inherits it, so that after a crash the survivors are found by it, whoever 
 import os
 import select
 import signal
+import stat
 import time
 from contextlib import suppress
 from typing import NamedTuple
@@ -208,6 +209,18 @@ def open_links(pid: int) -> list[str]:
             with suppress(FileNotFoundError):
                 links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
     return links
+
+
+def written_files(pid: int) -> list[str]:
+    """The files, by their names inside, that a process may write to through a descriptor."""
+    paths = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                # The link's own mode is the descriptor's (proc_pid_fd(5)).
+                if os.lstat(f"/proc/{pid}/fd/{name}").st_mode & stat.S_IWUSR:
+                    paths.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return [path for path in paths if not path.endswith(" (deleted)")]
 
 
 def _verb(argv: list[str]) -> str:

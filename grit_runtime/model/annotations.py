@@ -16,9 +16,10 @@ DEVICE_MAP = "grit.dev/device-map"
 COMPLETED = "grit.dev/completed"
 NCCL = "grit.dev/nccl"
 TCP = "grit.dev/tcp"
+CAPTURE = "grit.dev/capture"
 
 _PREFIX = "grit.dev/"
-_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, COMPLETED, NCCL, TCP)
+_KNOWN = (RESTORE_NAME, CHECKPOINT, ON_FAILURE, DEVICE_MAP, COMPLETED, CAPTURE, NCCL, TCP)
 _VALUES = {
     ON_FAILURE: ("fail", "cold-start"),
     COMPLETED: ("skip",),
@@ -27,6 +28,7 @@ _VALUES = {
 }
 _CRI = "io.kubernetes.cri."
 CONTAINER_NAME = f"{_CRI}container-name"
+_CAPTURED = re.compile(r"shm|emptydir:[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,252}")
 
 
@@ -66,6 +68,7 @@ def restore_order(annotations: dict[str, str], checkpoint_root: str) -> RestoreO
             )
     for key in _VALUES:
         _one_of(asked, key)
+    capture(asked.get(CAPTURE, ""))
     if RESTORE_NAME not in asked and CHECKPOINT not in asked:
         return None
     identity = _identity(annotations)
@@ -93,6 +96,18 @@ def wants_safe_nccl(annotations: dict[str, str]) -> bool:
 def tcp(annotations: dict[str, str]) -> str:
     """What becomes of connections to the outside of the pod: refuse, close or established."""
     return _one_of(annotations, TCP)
+
+
+def capture(text: str) -> frozenset[str]:
+    """The volumes that are asked to go with a checkpoint: ``shm,emptydir:data``."""
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    for name in sorted(names):
+        if not _CAPTURED.fullmatch(name):
+            raise InvalidArgumentError(
+                f"annotation {CAPTURE}: {name!r} is neither shm nor emptydir:NAME; volumes of "
+                "other types are the new pod's to mount"
+            )
+    return names
 
 
 def _one_of(annotations: dict[str, str], key: str) -> str:

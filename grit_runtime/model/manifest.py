@@ -101,6 +101,7 @@ class Manifest(NamedTuple):
     name: str
     created: str  # RFC 3339, UTC
     pod: Pod
+    captured: tuple[str, ...]  # volumes in pod/, by the names of grit.dev/capture
     containers: tuple[Container, ...]
     files: tuple[File, ...]
     node: Node
@@ -122,6 +123,7 @@ def of_strangers(containers: list[str], files: dict[str, int]) -> Manifest:
         name="",
         created="",
         pod=Pod("", "", "", ""),
+        captured=(),
         containers=tuple(
             Container(name, "", "running", None, "", "", 0, (), (), (), ()) for name in containers
         ),

@@ -17,6 +17,7 @@ MANIFEST = manifests.Manifest(
     name="nightly",
     created="2026-11-22T06:00:00Z",
     pod=manifests.Pod("shop", "cart-7", "uid-7", "sandbox-7"),
+    captured=("shm", "emptydir:data"),
     containers=(
         manifests.Container(
             name="app",

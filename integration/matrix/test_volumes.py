@@ -1,0 +1,145 @@
+"""What lies in a pod's volumes, and in its /dev/shm."""
+
+from __future__ import annotations
+
+import pytest
+
+from integration import checkpoints, images, kubelet
+from integration.cri import CriError
+from integration.matrix import cases
+from integration.pod_spec import ContainerSpec, EmptyDir, PodSpec, VolumeMount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from integration.conftest import Nodes, RunPod
+    from integration.kubelet import Pod
+
+pytestmark = pytest.mark.usefixtures("fresh_nodes")
+
+CONTAINER = "keeper"
+
+# Counts in files that stay open and in one that stays mapped; prints what they say.
+KEEP = """
+import mmap, os, sys, time
+files = []
+for path in sys.argv[1:]:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    file = open(path, "w+b")
+    file.write(b"%10d" % 0)
+    file.flush()
+    files.append(mmap.mmap(file.fileno(), 10) if path.endswith(".map") else file)
+count = 0
+while True:
+    count += 1
+    said = []
+    for file in files:
+        file.seek(0)
+        assert file.read(10) == b"%10d" % (count - 1)
+        file.seek(0)
+        file.write(b"%10d" % count)
+        file.flush()
+    print(count, flush=True)
+    time.sleep(0.05)
+"""
+
+
+def keeper(
+    name: str,
+    *paths: str,
+    mounts: tuple[VolumeMount, ...] = (),
+    volumes: tuple[EmptyDir, ...] = (),
+    **asked: str,
+) -> PodSpec:
+    """A pod that counts in the files *paths*; *asked* are annotations."""
+    container = ContainerSpec(
+        name=CONTAINER,
+        image=images.PYTHON,
+        command=("/usr/bin/python3", "-c", KEEP, *paths),
+        mounts=mounts,
+    )
+    annotations = tuple((f"grit.dev/{key.replace('_', '-')}", asked[key]) for key in asked)
+    return PodSpec(name=name, containers=(container,), annotations=annotations, volumes=volumes)
+
+
+def wait_for_count(pod: Pod, count: int) -> None:
+    pod.wait_for_log(CONTAINER, f"\n{count}\n")
+
+
+def assert_goes_on(pod: Pod) -> None:
+    wait_for_count(pod, int(pod.logs(CONTAINER).split()[-1]) + 5)
+
+
+@pytest.mark.case("files in /dev/shm, open and mapped, nothing said", cases.RESTORED)
+def test_files_in_shm_go_along(nodes: Nodes, run_pod: RunPod) -> None:
+    paths = ("/dev/shm/open", "/dev/shm/below/a.map")
+    source = run_pod(nodes.a, keeper("shm", *paths))
+    source.exec_sync(CONTAINER, ["/bin/sh", "-c", "echo not open >/dev/shm/closed"])
+    wait_for_count(source, 5)
+    cases.move(nodes, source, "shm")
+    assert checkpoints.read(checkpoints.directory(nodes.b, "shm")).captured == ("shm",)
+    target = run_pod(nodes.b, keeper("shm", *paths, restore_name="shm"))
+    assert_goes_on(target)
+    assert target.exec_sync(CONTAINER, ["cat", "/dev/shm/closed"]).stdout == b"not open\n"
+
+
+VOLUMES = (EmptyDir("disk"), EmptyDir("memory", in_memory=True), EmptyDir("parts"))
+MOUNTS = (
+    VolumeMount("disk", "/disk"),
+    VolumeMount("memory", "/memory"),
+    VolumeMount("parts", "/part", sub_path="one"),
+)
+ON_VOLUMES = ("/disk/open", "/memory/a.map", "/part/open")
+
+
+@pytest.mark.case("emptyDirs on disk, in memory, by subPath, captured", cases.RESTORED)
+def test_empty_dirs_go_along(nodes: Nodes, run_pod: RunPod) -> None:
+    capture = "emptydir:disk, emptydir:memory"
+    source = run_pod(
+        nodes.a, keeper("dirs", *ON_VOLUMES, mounts=MOUNTS, volumes=VOLUMES, capture=capture)
+    )
+    wait_for_count(source, 5)
+    refused = checkpoints.take(source, "dirs", check=False)
+    assert "writes to /part/open, which would stay behind" in refused.stderr
+    assert "--capture emptydir:parts" in refused.stderr
+    assert checkpoints.left_by_checkpoints(nodes.a) == []
+    cases.move(nodes, source, "dirs", "--capture", "emptydir:parts")
+    spec = keeper("dirs", *ON_VOLUMES, mounts=MOUNTS, volumes=VOLUMES, restore_name="dirs")
+    target = run_pod(nodes.b, spec)
+    assert_goes_on(target)
+
+
+@pytest.mark.case("an emptyDir that is not captured, a file open in it", cases.REFUSED)
+def test_a_volume_that_would_stay_behind_is_named(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(
+        nodes.a, keeper("behind", "/disk/open", mounts=MOUNTS[:1], volumes=VOLUMES[:1])
+    )
+    wait_for_count(source, 3)
+    refused = checkpoints.take(source, "behind", check=False)
+    assert "say grit.dev/capture: emptydir:disk or --capture emptydir:disk" in refused.stderr
+    strange = checkpoints.take(source, "behind", "--capture", "emptydir:other", check=False)
+    assert "capture emptydir:other: no running container" in strange.stderr
+    assert_goes_on(source)
+
+
+@pytest.mark.case("a volume too small for what was captured", cases.REFUSED)
+def test_a_failed_restore_leaves_volumes_empty(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, keeper("small", "/dev/shm/open"))
+    wait_for_count(source, 3)
+    cases.move(nodes, source, "small")
+    spec = keeper("small", "/dev/shm/open", restore_name="small")
+    with kubelet.sandbox(nodes.b, spec) as target:
+        shm = shm_dir(target)
+        nodes.b.run(["mount", "-o", "remount,size=4k,nr_inodes=1", shm])
+        target.create(CONTAINER)
+        with pytest.raises(CriError, match="volume shm: "):
+            target.start(CONTAINER)
+        assert checkpoints.left_by_restores(target) == []
+        nodes.b.run(["mount", "-o", "remount,size=64m,nr_inodes=100", shm])
+        assert nodes.b.run(["ls", shm]).stdout == ""
+        target.restart(CONTAINER)
+        assert_goes_on(target)
+
+
+def shm_dir(pod: Pod) -> str:
+    """The sandbox's own /dev/shm, on its node."""
+    return f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{pod.sandbox_id}/shm"

@@ -311,7 +311,9 @@ dump = images.read(fd)
 assert len(dump.tasks) == int(sys.argv[2])
 for name in dump.names:
     stem = name.removesuffix(".img")
-    if {stem, stem.rpartition("-")[0]} & criu_image.KINDS.keys():
+    if name.startswith("pagemap-"):
+        criu_image.pages(images.load(fd, name))
+    elif {stem, stem.rpartition("-")[0]} & criu_image.KINDS.keys():
         criu_image.entries(images.load(fd, name), criu_image.kind_of(name).message)
 print(time.perf_counter() - begin)
 """

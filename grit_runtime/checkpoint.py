@@ -284,6 +284,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
     tcp = _tcp_options(containers)
+    _choose_volumes(order, containers)  # refuses before anything is touched, and again below
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError
-from grit_runtime.host import confine, journal, process, rootfs_diff
+from grit_runtime.host import confine, journal, overlay, process, rootfs_diff
 from grit_runtime.model import privilege, volumes
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ def choose(containers: Sequence[Frozen], asked: Set[str]) -> dict[str, str]:
     """The volumes to save, paths by name; refuses what could not come back.
 
     InvalidArgumentError for one that no container has, FailedPreconditionError where a process
-    writes to a volume that stays behind.
+    writes to a volume that stays behind, and for a volume with another inside.
     """
     found = {container.name: _existing(container.spec) for container in containers}
     paths = volumes.captured([one for some in found.values() for one in some], asked)
@@ -48,6 +48,8 @@ def choose(containers: Sequence[Frozen], asked: Set[str]) -> dict[str, str]:
         raise InvalidArgumentError(
             f"capture {strange[0]}: no running container of the pod mounts an emptyDir of that name"
         )
+    for name, path in chosen.items():
+        _refuse_mounts_inside(name, path)
     for container in containers:
         behind = [one for one in found[container.name] if one.name not in chosen]
         _refuse_writers(container, behind)
@@ -124,9 +126,10 @@ def _existing(spec: dict[str, Any]) -> list[Mounted]:
 def _refuse_writers(container: Frozen, behind: Sequence[Mounted]) -> None:
     if not behind:
         return
+    destinations = [mount["destination"] for mount in container.spec.get("mounts") or ()]
     for pid in sorted(container.pids):
         for path in process.written_files(pid):
-            volume = volumes.holder(path, behind)
+            volume = volumes.holder(path, behind, destinations)
             if volume is not None:
                 raise FailedPreconditionError(
                     f"process {pid} in container {container.name} writes to {path}, which would "
@@ -138,6 +141,7 @@ def _refuse_writers(container: Frozen, behind: Sequence[Mounted]) -> None:
 def _fill(
     checkpoint_fd: int, name: str, path: str, allowed_devices: Set[rootfs_diff.Device]
 ) -> None:
+    _refuse_mounts_inside(name, path)
     layer_fd = confine.open_regular(checkpoint_fd, volumes.file_name(name))
     volume_fd = confine.open_dir(path)
     try:
@@ -151,11 +155,23 @@ def _fill(
 
 
 def _clear(path: str) -> None:
+    if overlay.mounts_below(path):  # then nothing was filled, and what is there is not ours
+        return
     volume_fd = confine.open_dir(path)
     try:
         _remove_files(volume_fd)
     finally:
         os.close(volume_fd)
+
+
+def _refuse_mounts_inside(name: str, path: str) -> None:
+    """What is mounted in a volume is not the volume's: not to be saved, nor to be removed."""
+    inside = overlay.mounts_below(path)
+    if inside:
+        raise FailedPreconditionError(
+            f"volume {name}: {inside[0]} is mounted inside it, and would be taken for its own "
+            "files; unmount it, or mount it in the container alone"
+        )
 
 
 def _remove_files(volume_fd: int) -> None:

@@ -271,7 +271,8 @@ def confined_pod(name: str, **annotations: str) -> PodSpec:
 
 OPEN_IN_A_VOLUME = """
 import time
-held = open("/scratch/held", "w")
+open("/scratch/held", "w").close()
+held = open("/scratch/held")
 print("ready", flush=True)
 time.sleep(1000)
 """

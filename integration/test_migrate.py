@@ -333,7 +333,8 @@ def test_a_restore_can_be_repeated_by_hand(nodes: Nodes, run_pod: RunPod) -> Non
 
 
 def test_an_ordinary_pod_is_not_touched(nodes: Nodes, run_pod: RunPod) -> None:
-    look = ["/bin/sh", "-c", "grep -E 'Sig|Cap|NoNewPrivs|Seccomp:' /proc/1/status; env | sort"]
+    fields = "Sig(Blk|Ign|Cgt)|Cap|NoNewPrivs|Seccomp:"
+    look = ["/bin/sh", "-c", f"grep -E '{fields}' /proc/1/status; env | sort"]
     seen = []
     for handler in ("grit", "runc"):
         pod = run_pod(nodes.a, workload.counter_pod("ordinary", runtime_handler=handler))

@@ -81,6 +81,13 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
     return [_parse_line(line) for line in data.split(b"\n") if line]
 
 
+def mounts_below(directory: str) -> list[str]:
+    """Where something is mounted inside *directory*, as we see it."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        mounts = parse_mountinfo(file.read())
+    return [mount.path for mount in mounts if mount.path.startswith(f"{directory}/")]
+
+
 def mount_layers(lower: Sequence[str], path: str) -> None:
     """Mount two or more directories, the topmost first, as a read-only overlay at *path*.
 

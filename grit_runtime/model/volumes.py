@@ -65,9 +65,11 @@ def file_name(name: str) -> str:
     return f"pod/{name.replace(':', '-')}.tar"
 
 
-def holder(path: str, volumes: Iterable[Mounted]) -> Mounted | None:
-    """The volume that has the file that a container's process calls *path*."""
-    return next((v for v in volumes if path.startswith(f"{v.destination}/")), None)
+def holder(path: str, volumes: Iterable[Mounted], destinations: Iterable[str]) -> Mounted | None:
+    """Which of *volumes* has the file that a container calls *path*, of all it has mounted."""
+    above = [place for place in destinations if path.startswith(f"{place}/")]
+    nearest = max(above, key=len, default=None)
+    return next((volume for volume in volumes if volume.destination == nearest), None)
 
 
 class Holding(NamedTuple):

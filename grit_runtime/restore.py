@@ -196,7 +196,6 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
     past_reason = _past_reason(request)
     if past_reason:
         return _outcome(request, lifecycle.COLD, past_reason)
-    criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     checkpoint_fd, sealed = _open_checkpoint(request, attempt)
     if request.trusted_keys:
         checkpoint_dir.check_signature(checkpoint_fd, request.checkpoint_path, request.trusted_keys)
@@ -208,6 +207,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         return _ended(request, container)
     _require_images(request, sealed, container)
 
+    criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     driver = _gpu_driver(request, container)
     with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
         _verify(checkpoint_fd, sealed, request)

@@ -35,8 +35,7 @@ def add_to_loopback(namespace: str, addresses: Sequence[str]) -> None:
 
 def remove_from_loopback(namespace: str, addresses: Sequence[str]) -> None:
     """Take back what `add_to_loopback` gave, or had only begun to give."""
-    if os.path.exists(namespace):  # else the pod's network went first
-        _change("delete", namespace, addresses)
+    _change("delete", namespace, addresses)
 
 
 def silence(namespace: str) -> None:
@@ -46,8 +45,7 @@ def silence(namespace: str) -> None:
 
 def let_speak(namespace: str) -> None:
     """Take back what `silence` did, or had only begun to do."""
-    if os.path.exists(namespace):
-        _silence("delete", namespace)
+    _silence("delete", namespace)
 
 
 def hold_loopback(namespace: str) -> None:
@@ -57,8 +55,7 @@ def hold_loopback(namespace: str) -> None:
 
 def let_loopback_pass(namespace: str) -> None:
     """Take back what `hold_loopback` did, or had only begun to do."""
-    if os.path.exists(namespace):
-        _hold("delete", namespace)
+    _hold("delete", namespace)
 
 
 def _hold(verb: str, namespace: str) -> None:
@@ -82,6 +79,8 @@ def _change(verb: str, namespace: str, addresses: Sequence[str]) -> None:
 
 def _request(namespace: str, what: str, verb: str, wanted: Sequence[dict[str, Any]]) -> None:
     """Make netlink requests of one kind in the namespace; what is done already is no error."""
+    if verb == "delete" and not os.path.exists(namespace):  # the pod's network went first
+        return
 
     def work() -> None:
         from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415  takes a tenth of a second

@@ -99,6 +99,10 @@ def echo_on(node: Node, address: str) -> Iterator[None]:
             os.kill(node.command_pid(server), signal.SIGKILL)
 
 
+def address_of(node: Node) -> str:
+    return node.run(["hostname", "-I"]).stdout.split()[0]
+
+
 def wait_for_answers(pod: Pod, count: int) -> None:
     pod.wait_for_log(CONTAINER, f"\n{count}\n")
 
@@ -130,7 +134,7 @@ def test_sockets_on_the_old_address_go_on(nodes: Nodes, run_pod: RunPod) -> None
 
 @pytest.mark.case("a connection to the outside, nothing said", cases.REFUSED)
 def test_a_connection_to_the_outside_is_named(nodes: Nodes, run_pod: RunPod) -> None:
-    address = nodes.a.run(["hostname", "-I"]).stdout.split()[0]
+    address = address_of(nodes.a)
     with echo_on(nodes.a, address):
         source = run_pod(nodes.a, pod("outside", TO_NODE, address))
         wait_for_answers(source, 3)
@@ -144,7 +148,7 @@ def test_a_connection_to_the_outside_is_named(nodes: Nodes, run_pod: RunPod) -> 
 
 @pytest.mark.case("a connection to the outside, tcp: close", cases.RESTORED)
 def test_a_connection_can_be_closed(nodes: Nodes, run_pod: RunPod) -> None:
-    address = nodes.a.run(["hostname", "-I"]).stdout.split()[0]
+    address = address_of(nodes.a)
     with echo_on(nodes.a, address):
         source = run_pod(nodes.a, pod("closed", TO_NODE, address, tcp="close"))
         wait_for_answers(source, 3)
@@ -155,7 +159,7 @@ def test_a_connection_can_be_closed(nodes: Nodes, run_pod: RunPod) -> None:
 
 @pytest.mark.case("a connection to the outside, tcp: established, old address", cases.RESTORED)
 def test_a_connection_goes_on_where_its_address_is(nodes: Nodes, run_pod: RunPod) -> None:
-    address = nodes.a.run(["hostname", "-I"]).stdout.split()[0]
+    address = address_of(nodes.a)
     with echo_on(nodes.a, address):
         source = run_pod(nodes.a, pod("kept", TO_NODE, address, tcp="established"))
         wait_for_answers(source, 3)

@@ -218,23 +218,41 @@ def test_a_shared_process_namespace_is_shared_again(nodes: Nodes, run_pod: RunPo
     assert seen.count("python3 -c") == 2
 
 
-# Takes the numbers that the source's second container has got, whatever runc's own took of them.
-BUSY = "i=0; while [ $i -lt 64 ]; do sleep 1000 & i=$((i + 1)); done; echo up; wait"
+def number_in_pod(pod: Pod, name: str) -> int:
+    """The first process of container *name*, as the pod's process namespace numbers it."""
+    status = pod.node.run(["cat", f"/proc/{pod.pid(name)}/status"]).stdout
+    (line,) = (line for line in status.splitlines() if line.startswith("NSpid:"))
+    return int(line.split()[-1])
+
+
+def take_number(pod: Pod, number: int, *, through: str) -> None:
+    """Leave a process with *number* in the process namespace that container *through* is in."""
+    taking = "sleep 1000 >/dev/null 2>&1 & echo $!"
+    script = f"echo {number - 1} >/proc/sys/kernel/ns_last_pid; {taking}"
+    enter = ["nsenter", "--pid", f"--target={pod.pid(through)}", "sh", "-c", script]
+    assert int(pod.node.run(enter).stdout) == number
 
 
 @pytest.mark.case("shareProcessNamespace, a number that is taken", cases.REFUSED)
-def test_a_process_number_that_is_taken_is_named(nodes: Nodes, run_pod: RunPod) -> None:
-    source = run_pod(nodes.a, sharing("busy-a"))
-    source.wait_for_log("other", "\n5\n")
-    carry(nodes, source, "busy")
-    with kubelet.sandbox(nodes.b, sharing("busy-b", *restoring("busy"), sidecar=BUSY)) as pod:
+def test_a_process_number_that_is_taken_is_named(nodes: Nodes) -> None:
+    with kubelet.sandbox(nodes.a, sharing("busy-a")) as source:
+        source.create("counter")
+        source.start("counter")
+        take_number(source, 1000, through="counter")  # the next ones are beyond what runc takes
+        source.create("other")
+        source.start("other")
+        source.wait_for_log("other", "\n5\n")
+        number = number_in_pod(source, "other")
+        carry(nodes, source, "busy")
+    spec = sharing("busy-b", *restoring("busy"), sidecar="sleep 1000")
+    with kubelet.sandbox(nodes.b, spec) as pod:
         pod.create("sidecar")
         pod.start("sidecar")
-        pod.wait_for_log("sidecar", "up\n")
+        take_number(pod, number, through="sidecar")
         pod.create("other")
         with pytest.raises(CriError) as caught:
             pod.start("other")
-    assert "of the dump is taken by s" in caught.value.details  # sh or sleep
+    assert f"process number {number} of the dump is taken by sleep" in caught.value.details
     assert "start the checkpoint's containers in a new pod" in caught.value.details
 
 

@@ -35,7 +35,7 @@ class Events:
         self._path = path
 
     def of(self, container_id: str, until: str) -> list[tuple[str, dict[str, object]]]:
-        """Topics, without "/tasks/", and contents of a container's events, up to the topic *until*."""
+        """A container's events up to the topic *until*: topics, without "/tasks/", and contents."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             found = [

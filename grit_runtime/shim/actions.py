@@ -13,7 +13,6 @@ from contextlib import suppress
 
 from google.protobuf.any_pb2 import Any
 
-from grit_runtime import VERSION
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import mounts, process
 from grit_runtime.host.process import new_token
@@ -23,6 +22,7 @@ from grit_runtime.proto import task_pb2
 from grit_runtime.shim import bundle
 from grit_runtime.wire.well_known import timestamp
 
+VERSION = "0.1.0"  # as in pyproject.toml
 RUNTIME_NAME = "io.containerd.grit.v1"
 FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 

@@ -76,12 +76,9 @@ class Server:
         """
         self._is_closing = True
         self._listening.close()
-        connections = set(self.connections)
-        for connection in connections:
-            connection.stop_waiting()
         if self.tasks:
             await asyncio.wait(self.tasks)
-        await asyncio.gather(*(connection.close() for connection in connections))
+        await asyncio.gather(*(connection.close() for connection in self.connections))
 
     def look_up(self, request: ttrpc_pb2.Request) -> tuple[Method, Message]:
         """The method that *request* is for, and what it is to be given."""
@@ -105,11 +102,6 @@ class _ServedConnection(asyncio.Protocol):
         self._wire = ttrpc.Server()
         self._waiting: set[asyncio.Task[None]] = set()
         self._lost = asyncio.get_running_loop().create_future()
-
-    def stop_waiting(self) -> None:
-        """Cancel the calls that have no effect."""
-        for task in self._waiting:
-            task.cancel()
 
     async def close(self) -> None:
         """Close the connection; what is to be sent is sent before."""
@@ -148,7 +140,8 @@ class _ServedConnection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
-        self.stop_waiting()
+        for task in self._waiting:
+            task.cancel()
         self._lost.set_result(None)
 
     def _begin(self, call: ttrpc.Call) -> None:

@@ -52,10 +52,8 @@ async def served(path: Path, **methods: Method) -> AsyncIterator[Server]:
     listener.bind(str(path))
     server = Server({(SERVICE, name): method for name, method in methods.items()})
     await server.listen(listener)
-    try:
-        yield server
-    finally:
-        await server.close()
+    yield server
+    await server.close()
 
 
 @asynccontextmanager
@@ -420,6 +418,23 @@ def test_a_call_ends_with_its_connection(tmp_path: Path) -> None:
                 await call
             with pytest.raises(errors.UnavailableError, match="the server closed the connection"):
                 await state_of(client, "x")
+
+    run(scenario())
+
+
+def test_the_answer_to_a_call_that_was_given_up_is_dropped(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", State=STATE), client_of(tmp_path / "s") as client:
+            calls = [asyncio.create_task(state_of(client, "x")) for _ in range(2)]
+            await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            client.data_received(struct.pack(">IIBB", 0, 1, RESPONSE, 0))
+            for call in calls:
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+            client.data_received(struct.pack(">IIBB", 0, 3, RESPONSE, 0))
+            assert await state_of(client, "y") == "/bundles/y"
 
     run(scenario())
 

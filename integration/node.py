@@ -44,7 +44,11 @@ CRIU_LAUNCHER = f"""\
 LD_PRELOAD={CRIU_PRELOAD} exec /usr/sbin/criu "$@"
 """
 
+HANDLER = "grit"  # with containerd's stock shim
+SHIM_HANDLER = "grit-shim"  # with grit's own
+
 RUNTIME_LAUNCHER = rootfs.REPO / "runtime-config/grit-runtime"
+SHIM_LAUNCHER = rootfs.REPO / "runtime-config/containerd-shim-grit-v1"
 CLI_LAUNCHER = """\
 #!{python} -I
 import sys
@@ -66,6 +70,7 @@ class Node:
         self.edition = edition
         self.name = name
         self.network = network
+        self.runtime_handler = HANDLER
         self.id = f"{keeper.NAME_PREFIX}{name}-{secrets.token_hex(4)}"
 
     def __enter__(self) -> Self:
@@ -227,13 +232,14 @@ class Node:
     def _configure(self) -> None:
         config_dir = self.root / "etc/containerd"
         config = Path(__file__).with_name(f"containerd-{self.edition.containerd}.toml").read_text()
-        handler = f"runtime-config/containerd-{self.edition.containerd}.toml"
-        handler = (rootfs.REPO / handler).read_text()
-        if self.edition.containerd == "1.7":
-            config += handler
-        else:
-            (config_dir / "conf.d").mkdir(parents=True, exist_ok=True)
-            (config_dir / "conf.d/grit.toml").write_text(handler)
+        for name, suffix in ((HANDLER, ""), (SHIM_HANDLER, "-shim")):
+            file = f"runtime-config/containerd-{self.edition.containerd}{suffix}.toml"
+            handler = (rootfs.REPO / file).read_text().replace("runtimes.grit", f"runtimes.{name}")
+            if self.edition.containerd == "1.7":
+                config += handler
+            else:
+                (config_dir / "conf.d").mkdir(parents=True, exist_ok=True)
+                (config_dir / f"conf.d/{name}.toml").write_text(handler)
         (config_dir / "config.toml").write_text(config)
         cni_dir = self.root / "etc/cni/net.d"
         cni_dir.mkdir(parents=True, exist_ok=True)
@@ -280,6 +286,7 @@ def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) 
     launchers = {
         "grit-runtime": runtime_launcher(python=python, packages=str(site_packages), runc=runc),
         "grit": CLI_LAUNCHER.format(python=f"/{rootfs.VENV}/bin/python"),
+        "containerd-shim-grit-v1": shim_launcher(python=python, packages=str(site_packages)),
     }
     for name, text in launchers.items():
         _write_script(root / "usr/local/bin" / name, text)
@@ -291,6 +298,15 @@ def runtime_launcher(**paths: str) -> str:
     for name, path in paths.items():
         text, count = re.subn(f"^{name}=.*$", f"{name}={path}", text, flags=re.MULTILINE)
         assert count == 1, f"{RUNTIME_LAUNCHER} does not say {name}= once"
+    return text
+
+
+def shim_launcher(*, python: str, packages: str) -> str:
+    """runtime-config/containerd-shim-grit-v1 with the paths in it replaced."""
+    text = SHIM_LAUNCHER.read_text()
+    for pattern, path in (("(?<=^#!)[^ ]+", python), ('(?<=path.insert\\(0, ")[^"]+', packages)):
+        text, count = re.subn(pattern, path, text)
+        assert count == 1, f"{SHIM_LAUNCHER} has not one place for {path}"
     return text
 
 

@@ -20,7 +20,6 @@ from grit_runtime import log
 from grit_runtime.errors import (
     DeadlineExceededError,
     GritError,
-    InvalidArgumentError,
     ProtocolError,
     UnavailableError,
     UnimplementedError,
@@ -91,7 +90,7 @@ class Server:
             return method, method.request.FromString(request.payload)
         except DecodeError:
             kind = method.request.DESCRIPTOR.full_name
-            raise InvalidArgumentError(f"{request.method}: the request is not a {kind}") from None
+            raise ProtocolError(f"{request.method}: the request is not a {kind}") from None
 
 
 class _ServedConnection(asyncio.Protocol):

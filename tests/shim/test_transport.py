@@ -187,7 +187,7 @@ def test_a_bug_in_a_handler_is_told_and_logged(
         (asked("Pids"), 0, 12),
         (ttrpc_pb2.Request(service="containerd.task.v9.Task", method="State"), 0, 12),
         (asked(), ttrpc.REMOTE_OPEN, 12),
-        (asked(payload=b"\xff"), 0, 3),
+        (asked(payload=b"\xff"), 0, 13),
     ],
     ids=["method", "service", "streaming", "payload"],
 )

@@ -101,6 +101,7 @@ def test_answers_come_in_any_order() -> None:
         errors.ResourceExhaustedError,
         errors.FailedPreconditionError,
         errors.UnimplementedError,
+        errors.ProtocolError,
         errors.UnavailableError,
         errors.GritError,
     ],

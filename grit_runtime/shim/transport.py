@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 import traceback
-from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
@@ -32,9 +31,6 @@ from grit_runtime.wire.ttrpc import Code
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-
-# For the handler of a call: the loop's time from which on nobody waits for its answer.
-deadline_s: ContextVar[float] = ContextVar("deadline_s", default=float("inf"))
 
 _UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 
@@ -157,31 +153,30 @@ class _ServedConnection(asyncio.Protocol):
         task.add_done_callback(tasks.discard)
 
     async def _serve(self, call: ttrpc.Call, method: Method, argument: Message) -> None:
-        """Have the call handled and answer it, if anybody still waits for that."""
+        """Have the call handled and answer it, if its client still waits for that."""
         loop = asyncio.get_running_loop()
-        if call.request.timeout_nano:
-            deadline_s.set(loop.time() + call.request.timeout_nano / 1e9)
+        timeout_s = call.request.timeout_nano / 1e9 or float("inf")
+        deadline_s = loop.time() + timeout_s
         try:
             result = await method.handler(argument)
             reply = self._wire.respond(call.stream_id, result.SerializeToString())
-        except (GritError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client may not wait for ever
             reply = self._failed(call, error)
-        except Exception as error:  # noqa: BLE001 -- a bug may not leave the client waiting
-            trace = "".join(traceback.format_exception(error))
-            log.error("handler failed", method=call.request.method, trace=trace)
-            reply = self._failed(call, error)
-        if loop.time() < deadline_s.get() and not self._transport.is_closing():
+        if loop.time() < deadline_s and not self._transport.is_closing():
             self._transport.write(reply)
 
     def _failed(self, call: ttrpc.Call, error: Exception) -> bytes:
+        code = Code.UNKNOWN
         match error:
             case GritError():
-                return self._wire.fail(call.stream_id, ttrpc.code_of(error), one_line(error))
-            case OSError():
-                return self._wire.fail(call.stream_id, Code.UNKNOWN, one_line(error))
+                code, text = ttrpc.code_of(error), one_line(error)
+            case OSError(errno=int()):  # a TimeoutError of asyncio's has none, and is a bug
+                text = one_line(error)
             case _:
                 text = f"{type(error).__name__}: {error}"
-                return self._wire.fail(call.stream_id, Code.UNKNOWN, text)
+                trace = "".join(traceback.format_exception(error))
+                log.error("handler failed", method=call.request.method, trace=trace)
+        return self._wire.fail(call.stream_id, code, text)
 
 
 def _peer(connected: socket.socket) -> tuple[int, int, int]:

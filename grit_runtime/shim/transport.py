@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 import traceback
-from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
@@ -20,7 +19,6 @@ from grit_runtime import log
 from grit_runtime.errors import (
     DeadlineExceededError,
     GritError,
-    InvalidArgumentError,
     ProtocolError,
     UnavailableError,
     UnimplementedError,
@@ -33,9 +31,6 @@ from grit_runtime.wire.ttrpc import Code
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-
-# For the handler of a call: the loop's time from which on nobody waits for its answer.
-deadline_s: ContextVar[float] = ContextVar("deadline_s", default=float("inf"))
 
 _UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 
@@ -76,12 +71,9 @@ class Server:
         """
         self._is_closing = True
         self._listening.close()
-        connections = set(self.connections)
-        for connection in connections:
-            connection.stop_waiting()
         if self.tasks:
             await asyncio.wait(self.tasks)
-        await asyncio.gather(*(connection.close() for connection in connections))
+        await asyncio.gather(*(connection.close() for connection in self.connections))
 
     def look_up(self, request: ttrpc_pb2.Request) -> tuple[Method, Message]:
         """The method that *request* is for, and what it is to be given."""
@@ -94,7 +86,7 @@ class Server:
             return method, method.request.FromString(request.payload)
         except DecodeError:
             kind = method.request.DESCRIPTOR.full_name
-            raise InvalidArgumentError(f"{request.method}: the request is not a {kind}") from None
+            raise ProtocolError(f"{request.method}: the request is not a {kind}") from None
 
 
 class _ServedConnection(asyncio.Protocol):
@@ -105,11 +97,6 @@ class _ServedConnection(asyncio.Protocol):
         self._wire = ttrpc.Server()
         self._waiting: set[asyncio.Task[None]] = set()
         self._lost = asyncio.get_running_loop().create_future()
-
-    def stop_waiting(self) -> None:
-        """Cancel the calls that have no effect."""
-        for task in self._waiting:
-            task.cancel()
 
     async def close(self) -> None:
         """Close the connection; what is to be sent is sent before."""
@@ -148,7 +135,8 @@ class _ServedConnection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
-        self.stop_waiting()
+        for task in self._waiting:
+            task.cancel()
         self._lost.set_result(None)
 
     def _begin(self, call: ttrpc.Call) -> None:
@@ -165,31 +153,30 @@ class _ServedConnection(asyncio.Protocol):
         task.add_done_callback(tasks.discard)
 
     async def _serve(self, call: ttrpc.Call, method: Method, argument: Message) -> None:
-        """Have the call handled and answer it, if anybody still waits for that."""
+        """Have the call handled and answer it, if its client still waits for that."""
         loop = asyncio.get_running_loop()
-        if call.request.timeout_nano:
-            deadline_s.set(loop.time() + call.request.timeout_nano / 1e9)
+        timeout_s = call.request.timeout_nano / 1e9 or float("inf")
+        deadline_s = loop.time() + timeout_s
         try:
             result = await method.handler(argument)
             reply = self._wire.respond(call.stream_id, result.SerializeToString())
-        except (GritError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the client may not wait for ever
             reply = self._failed(call, error)
-        except Exception as error:  # noqa: BLE001 -- a bug may not leave the client waiting
-            trace = "".join(traceback.format_exception(error))
-            log.error("handler failed", method=call.request.method, trace=trace)
-            reply = self._failed(call, error)
-        if loop.time() < deadline_s.get() and not self._transport.is_closing():
+        if loop.time() < deadline_s and not self._transport.is_closing():
             self._transport.write(reply)
 
     def _failed(self, call: ttrpc.Call, error: Exception) -> bytes:
+        code = Code.UNKNOWN
         match error:
             case GritError():
-                return self._wire.fail(call.stream_id, ttrpc.code_of(error), one_line(error))
-            case OSError():
-                return self._wire.fail(call.stream_id, Code.UNKNOWN, one_line(error))
+                code, text = ttrpc.code_of(error), one_line(error)
+            case OSError(errno=int()):  # a TimeoutError of asyncio's has none, and is a bug
+                text = one_line(error)
             case _:
                 text = f"{type(error).__name__}: {error}"
-                return self._wire.fail(call.stream_id, Code.UNKNOWN, text)
+                trace = "".join(traceback.format_exception(error))
+                log.error("handler failed", method=call.request.method, trace=trace)
+        return self._wire.fail(call.stream_id, code, text)
 
 
 def _peer(connected: socket.socket) -> tuple[int, int, int]:

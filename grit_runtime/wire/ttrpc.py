@@ -70,6 +70,7 @@ _ERRORS: dict[int, type[GritError]] = {
     Code.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     Code.FAILED_PRECONDITION: FailedPreconditionError,
     Code.UNIMPLEMENTED: UnimplementedError,
+    Code.INTERNAL: ProtocolError,
     Code.UNAVAILABLE: UnavailableError,
 }
 _CODES = {error: Code(code) for code, error in _ERRORS.items()}

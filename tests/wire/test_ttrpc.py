@@ -70,6 +70,16 @@ def test_a_frame_is_a_header_and_the_message() -> None:
     assert sent == bytes.fromhex("00000009 00000001 01 00") + b"\x0a\1s\x12\1m\x1a\1p"
 
 
+def test_a_call_of_the_go_client_is_read() -> None:
+    """As ttrpc 1.1.1 sends it, for State of a task "a" with a deadline and a namespace."""
+    sent = bytes.fromhex("0000004c 00000001 01 00")
+    sent += b"\x0a\x17containerd.task.v2.Task\x12\x05State\x1a\x03\x0a\x01a"
+    sent += b"\x20\xc8\xb5\xe9\xdc\x03\x2a\x1f\x0a\x1acontainerd-namespace-ttrpc\x12\x01x"
+    namespace = messages.KeyValue(key="containerd-namespace-ttrpc", value="x")
+    asked = request(payload=b"\x0a\x01a", timeout_nano=999971528, metadata=[namespace])
+    assert ttrpc.Server().feed(sent) == [Call(1, asked, 0)]
+
+
 def test_an_empty_result_is_an_empty_frame() -> None:
     server = ttrpc.Server()
     server.feed(call(1))
@@ -101,6 +111,7 @@ def test_answers_come_in_any_order() -> None:
         errors.ResourceExhaustedError,
         errors.FailedPreconditionError,
         errors.UnimplementedError,
+        errors.ProtocolError,
         errors.UnavailableError,
         errors.GritError,
     ],

@@ -47,8 +47,7 @@ LD_PRELOAD={CRIU_PRELOAD} exec /usr/sbin/criu "$@"
 HANDLER = "grit"  # with containerd's stock shim
 SHIM_HANDLER = "grit-shim"  # with grit's own
 
-RUNTIME_LAUNCHER = rootfs.REPO / "runtime-config/grit-runtime"
-SHIM_LAUNCHER = rootfs.REPO / "runtime-config/containerd-shim-grit-v1"
+RUNTIME_CONFIG = rootfs.REPO / "runtime-config"
 CLI_LAUNCHER = """\
 #!{python} -I
 import sys
@@ -233,8 +232,10 @@ class Node:
         config_dir = self.root / "etc/containerd"
         config = Path(__file__).with_name(f"containerd-{self.edition.containerd}.toml").read_text()
         for name, suffix in ((HANDLER, ""), (SHIM_HANDLER, "-shim")):
-            file = f"runtime-config/containerd-{self.edition.containerd}{suffix}.toml"
-            handler = (rootfs.REPO / file).read_text().replace("runtimes.grit", f"runtimes.{name}")
+            file = f"containerd-{self.edition.containerd}{suffix}.toml"
+            handler = (
+                (RUNTIME_CONFIG / file).read_text().replace("runtimes.grit", f"runtimes.{name}")
+            )
             if self.edition.containerd == "1.7":
                 config += handler
             else:
@@ -282,31 +283,24 @@ class Node:
 
 
 def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) -> None:
-    """Write grit-runtime and grit for the node at *root*, whose other paths are its own."""
+    """Write the three launchers for the node at *root*, whose other paths are its own."""
+    paths = {"python": python, "packages": str(site_packages)}
     launchers = {
-        "grit-runtime": runtime_launcher(python=python, packages=str(site_packages), runc=runc),
+        "grit-runtime": launcher("grit-runtime", **paths, runc=runc),
+        "containerd-shim-grit-v1": launcher("containerd-shim-grit-v1", **paths),
         "grit": CLI_LAUNCHER.format(python=f"/{rootfs.VENV}/bin/python"),
-        "containerd-shim-grit-v1": shim_launcher(python=python, packages=str(site_packages)),
     }
     for name, text in launchers.items():
         _write_script(root / "usr/local/bin" / name, text)
 
 
-def runtime_launcher(**paths: str) -> str:
-    """runtime-config/grit-runtime with the paths in it replaced."""
-    text = RUNTIME_LAUNCHER.read_text()
-    for name, path in paths.items():
-        text, count = re.subn(f"^{name}=.*$", f"{name}={path}", text, flags=re.MULTILINE)
-        assert count == 1, f"{RUNTIME_LAUNCHER} does not say {name}= once"
-    return text
-
-
-def shim_launcher(*, python: str, packages: str) -> str:
-    """runtime-config/containerd-shim-grit-v1 with the paths in it replaced."""
-    text = SHIM_LAUNCHER.read_text()
-    for pattern, path in (("(?<=^#!)[^ ]+", python), ('(?<=path.insert\\(0, ")[^"]+', packages)):
-        text, count = re.subn(pattern, path, text)
-        assert count == 1, f"{SHIM_LAUNCHER} has not one place for {path}"
+def launcher(name: str, **paths: str) -> str:
+    """The file *name* of runtime-config with the paths in it replaced."""
+    file = RUNTIME_CONFIG / name
+    text = file.read_text()
+    for variable, path in paths.items():
+        text, count = re.subn(f"^{variable}=.*$", f"{variable}={path}", text, flags=re.MULTILINE)
+        assert count == 1, f"{file} does not say {variable}= once"
     return text
 
 

@@ -1,4 +1,4 @@
-"""What containerd asks of a shim that need not run: its cleanup and its description.
+"""What containerd asks of a shim's program: to start a shim, to clean up after one, to describe it.
 
 Spec: containerd v2.1.9 core/runtime/v2/README.md, pkg/shim/shim.go.
 """
@@ -16,7 +16,7 @@ from google.protobuf.any_pb2 import Any
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import mounts, process
 from grit_runtime.host.process import new_token
-from grit_runtime.model import runtime_options
+from grit_runtime.model import runtime_options, shim_flags
 from grit_runtime.proto import containerd_types_pb2 as types
 from grit_runtime.proto import task_pb2
 from grit_runtime.shim import bundle
@@ -27,14 +27,22 @@ RUNTIME_NAME = "io.containerd.grit.v1"
 FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 
-def run(flags: dict[str, str], action: str) -> bytes:
-    """The answer to a flag that asks for something, or to an action."""
+def run(launcher: str, words: list[str]) -> bytes:
+    """The answer to containerd's *words*; `zygote` is an action of our own, and never ends."""
+    flags, action = shim_flags.parse(words)
     if "v" in flags or "version" in flags:
         return f"containerd-shim-grit-v1:\n  Version:  {VERSION}\n".encode()
     if "info" in flags:
         return _info()
     if action == "delete":
         return _delete(flags["namespace"], flags["id"])
+    if action in ("start", "zygote"):
+        from grit_runtime.shim import start, zygote  # noqa: PLC0415  they bring all of a shim
+
+        if action == "zygote":
+            zygote.run()
+        zygote.launch(launcher)
+        return start.here(words)
     raise InvalidArgumentError(f"action {action!r} is unknown, expected start or delete")
 
 

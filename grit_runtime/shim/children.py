@@ -46,7 +46,7 @@ class Children:
         self._awaited: dict[int, asyncio.Future[Exit]] = {}
         self._unclaimed: dict[int, Exit] = {}
         self._expecting = 0
-        linux.become_subreaper()
+        linux.adopt_orphans(wanted=True)
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
     @contextmanager

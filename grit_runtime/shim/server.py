@@ -26,19 +26,19 @@ FLUSH_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 5
 
 
-def run(listener: socket.socket, *, namespace: str) -> NoReturn:
+def run(listener: socket.socket, *, namespace: str, events_address: str) -> NoReturn:
     """Serve on *listener* until containerd asks for the end, or a signal does."""
     faulthandler.register(signal.SIGUSR1)  # where it stands, into the log
-    asyncio.run(_serve(listener, namespace))
+    asyncio.run(_serve(listener, namespace, events_address))
     sys.exit(0)
 
 
-async def _serve(listener: socket.socket, namespace: str) -> None:
+async def _serve(listener: socket.socket, namespace: str, events_address: str) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    publisher = Publisher(os.environ["TTRPC_ADDRESS"], namespace)
+    publisher = Publisher(events_address, namespace)
     shim = Shim(namespace, Children(new_token()), publisher.publish)
     server = Server(Task(shim, ended.set).methods)
     await server.listen(listener)

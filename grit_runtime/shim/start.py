@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import sys
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -16,10 +17,10 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
 from grit_runtime.errors import InvalidArgumentError
-from grit_runtime.host import cgroup, config_json, process
-from grit_runtime.model import runtime_options
+from grit_runtime.host import cgroup, config_json, linux
+from grit_runtime.model import runtime_options, shim_flags
 from grit_runtime.proto import bootstrap_pb2
-from grit_runtime.shim import main, server
+from grit_runtime.shim import server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,23 +32,13 @@ OOM_SCORE_ADJ_MAX = 1000
 
 
 class Request(NamedTuple):
-    """What one `start` was given."""
+    """What one `start` was given, and by which process."""
 
-    identity: str
+    pid: int
+    flags: dict[str, str]
     bundle_dir: str
-    options: bytes
-    words: list[str]
     environment: dict[str, str]
-
-    @classmethod
-    def parse(cls, message: bytes) -> Request:
-        """The inverse of main.request()."""
-        identity, bundle_dir, options, count, *rest = message.decode(
-            errors="surrogateescape"
-        ).split("\0")
-        words, pairs = rest[: int(count)], rest[int(count) :]
-        environment = dict(pair.split("=", 1) for pair in pairs)
-        return cls(identity, bundle_dir, bytes.fromhex(options), words, environment)
+    options: bytes  # containerd's standard input
 
 
 class Place(NamedTuple):
@@ -57,12 +48,13 @@ class Place(NamedTuple):
     listener: socket.socket | None
 
 
-def here(message: bytes) -> bytes:
+def here(words: list[str]) -> bytes:
     """Start the shim from this process, as one that outlives it; the answer for containerd."""
-    request = Request.parse(message)
+    flags, _ = shim_flags.parse(words)
+    request = Request(os.getpid(), flags, os.getcwd(), dict(os.environ), sys.stdin.buffer.read())
     place = find(request)
     if place.listener is not None:
-        take_place(request, os.getpid())
+        take_place(request)
         if os.fork() == 0:
             serve(request, place.listener)
     return place.address.encode()
@@ -78,19 +70,18 @@ def serve(request: Request, listener: socket.socket) -> NoReturn:
         os.dup2(fd, target)
     os.close(null_fd)
     os.close(log_fd)
-    flags, _ = main.parse(request.words)
-    server.run(listener, namespace=flags["namespace"])
-
-
-def launch_zygote(program: str) -> None:
-    """Have a zygote for the next `start`; *program* is the shim's launcher."""
-    process.detached(lambda: os.execv(program, [program, "zygote"]), kept_fd=2)  # noqa: S606
+    linux.set_name("grit-shim")
+    server.run(
+        listener,
+        namespace=request.flags["namespace"],
+        events_address=request.environment["TTRPC_ADDRESS"],
+    )
 
 
 def find(request: Request) -> Place:
     """The place of the shim for a bundle, bound by us if nobody serves there."""
-    flags, _ = main.parse(request.words)
     annotations = config_json.read(request.bundle_dir).get("annotations") or {}
+    flags = request.flags
     group = next((annotations[key] for key in GROUP_ANNOTATIONS if key in annotations), flags["id"])
     name = os.path.normpath(f"{flags.get('address', '')}/{flags['namespace']}/{group}")
     path = f"{SOCKETS_DIR}/{hashlib.sha256(name.encode()).hexdigest()}"
@@ -102,8 +93,8 @@ def find(request: Request) -> Place:
     return Place(address, listener)
 
 
-def take_place(request: Request, caller_pid: int) -> None:
-    """Be in the cgroup, directory and environment that a child of the caller would be in."""
+def take_place(request: Request) -> None:
+    """Be where a child of the caller would be: directory, environment, cgroup, OOM score."""
     os.chdir(request.bundle_dir)
     os.environ.clear()
     os.environ.update(request.environment)
@@ -111,8 +102,8 @@ def take_place(request: Request, caller_pid: int) -> None:
     if options.shim_cgroup:
         cgroup.enter(options.shim_cgroup)
     else:
-        cgroup.enter_that_of(caller_pid)
-    with open(f"/proc/{caller_pid}/oom_score_adj", encoding="ascii") as file:
+        cgroup.enter_that_of(request.pid)
+    with open(f"/proc/{request.pid}/oom_score_adj", encoding="ascii") as file:
         score = min(int(file.read()) + 1, OOM_SCORE_ADJ_MAX)
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(score))
@@ -124,11 +115,10 @@ def _runtime_options(request: Request) -> runtime_options.RuntimeOptions:
     From 2.3 on they are an extension of BootstrapParams, which reads as an Any too, and the other
     way round: only what repeats the flags is taken for the former.
     """
-    flags, _ = main.parse(request.words)
     try:
         parameters = bootstrap_pb2.BootstrapParams.FromString(request.options)
         named = (parameters.instance_id, parameters.namespace)
-        if named == (flags["id"], flags["namespace"]):
+        if named == (request.flags["id"], request.flags["namespace"]):
             for extension in parameters.extensions:
                 return runtime_options.decode(extension.value)
             return runtime_options.RuntimeOptions()

@@ -1,7 +1,8 @@
 """The zygote: a process that has imported all that a shim needs, and becomes one by fork.
 
-So a pod's shim starts in a few milliseconds, and shares its memory with the others. It serves only
-the caller's own code, and root; when it cannot serve, or is dead, `start` does all by itself.
+So a pod's shim starts in a few milliseconds, and shares its memory with the others. The launcher
+hands `start` over to it: it writes its pid into a fifo, and is ended by a signal when the answer is
+in its standard output. Where there is no zygote, or one of other packages, `start` does it all.
 """
 
 from __future__ import annotations
@@ -10,65 +11,112 @@ import fcntl
 import gc
 import os
 import signal
-import socket
-import struct
 import sys
 from contextlib import suppress
 
+from grit_runtime import log
 from grit_runtime.errors import GritError, one_line
-from grit_runtime.shim import main, start
+from grit_runtime.host import linux, process
+from grit_runtime.model import shim_flags
+from grit_runtime.shim import rehearsal, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-LOCK = "/run/grit/zygote.lock"
-LISTEN_FDS_START = 3  # sd_listen_fds(3)
-REQUEST_TIMEOUT_S = 5
-REQUEST_LIMIT_BYTES = 1 << 20
+# The launcher knows these names, and the signals that end it.
+FIFO = "/run/grit/zygote"
+NAME = "grit-zygote"
+ANSWERED = signal.SIGUSR1
+FAILED = signal.SIGUSR2
+REFUSED = signal.SIGHUP
 
-_PEER = (socket.SOL_SOCKET, socket.SO_PEERCRED)
+LOCK = f"{FIFO}.lock"
+LISTEN_FDS_START = 3  # sd_listen_fds(3)
+
+
+def launch(launcher: str) -> None:
+    """Have a zygote for the next `start`: systemd's, if it holds the fifo, or one of our own."""
+    try:
+        fd = os.open(FIFO, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # there is none, or nobody reads from it
+        process.detached(lambda: os.execv(launcher, [launcher, "zygote"]), kept_fd=2)  # noqa: S606
+    else:
+        os.write(fd, b"\n")
+        os.close(fd)
 
 
 def run() -> NoReturn:
     """Serve until the package has become another one, then make way for a zygote of that."""
-    listener = _listener()
+    packages = sys.path[0]
+    born = _version()
+    fifo_fd = _fifo()
+    try:
+        rehearsal.run()
+    except (GritError, OSError) as error:
+        log.warning("rehearsal failed, shims will take more memory", reason=error)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a shim has ended
-    born = main.identity()
+    linux.set_name(NAME)
+    with open(f"{FIFO}.pid.new", "w", encoding="utf-8") as file:
+        file.write(f"{os.getpid()} {packages}\n")
+    os.replace(f"{FIFO}.pid.new", f"{FIFO}.pid")
     gc.collect()
     gc.freeze()  # else a collection in a child would copy every page that it looks at
     while True:
-        connection, _ = listener.accept()
-        if main.identity() != born:
-            sys.exit(0)
-        if os.fork() == 0:
-            listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _answer(connection, born)
-        connection.close()
+        for pid in os.read(fifo_fd, 4096).split():
+            if _version() != born:
+                os.kill(int(pid), REFUSED)
+                sys.exit(0)
+            if os.fork() == 0:
+                os.close(fifo_fd)
+                _answer(int(pid))
 
 
-def _answer(connection: socket.socket, born: str) -> NoReturn:
-    """Become the shim that is asked for. Closing without an answer makes the caller do it all."""
-    caller_pid, *ids = struct.unpack("3i", connection.getsockopt(*_PEER, struct.calcsize("3i")))
-    if ids != [os.getuid(), os.getgid()] or not _shares_mounts(caller_pid):
+def _answer(pid: int) -> NoReturn:
+    """Become the shim that the launcher *pid* is to start, if one is needed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    caller_fd = os.pidfd_open(pid)
+    if os.stat(f"/proc/{pid}").st_uid != os.getuid() or not _shares_mounts(pid):
+        _tell(caller_fd, REFUSED)
         os._exit(1)
-    connection.settimeout(REQUEST_TIMEOUT_S)
-    request = start.Request.parse(connection.recv(REQUEST_LIMIT_BYTES))
-    if request.identity != born:
-        os._exit(1)
+    out_fd = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY)
     try:
+        request = _request(pid)
         place = start.find(request)
         if place.listener is not None:
-            start.take_place(request, caller_pid)
+            start.take_place(request)
     except (GritError, OSError) as error:
-        connection.send(main.FAILED + one_line(error).encode())
+        os.write(out_fd, f"containerd-shim-grit-v1: {one_line(error)}\n".encode())
+        _tell(caller_fd, FAILED)
         os._exit(1)
-    connection.send(place.address.encode())
-    connection.close()
+    os.write(out_fd, place.address.encode())
+    _tell(caller_fd, ANSWERED)
+    os.close(out_fd)
+    os.close(caller_fd)
     if place.listener is not None:
         start.serve(request, place.listener)
     os._exit(0)
+
+
+def _tell(pidfd: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # containerd has stopped waiting for it
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _request(pid: int) -> start.Request:
+    """What the launcher *pid* was given: it has read nothing of its standard input."""
+    _shell, _launcher, *words = process.proc_text(pid, "cmdline").rstrip("\0").split("\0")
+    flags, _ = shim_flags.parse(words)
+    pairs = process.proc_text(pid, "environ").rstrip("\0").split("\0")
+    with open(f"/proc/{pid}/fd/0", "rb") as file:
+        options = file.read()
+    return start.Request(
+        pid,
+        flags,
+        os.readlink(f"/proc/{pid}/cwd"),
+        dict(pair.split("=", 1) for pair in pairs if "=" in pair),
+        options,
+    )
 
 
 def _shares_mounts(pid: int) -> bool:
@@ -77,21 +125,22 @@ def _shares_mounts(pid: int) -> bool:
     return ours == theirs
 
 
-def _listener() -> socket.socket:
-    """systemd's socket, or one of our own; the process ends if another zygote has that."""
+def _version() -> tuple[int, int]:
+    """What an upgrade of the package changes."""
+    status = os.stat(__file__)
+    return status.st_ino, status.st_mtime_ns
+
+
+def _fifo() -> int:
+    """systemd's fifo, or our own; the process ends if another zygote serves there."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
-        return socket.socket(fileno=LISTEN_FDS_START)
-    os.makedirs(os.path.dirname(LOCK), mode=0o700, exist_ok=True)
+        return LISTEN_FDS_START
+    os.makedirs(os.path.dirname(FIFO), mode=0o700, exist_ok=True)
     lock_fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(0)
-    with suppress(FileNotFoundError):
-        os.unlink(main.ZYGOTE_SOCKET)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    mask = os.umask(0o177)
-    listener.bind(main.ZYGOTE_SOCKET)
-    os.umask(mask)
-    listener.listen(128)
-    return listener
+    with suppress(FileExistsError):
+        os.mkfifo(FIFO, 0o600)
+    return os.open(FIFO, os.O_RDWR | os.O_CLOEXEC)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import sys
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import cgroup, config_json, linux
-from grit_runtime.model import runtime_options, shim_flags
+from grit_runtime.model import runtime_options
 from grit_runtime.proto import bootstrap_pb2
 from grit_runtime.shim import server
 
@@ -26,19 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from grit_runtime.shim.request import Request
+
 SOCKETS_DIR = "/run/containerd/s"
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 OOM_SCORE_ADJ_MAX = 1000
-
-
-class Request(NamedTuple):
-    """What one `start` was given, and by which process."""
-
-    pid: int
-    flags: dict[str, str]
-    bundle_dir: str
-    environment: dict[str, str]
-    options: bytes  # containerd's standard input
 
 
 class Place(NamedTuple):
@@ -48,10 +39,8 @@ class Place(NamedTuple):
     listener: socket.socket | None
 
 
-def here(words: list[str]) -> bytes:
+def here(request: Request) -> bytes:
     """Start the shim from this process, as one that outlives it; the answer for containerd."""
-    flags, _ = shim_flags.parse(words)
-    request = Request(os.getpid(), flags, os.getcwd(), dict(os.environ), sys.stdin.buffer.read())
     place = find(request)
     if place.listener is not None:
         take_place(request)
@@ -65,7 +54,7 @@ def serve(request: Request, listener: socket.socket) -> NoReturn:
     os.setsid()
     null_fd = os.open(os.devnull, os.O_RDWR)
     # containerd reads from the fifo, and may come and go: held open both ways it never ends.
-    log_fd = os.open(f"{request.bundle_dir}/log", os.O_RDWR | os.O_NONBLOCK)
+    log_fd = os.open(f"{request.directory}/log", os.O_RDWR | os.O_NONBLOCK)
     for target, fd in enumerate((null_fd, null_fd, log_fd)):
         os.dup2(fd, target)
     os.close(null_fd)
@@ -80,7 +69,7 @@ def serve(request: Request, listener: socket.socket) -> NoReturn:
 
 def find(request: Request) -> Place:
     """The place of the shim for a bundle, bound by us if nobody serves there."""
-    annotations = config_json.read(request.bundle_dir).get("annotations") or {}
+    annotations = config_json.read(request.directory).get("annotations") or {}
     flags = request.flags
     group = next((annotations[key] for key in GROUP_ANNOTATIONS if key in annotations), flags["id"])
     name = os.path.normpath(f"{flags.get('address', '')}/{flags['namespace']}/{group}")
@@ -88,14 +77,14 @@ def find(request: Request) -> Place:
     os.makedirs(SOCKETS_DIR, mode=0o700, exist_ok=True)
     listener = None if _serves(path) else _bind(path)
     address = f"unix://{path}"
-    with open(f"{request.bundle_dir}/address", "w", encoding="ascii") as file:
+    with open(f"{request.directory}/address", "w", encoding="ascii") as file:
         file.write(address)
     return Place(address, listener)
 
 
 def take_place(request: Request) -> None:
     """Be where a child of the caller would be: directory, environment, cgroup, OOM score."""
-    os.chdir(request.bundle_dir)
+    os.chdir(request.directory)
     os.environ.clear()
     os.environ.update(request.environment)
     options = _runtime_options(request)
@@ -116,7 +105,7 @@ def _runtime_options(request: Request) -> runtime_options.RuntimeOptions:
     way round: only what repeats the flags is taken for the former.
     """
     try:
-        parameters = bootstrap_pb2.BootstrapParams.FromString(request.options)
+        parameters = bootstrap_pb2.BootstrapParams.FromString(request.stdin)
         named = (parameters.instance_id, parameters.namespace)
         if named == (request.flags["id"], request.flags["namespace"]):
             for extension in parameters.extensions:
@@ -125,7 +114,7 @@ def _runtime_options(request: Request) -> runtime_options.RuntimeOptions:
     except DecodeError:
         pass
     try:
-        return runtime_options.decode(Any.FromString(request.options))
+        return runtime_options.decode(Any.FromString(request.stdin))
     except DecodeError as error:
         raise InvalidArgumentError(f"standard input: {error}") from None
 

@@ -1,8 +1,8 @@
 """The zygote: a process that has imported all that a shim needs, and becomes one by fork.
 
 So a pod's shim starts in a few milliseconds, and shares its memory with the others. The launcher
-hands `start` over to it: it writes its pid into a fifo, and is ended by a signal when the answer is
-in its standard output. Where there is no zygote, or one of other packages, `start` does it all.
+hands calls over to it: it writes its pid into a fifo, and is ended by a signal when the answer is
+in its standard output. Where there is no zygote, or one of other packages, main.py does it all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from contextlib import suppress
 from grit_runtime import log
 from grit_runtime.errors import GritError, one_line
 from grit_runtime.host import linux, process
-from grit_runtime.model import shim_flags
-from grit_runtime.shim import rehearsal, start
+from grit_runtime.shim import actions, rehearsal, request, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,50 +72,39 @@ def run() -> NoReturn:
 
 
 def _answer(pid: int) -> NoReturn:
-    """Become the shim that the launcher *pid* is to start, if one is needed."""
+    """Do what the launcher *pid* was asked; become the shim if one is to be started."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     caller_fd = os.pidfd_open(pid)
     if os.stat(f"/proc/{pid}").st_uid != os.getuid() or not _shares_mounts(pid):
         _tell(caller_fd, REFUSED)
         os._exit(1)
     out_fd = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY)
+    listener = None
     try:
-        request = _request(pid)
-        place = start.find(request)
-        if place.listener is not None:
-            start.take_place(request)
+        asked = request.of_launcher(pid)
+        if asked.action == "start":
+            address, listener = start.find(asked)
+            answer = address.encode()
+            if listener is not None:
+                start.take_place(asked)
+        else:
+            answer = actions.answer(asked)
     except (GritError, OSError) as error:
         os.write(out_fd, f"containerd-shim-grit-v1: {one_line(error)}\n".encode())
         _tell(caller_fd, FAILED)
         os._exit(1)
-    os.write(out_fd, place.address.encode())
+    os.write(out_fd, answer)
     _tell(caller_fd, ANSWERED)
     os.close(out_fd)
     os.close(caller_fd)
-    if place.listener is not None:
-        start.serve(request, place.listener)
+    if listener is not None:
+        start.serve(asked, listener)
     os._exit(0)
 
 
 def _tell(pidfd: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # containerd has stopped waiting for it
         signal.pidfd_send_signal(pidfd, number)
-
-
-def _request(pid: int) -> start.Request:
-    """What the launcher *pid* was given: it has read nothing of its standard input."""
-    _shell, _launcher, *words = process.proc_text(pid, "cmdline").rstrip("\0").split("\0")
-    flags, _ = shim_flags.parse(words)
-    pairs = process.proc_text(pid, "environ").rstrip("\0").split("\0")
-    with open(f"/proc/{pid}/fd/0", "rb") as file:
-        options = file.read()
-    return start.Request(
-        pid,
-        flags,
-        os.readlink(f"/proc/{pid}/cwd"),
-        dict(pair.split("=", 1) for pair in pairs if "=" in pair),
-        options,
-    )
 
 
 def _shares_mounts(pid: int) -> bool:

@@ -167,10 +167,10 @@ def test_passing_a_command_through_loads_only_os_and_sys() -> None:
 @pytest.mark.parametrize("proto", PROTOS)
 def test_generated_code_is_what_protoc_makes(proto: str, tmp_path: Path) -> None:
     run(
-        *(sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTO_DIR}"),
-        *(f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", proto),
+        *(sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={REPO}"),
+        *(f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", PROTO_DIR / proto),
     )
-    made = sorted(tmp_path.iterdir())
+    made = sorted((tmp_path / PROTO_DIR.relative_to(REPO)).iterdir())
     assert len(made) == 2
     for path in made:
         assert (PROTO_DIR / path.name).read_text() == path.read_text()

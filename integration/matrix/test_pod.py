@@ -194,22 +194,12 @@ def sharing(name: str, *annotations: tuple[str, str], sidecar: str = "") -> PodS
     )
 
 
-def carry(nodes: Nodes, source: Pod, name: str) -> None:
-    """Checkpoint *source*, which goes on, and carry the checkpoint to node B.
-
-    Held frozen it could not be stopped on cgroup v1: runc thaws for SIGKILL only what has a process
-    namespace of its own (libcontainer/container_linux.go, Signal).
-    """
-    checkpoints.take(source, name)
-    checkpoints.carry(nodes.a, nodes.b, name)
-
-
 @pytest.mark.case("shareProcessNamespace", cases.RESTORED)
 def test_a_shared_process_namespace_is_shared_again(nodes: Nodes, run_pod: RunPod) -> None:
     source = run_pod(nodes.a, sharing("shared-a"))
     for name in ("counter", "other"):
         source.wait_for_log(name, "\n5\n")
-    carry(nodes, source, "shared")
+    cases.move(nodes, source, "shared")  # held frozen, and killed so
     target = run_pod(nodes.b, sharing("shared-b", *restoring("shared")))
     for name in ("counter", "other"):
         goes_on(target, name)
@@ -243,7 +233,7 @@ def test_a_process_number_that_is_taken_is_named(nodes: Nodes) -> None:
         source.start("other")
         source.wait_for_log("other", "\n5\n")
         number = number_in_pod(source, "other")
-        carry(nodes, source, "busy")
+        cases.move(nodes, source, "busy")
     spec = sharing("busy-b", *restoring("busy"), sidecar="sleep 1000")
     with kubelet.sandbox(nodes.b, spec) as pod:
         pod.create("sidecar")

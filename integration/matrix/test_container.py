@@ -178,14 +178,6 @@ def test_a_pod_on_the_nodes_network_keeps_the_nodes_name(nodes: Nodes, run_pod: 
     assert nodes.b.run(["hostname"]).stdout == "node-b\n"
 
 
-@pytest.mark.case("cgroup v2", cases.RESTORED)
-def test_a_container_is_restored_on_the_unified_hierarchy(moved: Pod) -> None:
-    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        pytest.skip("this machine's controllers are on cgroup v1")
-    goes_on(moved, "limited")
-    assert inside(moved, "limited", "cat /proc/1/cgroup") == "0::/\n"
-
-
 @pytest.mark.case("the systemd cgroup driver", cases.RESTORED)
 @pytest.mark.usefixtures("edition")
 def test_a_container_is_restored_by_the_systemd_driver() -> None:

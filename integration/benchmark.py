@@ -12,11 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from grit_runtime.host import digest
 from grit_runtime.model import mount_plan
@@ -24,14 +20,13 @@ from grit_runtime.model.mount_plan import LiveMount
 from grit_runtime.proto import criu_pb2 as criu
 from grit_runtime.wire import criu_image
 from grit_runtime.wire.criu_image import Image
-from integration import checkpoints, images, kubelet, rootfs, workload
-from integration.network import Network
-from integration.node import Node
+from integration import benchmark_shim, checkpoints, images, kubelet, rootfs, workload
+from integration.measure import Bench, Row, Side, allowance_row, bar_row, timed
 from integration.pod_spec import ContainerSpec, PodSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from integration.kubelet import Pod
 
@@ -42,34 +37,6 @@ RESTORE_ALLOWANCE_S = 0.150
 DIGEST_SHARE = 0.8
 
 RUNC_ROOT = "/run/containerd/runc/k8s.io"
-
-
-class Row(NamedTuple):
-    """One comparison; *bound* is what the hardware allows, where that is known."""
-
-    name: str
-    ours: float
-    theirs: float
-    ratio: float
-    limit: float | None
-    bound: float | None
-    unit: str
-
-
-class Side(NamedTuple):
-    """One way to do a thing on a node: the timed calls, and shell around them."""
-
-    calls: Sequence[Sequence[str]]
-    before: str = ""
-    after: str = ""
-    directory: str = "/"
-
-
-class Times(NamedTuple):
-    """What the calls of both sides took, in seconds."""
-
-    ours: list[float]
-    theirs: list[float]
 
 
 def main() -> None:
@@ -103,43 +70,6 @@ def print_table(rows: list[Row]) -> None:
 
 def is_over(row: Row) -> bool:
     return row.limit is not None and row.ratio > row.limit
-
-
-class Bench:
-    """A node with a running pod, made when the first row needs it."""
-
-    def __enter__(self) -> Bench:
-        self._stack = ExitStack()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    @cached_property
-    def node(self) -> Node:
-        network = self._stack.enter_context(Network())
-        edition = rootfs.EDITIONS["forky"]
-        return self._stack.enter_context(Node(edition, name="bench", network=network))
-
-    @cached_property
-    def counter(self) -> Pod:
-        spec = workload.counter_pod("bench", ballast_mib=5)
-        pod = self._stack.enter_context(kubelet.running(self.node, spec))
-        workload.wait_for_count(pod, 5)
-        return pod
-
-    def pairs(self, count: int, *, ours: Side, theirs: Side) -> tuple[float, float]:
-        """Median seconds of both sides."""
-        taken = self.times(count, ours=ours, theirs=theirs)
-        return statistics.median(taken.ours), statistics.median(taken.theirs)
-
-    def times(self, count: int, *, ours: Side, theirs: Side) -> Times:
-        """Seconds of both sides, each as often as *count*."""
-        asked = {"pairs": count, "ours": ours._asdict(), "theirs": theirs._asdict()}
-        script = Path(__file__).with_name("pairs.py").read_text()
-        python = f"/usr/bin/python{self.node.edition.python}"
-        done = self.node.run([python, "-c", script], input=json.dumps(asked), timeout_s=600)
-        return Times(**json.loads(done.stdout))
 
 
 def pass_through(verb: str, *arguments: str) -> Callable[[Bench, str], Row]:
@@ -353,21 +283,6 @@ def decode(bench: Bench, name: str) -> Row:
     return bar_row(name, statistics.median(taken), DECODE_BAR_S)
 
 
-def bar_row(name: str, seconds: float, bar_s: float) -> Row:
-    """A row without another program: the bar stands in its place."""
-    return Row(name, seconds, bar_s, seconds / bar_s, 1.0, None, "s")
-
-
-def timed(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def allowance_row(name: str, ours: float, theirs: float, allowance_s: float) -> Row:
-    return Row(name, ours, theirs, ours / theirs, (theirs + allowance_s) / theirs, None, "s")
-
-
 def task_dir(pod: Pod) -> str:
     """The bundle of the pod's counter."""
     container_id = pod.container_ids["counter"]
@@ -383,6 +298,7 @@ ROWS: dict[str, Callable[[Bench, str], Row]] = {
     "wrapper.digest": digest_large,
     "control.plan": plan,
     "control.decode": decode,
+    **benchmark_shim.ROWS,
 }
 
 

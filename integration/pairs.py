@@ -1,8 +1,8 @@
 """Runs on a node, by the node's own python: times two ways to do a thing, turn and turn about.
 
 Reads {"pairs": N, "ours": SIDE, "theirs": SIDE} as JSON, where a SIDE has "before" and "after"
-(shell, not timed), "calls" (a list of argv, timed together) and "directory". Writes {"ours": [SECONDS...],
-"theirs": [SECONDS...]}.
+(shell, not timed), "calls" (a list of argv, timed together) and the "directory" to make them in.
+Writes {"ours": [SECONDS...], "theirs": [SECONDS...]}.
 """
 
 import json

@@ -118,6 +118,7 @@ def detached(work: "Callable[[], object]", *, kept_fd: int) -> None:
         try:
             if os.fork() == 0:
                 os.setsid()
+                os.chdir("/")
                 null = os.open(os.devnull, os.O_RDWR)
                 for stream in range(3):
                     os.dup2(null, stream)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# Where the launcher keeps its streams: the shell puts others in their usual places now and then.
+LAUNCHER_STDIN = 3
+LAUNCHER_STDOUT = 4
+
+
 class Request(NamedTuple):
     """An action with its flags, and where and by which process it is asked for."""
 
@@ -36,7 +41,7 @@ def of_launcher(pid: int) -> Request:
     _shell, _launcher, *words = process.proc_text(pid, "cmdline").rstrip("\0").split("\0")
     flags, action = shim_flags.parse(words)
     pairs = process.proc_text(pid, "environ").rstrip("\0").split("\0")
-    with open(f"/proc/{pid}/fd/0", "rb") as file:
+    with open(f"/proc/{pid}/fd/{LAUNCHER_STDIN}", "rb") as file:
         stdin = file.read()
     environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     return Request(pid, flags, action, os.readlink(f"/proc/{pid}/cwd"), environment, stdin)

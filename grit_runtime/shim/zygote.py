@@ -62,13 +62,13 @@ def run() -> NoReturn:
     gc.collect()
     gc.freeze()  # else a collection in a child would copy every page that it looks at
     while True:
-        for pid in os.read(fifo_fd, 4096).split():
+        for pid in map(int, os.read(fifo_fd, 4096).split()):
             if _version() != born:
-                os.kill(int(pid), REFUSED)
+                os.kill(pid, REFUSED)
                 sys.exit(0)
             if os.fork() == 0:
                 os.close(fifo_fd)
-                _answer(int(pid))
+                _answer(pid)
 
 
 def _answer(pid: int) -> NoReturn:
@@ -78,7 +78,7 @@ def _answer(pid: int) -> NoReturn:
     if os.stat(f"/proc/{pid}").st_uid != os.getuid() or not _shares_mounts(pid):
         _tell(caller_fd, REFUSED)
         os._exit(1)
-    out_fd = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY)
+    out_fd = os.open(f"/proc/{pid}/fd/{request.LAUNCHER_STDOUT}", os.O_WRONLY)
     listener = None
     try:
         asked = request.of_launcher(pid)

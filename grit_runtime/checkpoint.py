@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
-from grit_runtime import gpu, log, volumes
+from grit_runtime import gpu, log, preflight, volumes
 from grit_runtime.errors import (
     AlreadyExistsError,
     CommandError,
@@ -97,7 +97,8 @@ class _Dumps(NamedTuple):
     staging_dir: str
     work_dir: str
     timeline: log.Timeline
-    tcp: dict[str, connections.DumpOptions]  # by container
+    lines: dict[str, tuple[str, ...]]  # of CRIU's configuration file, by container
+    tcp: dict[str, connections.DumpOptions]
     gpus: dict[str, gpu.Described]
     driver_version: str
 
@@ -283,6 +284,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
+    lines = preflight.refuse_undumpable(containers)
     tcp = _tcp_options(containers)
     _choose_volumes(order, containers)  # refuses before anything is touched, and again below
     thawed = _thaw_for_driver(tool, containers, held)
@@ -300,7 +302,17 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     chosen = _choose_volumes(order, containers)
     bundle_dirs = {c.id: c.bundle_dir for c in containers}
     dumps = _Dumps(
-        tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, tcp, gpus, version
+        tool,
+        bundle_dirs,
+        versions,
+        order.pod,
+        staging_dir,
+        work_dir,
+        timeline,
+        lines,
+        tcp,
+        gpus,
+        version,
     )
     dumped = [_dump(dumps, container) for container in running]
     with timeline.phase("volumes"):
@@ -486,6 +498,7 @@ def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: s
     flags += tcp.flags
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
     lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", *tcp.lines]
+    lines += dumps.lines[container.name]
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:

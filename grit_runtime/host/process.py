@@ -206,14 +206,22 @@ def proc_text(pid: int, name: str) -> str:
         return ""
 
 
-def open_links(pid: int) -> list[str]:
+def open_links(pid: int) -> dict[int, str]:
     """What the descriptors of a process lead to; empty when it has gone."""
-    links = []
+    links = {}
     with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
-                links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+                links[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return links
+
+
+def tracer(pid: int) -> int:
+    """The process that traces this one; 0 without."""
+    for line in proc_text(pid, "status").splitlines():
+        if line.startswith("TracerPid:"):
+            return int(line.split()[1])
+    return 0
 
 
 def written_files(pid: int) -> list[str]:

@@ -424,6 +424,16 @@ class fs_entry(_message.Message):
     umask: int
     def __init__(self, cwd_id: _Optional[int] = ..., root_id: _Optional[int] = ..., umask: _Optional[int] = ...) -> None: ...
 
+class remap_file_path_entry(_message.Message):
+    __slots__ = ("orig_id", "remap_id", "remap_type")
+    ORIG_ID_FIELD_NUMBER: _ClassVar[int]
+    REMAP_ID_FIELD_NUMBER: _ClassVar[int]
+    REMAP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    orig_id: int
+    remap_id: int
+    remap_type: int
+    def __init__(self, orig_id: _Optional[int] = ..., remap_id: _Optional[int] = ..., remap_type: _Optional[int] = ...) -> None: ...
+
 class ghost_file_entry(_message.Message):
     __slots__ = ("uid", "gid", "mode", "rdev")
     UID_FIELD_NUMBER: _ClassVar[int]

@@ -64,6 +64,7 @@ def check(rootfs: Path, name: str, *, flags: int = 0) -> None:
         seccomp=None,
         userns=None,
         apparmor=None,
+        remaps=(),
         cgroup=None,
     )
     links.check(str(rootfs), dump, Live({}, binds, frozenset(), frozenset()))

@@ -426,11 +426,19 @@ def _silence(
 
 
 def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, str]:
-    """The volumes that go along; refuses to leave one behind that somebody writes to."""
+    """The volumes that go along; refuses to leave one behind that somebody needs."""
     asked = order.capture.union(
         *(capture(c.spec.get("annotations", {}).get(CAPTURE, "")) for c in containers)
     )
-    return volumes.choose([volumes.Frozen(c.name, c.spec, c.pids()) for c in containers], asked)
+    written_before = [
+        mount.source
+        for container in order.pod.containers
+        if container.state == "exited"
+        for mount in container.mounts
+        if not mount.readonly
+    ]
+    frozen = [volumes.Frozen(c.name, c.bundle_dir, c.spec, c.pids()) for c in containers]
+    return volumes.choose(frozen, asked, written_before)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:

@@ -36,6 +36,7 @@ from grit_runtime.host import (
     loopback,
     namespaces,
     network,
+    open_files,
     overlay,
     process,
     records,
@@ -223,10 +224,12 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         adapted = runc_dump.adapted(images_fd, dump, request.spec, plan)
         placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
-        attempt.record("rw layer")
-        _apply_rw_layer(request, checkpoint_fd, container.name)
+        _apply_rw_layer(request, attempt, checkpoint_fd, container.name)
         links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
     _put_back_volumes(request, attempt, checkpoint_fd, sealed.manifest, timeline)
+    open_files.check(
+        bundle.rootfs(request.bundle_dir, request.spec), dump, live, image=container.image
+    )
     with timeline.phase("prepare"):
         _configure_criu(request, _place_sockets(request, attempt, dump, live))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump) | dict.fromkeys(hidden)
@@ -369,8 +372,9 @@ def _compare(sealed: Sealed, request: Request, criu_version: Child) -> None:
         )
 
 
-def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
+def _apply_rw_layer(request: Request, attempt: Journal, checkpoint_fd: int, name: str) -> None:
     """Make the root filesystem what it was; only a checkpoint of others can be without layer."""
+    attempt.record("rw layer")
     root_fd = confine.open_dir(bundle.rootfs(request.bundle_dir, request.spec))
     try:
         deleted = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/deleted.files")

@@ -13,8 +13,11 @@ _ROOT = "/sys/fs/cgroup"
 
 
 def directories(cgroups_path: str) -> list[str]:
-    """The existing directories of this cgroup, in all mounted hierarchies."""
+    """The existing directories of this cgroup, in all mounted hierarchies; none for the top one,
+    which is no container's."""
     relative = cgroups_path.strip("/")
+    if not relative:
+        return []
     roots = [_ROOT, *(f"{_ROOT}/{name}" for name in os.listdir(_ROOT))]
     candidates = (f"{root}/{relative}" for root in roots)
     return [path for path in candidates if os.path.exists(f"{path}/cgroup.procs")]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from grit_runtime.errors import PrivilegeError
 from grit_runtime.model.mount_plan import dumped_mounts
+from grit_runtime.model.paths import above
 from grit_runtime.wire.criu_image import text
 
 TYPE_CHECKING = False
@@ -30,10 +31,14 @@ _PROC_LINKS = frozenset({"self", "thread-self", "mounts", "net", "cwd", "root", 
 _PROC_LINK_DIRS = frozenset({"fd", "map_files", "ns"})
 
 
-class _Tree(NamedTuple):
-    """A mount: whether the path *below* its destination is a link."""
+class Tree(NamedTuple):
+    """A mount: whether the path *below* its destination is a link.
+
+    *source* is where it lies on this node, None if what it will hold is in the dump.
+    """
 
     destination: str
+    source: str | None
     is_link: Callable[[str], bool]
 
 
@@ -42,7 +47,7 @@ def check(rootfs_dir: str, dump: Dump, live: Live) -> None:
 
     The rw layer must be in place: it brings links too.
     """
-    trees = {tree.destination: tree for tree in _trees(rootfs_dir, dump, live)}
+    by_place = {tree.destination: tree for tree in trees(rootfs_dir, dump, live)}
     known: dict[str, bool] = {"/": False}
     for file, name in _names(dump):
         parts = [part for part in name.split("/") if part not in {"", "."}]
@@ -51,7 +56,7 @@ def check(rootfs_dir: str, dump: Dump, live: Live) -> None:
         for end in range(1, len(parts) + 1):
             path = "/" + "/".join(parts[:end])
             if path not in known:
-                known[path] = _is_link(path, trees)
+                known[path] = _is_link(path, by_place)
             if known[path]:
                 raise PrivilegeError(
                     f"file {file.id}: {name!r} leads through the link {path}; "
@@ -75,30 +80,29 @@ def _names(dump: Dump) -> Iterator[tuple[criu.file_entry, str]]:
             yield file, text(watch.f_handle.path)
 
 
-def _is_link(path: str, trees: dict[str, _Tree]) -> bool:
-    """A mount's own place is none; what lies below is asked of the nearest mount above."""
-    if path in trees:
-        return False
-    above = path
-    while above not in trees:
-        above = above.rpartition("/")[0] or "/"
-    return trees[above].is_link(path.removeprefix(above).lstrip("/"))
-
-
-def _trees(rootfs_dir: str, dump: Dump, live: Live) -> list[_Tree]:
+def trees(rootfs_dir: str, dump: Dump, live: Live) -> list[Tree]:
+    """The root and the mounts of the dump that can be looked into before they are mounted."""
     sources = {mount.destination: mount.source for mount in live.mounts if mount.fs_type == "bind"}
-    trees = [_Tree("/", _in_directory(rootfs_dir))]
+    found = [Tree("/", rootfs_dir, _in_directory(rootfs_dir))]
     for mount, entry in zip(dumped_mounts(dump.mounts), dump.mounts, strict=True):
         place = mount.destination
         if mount.key is not None and place in sources:
-            trees.append(_Tree(place, _in_directory(sources[place])))
+            found.append(Tree(place, sources[place], _in_directory(sources[place])))
         elif entry.fstype == _PROC:
-            trees.append(_Tree(place, _in_proc))
+            found.append(Tree(place, None, _in_proc))
         elif entry.fstype == _TMPFS:
             names = (f"tmpfs-dev-{entry.root_dev}.tar.gz.img", f"tmpfs-{entry.mnt_id}.tar.gz.img")
             links = frozenset(link for name in names for link in dump.links.get(name, ()))
-            trees.append(_Tree(place, _among(links)))
-    return trees
+            found.append(Tree(place, None, _among(links)))
+    return found
+
+
+def _is_link(path: str, by_place: dict[str, Tree]) -> bool:
+    """A mount's own place is none; what lies below is asked of the nearest mount above."""
+    if path in by_place:
+        return False
+    place = above(path, by_place)
+    return by_place[place].is_link(path.removeprefix(place).lstrip("/"))
 
 
 def _in_directory(directory: str) -> Callable[[str], bool]:

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from grit_runtime.host import linux, overlay
+from grit_runtime.host import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ _MS_REMOUNT = 32
 _MS_BIND = 1 << 12
 _MS_REC = 1 << 14
 _RDONLY = 1
+_MNT_DETACH = 2
+_NOFOLLOW = 8
 
 # Options that are flags of mount(2): those that set one, and those that clear it.
 _SET = {
@@ -60,10 +62,10 @@ def mount(what: Mount, directory: str) -> None:
 
 
 def unmount_all(directory: str) -> None:
-    """Unmount all that is mounted at *directory*, however often; nothing there is no error."""
+    """Take away all that is mounted at *directory*, in use or not; nothing there is no error."""
     with suppress(OSError):
         while True:
-            overlay.unmount(directory)
+            linux.call("umount2", directory, os.fsencode(directory), _MNT_DETACH | _NOFOLLOW)
 
 
 def _parsed(options: Sequence[str]) -> tuple[int, list[str]]:

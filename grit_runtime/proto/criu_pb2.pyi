@@ -387,14 +387,14 @@ class pipe_entry(_message.Message):
     def __init__(self, id: _Optional[int] = ..., pipe_id: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class fh_entry(_message.Message):
-    __slots__ = ("bytes", "type", "path")
-    BYTES_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("handle_bytes", "type", "path")
+    HANDLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
-    bytes: int
+    handle_bytes: int
     type: int
     path: bytes
-    def __init__(self, bytes: _Optional[int] = ..., type: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, handle_bytes: _Optional[int] = ..., type: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
 
 class inotify_wd_entry(_message.Message):
     __slots__ = ("id", "i_ino", "f_handle")
@@ -453,6 +453,16 @@ class fs_entry(_message.Message):
     root_id: int
     umask: int
     def __init__(self, cwd_id: _Optional[int] = ..., root_id: _Optional[int] = ..., umask: _Optional[int] = ...) -> None: ...
+
+class remap_file_path_entry(_message.Message):
+    __slots__ = ("orig_id", "remap_id", "remap_type")
+    ORIG_ID_FIELD_NUMBER: _ClassVar[int]
+    REMAP_ID_FIELD_NUMBER: _ClassVar[int]
+    REMAP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    orig_id: int
+    remap_id: int
+    remap_type: int
+    def __init__(self, orig_id: _Optional[int] = ..., remap_id: _Optional[int] = ..., remap_type: _Optional[int] = ...) -> None: ...
 
 class ghost_file_entry(_message.Message):
     __slots__ = ("uid", "gid", "mode", "rdev")

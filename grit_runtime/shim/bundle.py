@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from grit_runtime.model.runtime_options import RuntimeOptions
 
@@ -10,8 +11,10 @@ _NAME = "options.json"
 
 
 def write_options(bundle_dir: str, options: RuntimeOptions) -> None:
-    with open(f"{bundle_dir}/{_NAME}", "w", encoding="utf-8") as file:
+    path = f"{bundle_dir}/{_NAME}"
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
         json.dump(options._asdict(), file)
+    os.replace(f"{path}.new", path)
 
 
 def read_options(bundle_dir: str) -> RuntimeOptions:

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 from grit_runtime.errors import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from grit_runtime.shim.stdio import Names
 
 CREATED, RUNNING, STOPPED, PAUSED, PAUSING = range(1, 6)  # containerd.v1.types.Status
+DELETED = 0  # which no client sees any more
 _WORDS = {CREATED: "created", RUNNING: "running", STOPPED: "stopped", PAUSED: "paused",
           PAUSING: "pausing"}  # fmt: skip
 
@@ -70,6 +71,7 @@ class Process:
         self.pid = 0
         self.status = CREATED
         self.starting = asyncio.Lock()  # held while it is made or started: its exit comes after
+        self.reaped: asyncio.Future[Exit] | None = None  # once done, its pid may be another's
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     @property
@@ -108,7 +110,7 @@ class Container:
         self._changing = asyncio.Lock()
         self._ending = False
         self._watches: set[asyncio.Task[None]] = set()
-        self._oom: OomWatch | None = None
+        self._oom = OomWatch(self._publish_oom)
 
     def process(self, exec_id: str) -> Process:
         """The process that a request means."""
@@ -138,6 +140,9 @@ class Container:
                     flags = self.options.create_flags
                     await self._make("create", "--bundle", self.bundle_dir, *flags)
             except BaseException:
+                if os.path.exists(f"{self.bundle_dir}/init.pid"):  # made, but not ours to keep
+                    with suppress(CommandError):
+                        await self.call("delete", "--force", self.id)
                 await self.init.streams.close()
                 mounts.unmount_all(self._rootfs_dir)
                 raise
@@ -155,7 +160,8 @@ class Container:
     async def start(self, exec_id: str) -> int:
         """Run the process; its pid."""
         process = self.process(exec_id)
-        async with self._changing, process.starting:
+        changing = self._changing if process is self.init else nullcontext()
+        async with changing, process.starting:
             self._expect(process, CREATED, doing="start")
             if process is self.init:
                 await self._start_init()
@@ -177,35 +183,27 @@ class Container:
         Output that has not reached the client yet is waited for.
         """
         process = self.process(exec_id)
-        async with self._changing:
-            self._expect(process, CREATED, STOPPED, doing="delete")
-            if process is self.init:
+        if process is self.init:
+            async with self._changing:
                 await self._delete_init()
-            await process.streams.drain(DRAIN_TIMEOUT_S)
-            await process.streams.close()
-            if process is self.init:
-                mounts.unmount_all(self._rootfs_dir)
-                self.shim.publish(
-                    events.TaskDelete(
-                        container_id=self.id,
-                        pid=process.pid,
-                        exit_status=process.exit.status,
-                        exited_at=timestamp(process.exit.at_ns),
-                    )
-                )
-            else:
-                del self.execs[exec_id]
+            return process
+        async with process.starting:
+            self._expect(process, CREATED, STOPPED, doing="delete")
+            process.status = DELETED
+            del self.execs[exec_id]
+        await process.streams.drain(DRAIN_TIMEOUT_S)
+        await process.streams.close()
         return process
 
     async def kill(self, exec_id: str, number: int, *, everyone: bool) -> None:
         """Send signal *number*; NotFoundError when there is nobody to get it."""
         process = self.process(exec_id)
-        if process.status == STOPPED:
+        if process.status == STOPPED or (process.reaped and process.reaped.done()):
             raise NotFoundError("process already finished")
         if process is self.init:
             await self._kill_init(number, everyone=everyone)
         elif process.pid:
-            os.kill(process.pid, number)  # not reaped yet: it is ours
+            os.kill(process.pid, number)
         else:
             raise FailedPreconditionError(f"exec process {exec_id} has not been started")
 
@@ -251,9 +249,12 @@ class Container:
         """Set limits; *resources* is OCI's ``linux.resources`` as JSON."""
         path = f"{self.bundle_dir}/resources.json"
         async with self._changing:
-            with open(path, "wb") as file:
-                file.write(resources)
-            await self.call("update", "--resources", path, self.id)
+            try:
+                with open(path, "wb") as file:
+                    file.write(resources)
+                await self.call("update", "--resources", path, self.id)
+            finally:
+                os.unlink(path)
 
     async def call(self, verb: str, *arguments: str) -> None:
         """Run a command of the runtime; CommandError with its last line."""
@@ -271,8 +272,10 @@ class Container:
         return f"{self.bundle_dir}/rootfs"
 
     def _expect(self, process: Process, *statuses: int, doing: str) -> None:
+        what = f"exec process {process.id}" if process.id else f"container {self.id}"
+        if process.status == DELETED:  # while the request waited for its turn
+            raise NotFoundError(f"{what}: not found")
         if process.status not in statuses:
-            what = f"exec process {process.id}" if process.id else f"container {self.id}"
             word = _WORDS[self.status_of(process)]
             raise FailedPreconditionError(f"cannot {doing} {what}: it is {word}")
 
@@ -317,13 +320,27 @@ class Container:
         )
 
     async def _delete_init(self) -> None:
+        init = self.init
+        self._expect(init, CREATED, STOPPED, doing="delete")
         try:
-            await self.call("delete", *["--force"] * (self.init.status == CREATED), self.id)
+            await self.call("delete", *["--force"] * (init.status == CREATED), self.id)
         except CommandError as error:
             if "does not exist" not in str(error):  # runc forgets what it dumped for good
                 raise
-        if self.init.pid:
-            await self.init.exited
+        if init.pid:
+            await asyncio.shield(init.exited)
+        await init.streams.drain(DRAIN_TIMEOUT_S)
+        await init.streams.close()
+        mounts.unmount_all(self._rootfs_dir)
+        init.status = DELETED
+        self.shim.publish(
+            events.TaskDelete(
+                container_id=self.id,
+                pid=init.pid,
+                exit_status=init.exit.status,
+                exited_at=timestamp(init.exit.at_ns),
+            )
+        )
 
     async def _kill_init(self, number: int, *, everyone: bool) -> None:
         try:
@@ -340,7 +357,7 @@ class Container:
         await self._launch(self.init, verb, *arguments, stem=f"{self.bundle_dir}/init")
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended already
             self.cgroup_path = cgroup.of(self.init.pid)
-            self._oom = OomWatch(self.cgroup_path, self._publish_oom)
+            self._oom.watch(self.cgroup_path)
 
     async def _launch(self, process: Process, verb: str, *arguments: str, stem: str) -> None:
         """Run a command that leaves *process* behind, our child from then on, with its streams.
@@ -349,6 +366,7 @@ class Container:
         """
         log_path = f"{stem}.log"
         words = [*arguments, "--pid-file", f"{stem}.pid"]
+        identity = {"CONTAINER_ID": self.id, "CONTAINER_NAMESPACE": self.shim.namespace}
         with self.shim.children.expecting():
             if process.streams.names.terminal:
                 with console_socket() as (path, listener):
@@ -356,10 +374,10 @@ class Container:
                     argv = self._argv(log_path, verb, *words)
                     _, ended = self.shim.children.spawn(argv, stdout=2, stderr=2)
                     self._check(verb, (await ended).status, log_path)
-                    process.streams.take_console(await receive_console(listener))
+                    master_fd = await receive_console(listener)
+                    await process.streams.take_console(master_fd, self.shim.children, identity)
             else:
                 argv = self._argv(log_path, verb, *words, self.id)
-                identity = {"CONTAINER_ID": self.id, "CONTAINER_NAMESPACE": self.shim.namespace}
                 owner = (self.options.io_uid, self.options.io_gid)
                 async with process.streams.pipes(owner, self.shim.children, identity) as ends:
                     _, ended = self.shim.children.spawn(
@@ -368,7 +386,8 @@ class Container:
                     self._check(verb, (await ended).status, log_path)
             with open(f"{stem}.pid", encoding="ascii") as file:
                 process.pid = int(file.read())
-            self._watch(process, self.shim.children.claim(process.pid))
+            process.reaped = self.shim.children.claim(process.pid)
+            self._watch(process, process.reaped)
 
     def _check(self, verb: str, status: int, log_path: str) -> None:
         if status != 0:
@@ -400,14 +419,15 @@ class Container:
 
     async def _end_others(self) -> None:
         """After the first process: see all others of the container out."""
-        if self._oom:
-            self._oom.close()
+        self._oom.close()
+        others = list(self.execs.values())
+        for process in others:
+            async with process.starting:  # those that come later are refused
+                pass
         if not any(one["type"] == "pid" and not one.get("path") for one in self._namespaces):
             with suppress(CommandError):  # there are none
                 await self.call("kill", "--all", self.id, str(int(signal.SIGKILL)))
-        for process in list(self.execs.values()):
-            async with process.starting:
-                pass
+        for process in others:
             if process.status == RUNNING:
                 await asyncio.shield(process.exited)
 

@@ -12,7 +12,7 @@ from collections import deque
 from google.protobuf.empty_pb2 import Empty
 
 from grit_runtime import log
-from grit_runtime.errors import GritError, UnavailableError
+from grit_runtime.errors import DeadlineExceededError, GritError, UnavailableError
 from grit_runtime.proto import containerd_types_pb2 as types
 from grit_runtime.proto import event_forwarding_pb2 as forwarding
 from grit_runtime.proto import task_events_pb2 as events
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
 TIMEOUT_S = 5
 RETRY_AFTER_S = 1
+REFUSALS_MAX = 5
 QUEUE_LIMIT = 2048
 
 TOPICS = {
@@ -45,7 +46,7 @@ TOPICS = {
 class Publisher:
     """Sends events one after the other; while containerd cannot be reached, they wait.
 
-    The oldest go once more than QUEUE_LIMIT wait.
+    The oldest go once more than QUEUE_LIMIT wait, and one that containerd will not have.
     """
 
     def __init__(self, address: str, namespace: str) -> None:
@@ -66,6 +67,8 @@ class Publisher:
             topic=TOPICS[type(event)],
             event=pack(event),
         )
+        if len(self._queue) == QUEUE_LIMIT:
+            log.warning("event lost: too many wait", topic=self._queue[0].topic)
         self._queue.append(envelope)
         self._added.set()
         self._empty.clear()
@@ -82,16 +85,24 @@ class Publisher:
             await self._added.wait()
             while self._queue:
                 envelope = self._queue[0]
-                try:
-                    await self._send(envelope)
-                except GritError as error:
-                    log.warning("event not sent", topic=envelope.topic, reason=error)
-                    await asyncio.sleep(RETRY_AFTER_S)
-                    continue
-                if self._queue and self._queue[0] is envelope:
+                await self._deliver(envelope)
+                if self._queue[0] is envelope:
                     self._queue.popleft()
             self._added.clear()
             self._empty.set()
+
+    async def _deliver(self, envelope: types.Envelope) -> None:
+        """Send until it has arrived, or has been refused too often."""
+        refusals = 0
+        while refusals < REFUSALS_MAX:
+            try:
+                await self._send(envelope)
+            except GritError as error:
+                log.warning("event not sent", topic=envelope.topic, reason=error)
+                refusals += not isinstance(error, UnavailableError | DeadlineExceededError)
+                await asyncio.sleep(RETRY_AFTER_S)
+            else:
+                return
 
     async def _send(self, envelope: types.Envelope) -> None:
         if self._client is None:
@@ -105,6 +116,7 @@ class Publisher:
                 timeout_s=TIMEOUT_S,
                 metadata={"containerd-namespace-ttrpc": self._namespace},
             )
-        except UnavailableError:
+        except (UnavailableError, DeadlineExceededError):
+            self._client.close()
             self._client = None
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from contextlib import suppress
 
 from grit_runtime.host import cgroup
 
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
 
 class OomWatch:
-    """Calls *happened* whenever the kernel kills in the cgroup for want of memory, until closed."""
+    """Calls *happened* when the kernel kills in a watched cgroup for want of memory."""
 
-    def __init__(self, cgroup_path: str, happened: Callable[[], None]) -> None:
+    def __init__(self, happened: Callable[[], None]) -> None:
         self._happened = happened
-        self._fds: list[int] = []
-        self._killed = 0
+        self._fds: list[int] = []  # all that is open
+        self._watched: dict[int, Callable[[], None]] = {}
+
+    def watch(self, cgroup_path: str) -> None:
+        """Watch until close(); OSError if the cgroup goes meanwhile."""
         for directory in cgroup.directories(cgroup_path):
             if os.path.exists(f"{directory}/memory.events"):
                 self._watch_v2(f"{directory}/memory.events")
@@ -31,41 +35,54 @@ class OomWatch:
                 self._watch_v1(directory)
 
     def close(self) -> None:
-        for fd in self._fds:
+        """Watch no more. What the kernel has told by now is passed on before."""
+        for fd, look in self._watched.items():
             asyncio.get_running_loop().remove_reader(fd)
+            look()
+        for fd in self._fds:
             os.close(fd)
+        self._watched.clear()
         self._fds.clear()
 
+    def _open(self, path: str) -> int:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fds.append(fd)
+        return fd
+
+    def _look_when_readable(self, fd: int, look: Callable[[], None]) -> None:
+        self._watched[fd] = look
+        asyncio.get_running_loop().add_reader(fd, look)
+
     def _watch_v1(self, directory: str) -> None:
+        control_fd = self._open(f"{directory}/memory.oom_control")
         event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        control_fd = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        self._fds.append(event_fd)
         with open(f"{directory}/cgroup.event_control", "w", encoding="ascii") as file:
             file.write(f"{event_fd} {control_fd}")
-        self._fds += [event_fd, control_fd]
 
-        def notified() -> None:
-            os.eventfd_read(event_fd)
-            if os.path.exists(directory):  # its removal is notified too
-                self._happened()
+        def look() -> None:
+            with suppress(BlockingIOError):  # there has been none
+                os.eventfd_read(event_fd)
+                if os.path.exists(directory):  # its removal is notified too
+                    self._happened()
 
-        asyncio.get_running_loop().add_reader(event_fd, notified)
+        self._look_when_readable(event_fd, look)
 
     def _watch_v2(self, path: str) -> None:
-        file_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        poll = select.epoll()
-        poll.register(file_fd, select.EPOLLPRI)
-        poll_fd = os.dup(poll.fileno())
-        poll.close()
-        self._fds += [poll_fd, file_fd]
-        self._killed = _kills(file_fd)
+        file_fd = self._open(path)
+        with select.epoll() as poll:
+            poll.register(file_fd, select.EPOLLPRI)
+            poll_fd = os.dup(poll.fileno())
+        self._fds.append(poll_fd)
+        killed = _kills(file_fd)
 
-        def notified() -> None:
-            killed = _kills(file_fd)
-            if killed > self._killed:
-                self._killed = killed
+        def look() -> None:
+            nonlocal killed
+            if (now := _kills(file_fd)) > killed:
+                killed = now
                 self._happened()
 
-        asyncio.get_running_loop().add_reader(poll_fd, notified)
+        self._look_when_readable(poll_fd, look)
 
 
 def _kills(fd: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import stat
@@ -46,7 +47,10 @@ class Relay:
             if self._pending or not _is_writable(self._sink_fd):
                 self._loop.remove_reader(self._source_fd)
                 self._loop.add_writer(self._sink_fd, self._resume)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self._pending = b""  # a full disk costs the log, not the process that writes it
+                return
             # EPIPE: nobody reads any more. EIO: nobody has the terminal open any more.
             self.close()
         else:
@@ -67,7 +71,8 @@ class Relay:
             self._pending = os.read(self._source_fd, _COPY_BYTES)
             if not self._pending:
                 return True
-        self._pending = self._pending[os.write(self._sink_fd, self._pending) :]
+        while self._pending:
+            self._pending = self._pending[os.write(self._sink_fd, self._pending) :]
         return False
 
 

@@ -44,8 +44,8 @@ async def _serve(listener: socket.socket, namespace: str, events_address: str) -
     await server.listen(listener)
     log.info("shim started", pid=os.getpid(), socket=listener.getsockname())
     await ended.wait()
-    await publisher.flush(FLUSH_TIMEOUT_S)
     with suppress(FileNotFoundError):
-        os.unlink(listener.getsockname())
+        os.unlink(listener.getsockname())  # the next `start` is not to find a shim that is ending
+    await publisher.flush(FLUSH_TIMEOUT_S)
     with suppress(TimeoutError):
         await asyncio.wait_for(server.close(), CLOSE_TIMEOUT_S)

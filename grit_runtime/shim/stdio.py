@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import stat
 import struct
-import tempfile
 import termios
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from grit_runtime.errors import CommandError, InvalidArgumentError
+from grit_runtime.errors import CommandError, InvalidArgumentError, NotFoundError
+from grit_runtime.host.process import new_token
 from grit_runtime.shim.relay import Relay
 
 TYPE_CHECKING = False
@@ -31,9 +30,12 @@ if TYPE_CHECKING:
 
     from grit_runtime.shim.children import Children, Exit
 
+RUN_DIR = "/run/grit"
 CONSOLE_TIMEOUT_S = 30
 LOGGER_READY_TIMEOUT_S = 10
 LOGGER_STOP_TIMEOUT_S = 12
+
+_OURSELVES = (-1, -1)  # chown(2): as it is
 
 
 class Names(NamedTuple):
@@ -77,12 +79,11 @@ class Streams:
         with ExitStack() as theirs:
             stdin, stdout, stderr = (_null(theirs) for _ in range(3))
             if names.stdin:
-                ours, stdin = _pipe(owner, theirs, to_us=False)
-                self._take_input(ours)
-            if urlsplit(names.stdout).scheme == "binary":
-                out, stdout = _pipe(owner, theirs, to_us=True)
-                err, stderr = _pipe(owner, theirs, to_us=True)
-                await self._start_logger((out, err), children, identity)
+                source_fd = self._open_input()
+                sink_fd, stdin = _pipe(owner, theirs, to_us=False)
+                self._input = Relay(source_fd, sink_fd)
+            if _takes_output(names.stdout):
+                stdout, stderr = await self._start_logger(owner, theirs, children, identity)
             else:
                 if names.stdout:
                     stdout = self._open_output(names.stdout, owner, theirs)
@@ -90,14 +91,23 @@ class Streams:
                     stderr = self._open_output(_stderr(names), owner, theirs)
             yield Ends(stdin, stdout, stderr)
 
-    def take_console(self, master_fd: int) -> None:
+    async def take_console(
+        self, master_fd: int, children: Children, identity: dict[str, str]
+    ) -> None:
         """Relay between a terminal, whose master becomes ours, and the client."""
-        os.set_blocking(master_fd, False)
+        os.set_blocking(master_fd, False)  # of all its duplicates too
         self._console_fd = master_fd
-        if self.names.stdout:
-            self._outputs.append(Relay(os.dup(master_fd), _sink(self.names.stdout)))
+        name = self.names.stdout
+        with ExitStack() as theirs:
+            if _takes_output(name):
+                out, _ = await self._start_logger(_OURSELVES, theirs, children, identity)
+                os.set_blocking(out, False)
+                self._outputs.append(Relay(os.dup(master_fd), os.dup(out)))
+            elif name:
+                sink_fd = _sink(name)
+                self._outputs.append(Relay(os.dup(master_fd), sink_fd))
         if self.names.stdin:
-            self._take_input(os.dup(master_fd))  # shares the flag that makes it non-blocking
+            self._input = Relay(self._open_input(), os.dup(master_fd))
 
     def resize(self, width: int, height: int) -> None:
         """Tell the terminal its size; nothing for a process without one."""
@@ -135,31 +145,45 @@ class Streams:
         self._outputs.append(Relay(ours, sink_fd))
         return its
 
-    def _take_input(self, sink_fd: int) -> None:
+    def _open_input(self) -> int:
+        """The client's input to read from; its fifo is held open for writing too."""
         path = self.names.stdin
         source_fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._input_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._input = Relay(source_fd, sink_fd)
+        return source_fd
 
     async def _start_logger(
-        self, outputs: tuple[int, int], children: Children, identity: dict[str, str]
-    ) -> None:
-        """Run the program of a ``binary:///PROGRAM?NAME=VALUE`` URL, and wait until it is ready."""
+        self,
+        owner: tuple[int, int],
+        theirs: ExitStack,
+        children: Children,
+        identity: dict[str, str],
+    ) -> tuple[int, int]:
+        """Run the program of a ``binary:///PROGRAM?NAME=VALUE`` URL until it is ready.
+
+        The ends of pipes that it reads both outputs from; *theirs* closes them.
+        """
         url = urlsplit(self.names.stdout)
-        argv = [url.path, *(word for pair in parse_qsl(url.query) for word in pair if word)]
-        ready_fd, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(ready_fd, "rb"):
-            passed = (*outputs, theirs)
-            for fd in outputs:
+        if not os.access(url.path, os.X_OK):
+            raise NotFoundError(f"logging program {url.path}: not found, or not executable")
+        words = (word for pair in parse_qsl(url.query, keep_blank_values=True) for word in pair)
+        with ExitStack() as its:
+            out, stdout = _pipe(owner, theirs, to_us=True)
+            its.callback(os.close, out)
+            err, stderr = _pipe(owner, theirs, to_us=True)
+            its.callback(os.close, err)
+            for fd in (out, err):
                 os.set_blocking(fd, True)
+            ready_fd, ready = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            waiting = theirs.enter_context(open(ready_fd, "rb"))
+            its.callback(os.close, ready)
             self._logger_pid, self._logger = children.spawn(
-                argv, stdout=2, stderr=2, passed_fds=passed, env=identity
+                [url.path, *words], stdout=2, stderr=2, passed_fds=(out, err, ready), env=identity
             )
-            for fd in passed:
-                os.close(fd)
-            await _readable(ready_fd, LOGGER_READY_TIMEOUT_S, f"logging program {url.path}")
+        await _readable(waiting.fileno(), LOGGER_READY_TIMEOUT_S, f"logging program {url.path}")
         if self._logger.done():
             raise CommandError(f"logging program {url.path} ended before it was ready")
+        return stdout, stderr
 
     async def _stop_logger(self, ended: asyncio.Future[Exit]) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -172,16 +196,16 @@ class Streams:
 @contextmanager
 def console_socket() -> Iterator[tuple[str, socket.socket]]:
     """A path for runc's ``--console-socket``, and the socket that listens on it."""
-    # The path of a socket is short, so that a bundle is no place for it.
-    directory = tempfile.mkdtemp(prefix="pty", dir="/run")
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            path = f"{directory}/pty.sock"
-            listener.bind(path)
+    # Not in the bundle: the path of a socket is at most 107 bytes long.
+    path = f"{RUN_DIR}/console-{new_token()}"
+    os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        try:
             listener.listen()
             yield path, listener
-    finally:
-        shutil.rmtree(directory)
+        finally:
+            os.unlink(path)
 
 
 async def receive_console(listener: socket.socket) -> int:
@@ -207,6 +231,11 @@ async def _readable(fd: int, timeout_s: float, what: str) -> None:
         raise CommandError(f"waited {timeout_s} s for {what}") from None
     finally:
         loop.remove_reader(fd)
+
+
+def _takes_output(name: str) -> bool:
+    """Whether an output is a program that takes it, and the other with it."""
+    return urlsplit(name).scheme == "binary"
 
 
 def _null(closing: ExitStack) -> int:

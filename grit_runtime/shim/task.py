@@ -9,10 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 
 from google.protobuf.empty_pb2 import Empty
 
-from grit_runtime.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from grit_runtime.host import cgroup, cgroup_stats, mounts
 from grit_runtime.model import runtime_options
 from grit_runtime.proto import containerd_types_pb2, runc_options_pb2, task_pb2, task_types_pb2
@@ -38,6 +44,7 @@ class Task:
         self._shim = shim
         self._shut_down = shut_down
         self._containers: dict[str, Container] = {}
+        self._is_ending = False
 
     @property
     def methods(self) -> dict[tuple[str, str], Method]:
@@ -64,6 +71,8 @@ class Task:
         return {(service, name): method for service in SERVICES for name, method in table.items()}
 
     async def _create(self, request: task_pb2.CreateTaskRequest) -> task_pb2.CreateTaskResponse:
+        if self._is_ending:
+            raise UnavailableError("this shim is ending")
         if request.id in self._containers:
             raise AlreadyExistsError(f"container {request.id} exists already")
         options = runtime_options.decode(request.options)
@@ -138,6 +147,8 @@ class Task:
 
     async def _kill(self, request: task_pb2.KillRequest) -> Empty:
         container = self._of(request.id)
+        if request.signal > signal.SIGRTMAX:
+            raise InvalidArgumentError(f"signal {request.signal}: there is none, expected 1 to 64")
         await container.kill(request.exec_id, request.signal, everyone=request.all)
         return Empty()
 
@@ -180,6 +191,7 @@ class Task:
 
     async def _shutdown(self, _request: task_pb2.ShutdownRequest) -> Empty:
         if not self._containers:
+            self._is_ending = True
             self._shut_down()
         return Empty()
 

@@ -43,7 +43,9 @@ def opened(name: str, *, flags: int = 0) -> criu.file_entry:
 
 
 def watching(**fields: bytes) -> criu.file_entry:
-    watch = criu.inotify_wd_entry(id=7, i_ino=5, f_handle=criu.fh_entry(bytes=8, type=1, **fields))
+    watch = criu.inotify_wd_entry(
+        id=7, i_ino=5, f_handle=criu.fh_entry(handle_bytes=8, type=1, **fields)
+    )
     return criu.file_entry(type=8, id=7, ify=criu.inotify_file_entry(id=7, wd=[watch]))
 
 
@@ -73,6 +75,7 @@ def check(rootfs: Path, file: criu.file_entry) -> None:
         seccomp=None,
         userns=None,
         apparmor=None,
+        remaps=(),
         cgroup=None,
     )
     links.check(str(rootfs), dump, Live({}, binds, frozenset(), frozenset()))

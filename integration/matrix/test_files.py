@@ -13,6 +13,7 @@ from integration.pod_spec import ContainerSpec, HostPath, PodSpec, VolumeMount
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from integration.conftest import Nodes, RunPod
+    from integration.kubelet import Pod
     from integration.node import Node
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
@@ -31,7 +32,50 @@ while True:
 """
 
 
-def holder(*, code: str = HOLD, **asked: str) -> PodSpec:
+# Holds what kubelet and containerd write for each pod; says what it reads there, when told to.
+# One token it opened before kubelet replaced all of them, and removed what it had open.
+HOLD_OWN = """
+import mmap, os, time
+token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+old = open(token)
+print("old", flush=True)
+while os.path.exists(os.path.realpath(os.readlink(f"/proc/self/fd/{old.fileno()}"))):
+    time.sleep(0.05)
+os.chdir("/var/run/secrets/kubernetes.io/serviceaccount/..data")
+held = [old, open("token"), open("/etc/hosts"), open("/etc/hostname")]
+mapped = mmap.mmap(held[1].fileno(), 12, prot=mmap.PROT_READ)
+print("holding", flush=True)
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.05)
+for file in held:
+    print(file.read(), end="", flush=True)
+print(mapped[:].decode(), os.path.exists("token"), "all", flush=True)
+time.sleep(1000)
+"""
+
+# A timer that nobody reads until told to.
+HOLD_TIMERS = """
+import os, select, time
+print("start", flush=True)
+periodic, absolute, once = (os.timerfd_create(time.CLOCK_MONOTONIC) for _ in range(3))
+os.timerfd_settime(periodic, initial=0.01, interval=0.2)
+at = time.monotonic() + 0.01
+os.timerfd_settime(absolute, flags=os.TFD_TIMER_ABSTIME, initial=at, interval=0.2)
+os.timerfd_settime(once, initial=0.01)
+for fd in (periodic, absolute, once):
+    select.select([fd], [], [])
+print("expired", flush=True)
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.05)
+def reads(fd):
+    ready, _, _ = select.select([fd], [], [], 2)
+    return bool(ready) and len(os.read(fd, 8))
+print([reads(fd) for fd in (periodic, absolute, once) for _ in range(3)], "all", flush=True)
+time.sleep(1000)
+"""
+
+
+def holder(*, name: str = "holder", code: str = HOLD, **asked: str) -> PodSpec:
     """A pod that runs *code* with /srv/files of its node at /data; *asked* are annotations."""
     container = ContainerSpec(
         name=CONTAINER,
@@ -40,7 +84,7 @@ def holder(*, code: str = HOLD, **asked: str) -> PodSpec:
         mounts=(VolumeMount("data", "/data"),),
     )
     return PodSpec(
-        name="holder",
+        name=name,
         containers=(container,),
         volumes=(HostPath("data", "/srv/files"),),
         annotations=tuple((f"grit.dev/{key.replace('_', '-')}", asked[key]) for key in asked),
@@ -88,3 +132,35 @@ def test_a_file_that_is_not_what_it_was_is_named(nodes: Nodes, run_pod: RunPod) 
     finally:
         grown(nodes.b, program, size_bytes)
     run_pod(nodes.b, restored).wait_for_log(CONTAINER, "\n9\n")
+
+
+def moved(nodes: Nodes, run_pod: RunPod, source: Pod, *, name: str, code: str) -> Pod:
+    """The pod on node B, where it is called *name* and has been told to go on."""
+    cases.move(nodes, source, source.spec.name)
+    target = run_pod(nodes.b, holder(name=name, code=code, restore_name=source.spec.name))
+    target.exec_sync(CONTAINER, ["/bin/sh", "-c", "echo >/tmp/go"])
+    return target
+
+
+@pytest.mark.case("open token, hosts and hostname, which are the new pod's own", cases.RESTORED)
+def test_what_is_written_for_each_pod_is_the_new_pods(nodes: Nodes, run_pod: RunPod) -> None:
+    put(nodes.a, "")
+    put(nodes.b, "")
+    source = run_pod(nodes.a, holder(name="short", code=HOLD_OWN))
+    source.wait_for_log(CONTAINER, "old\n")
+    source.renew_token()
+    source.wait_for_log(CONTAINER, "holding\n")
+    target = moved(nodes, run_pod, source, name="longer-name", code=HOLD_OWN)
+    own = target.wait_for_log(CONTAINER, " all\n")
+    assert f"token of pod {source.spec.uid}" in own  # removed before, so it went along
+    assert f"token of pod {target.spec.uid}" in own
+    assert "\tlonger-name\nlonger-name\ntoken of pod True all\n" in own
+
+
+@pytest.mark.case("timers that have expired and were not read", cases.RESTORED)
+def test_a_timer_that_nobody_had_read_goes_on(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, holder(name="timers", code=HOLD_TIMERS))
+    source.wait_for_log(CONTAINER, "expired\n")
+    target = moved(nodes, run_pod, source, name="timers", code=HOLD_TIMERS)
+    said = target.wait_for_log(CONTAINER, " all\n")
+    assert "[8, 8, 8, 8, 8, 8, 8, False, False] all\n" in said

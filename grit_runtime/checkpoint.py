@@ -296,7 +296,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     versions = (criu.ask_version(token), runc.ask_version(tool))
     asked_flags = runc.ask_flags(tool, "checkpoint")
     tcp = _tcp_options(containers)
-    _choose_volumes(order, containers)  # refuses before anything is touched, and again below
+    # These refuse before anything is touched; the volumes are chosen again below.
+    _check_room(staging_dir, containers, _choose_volumes(order, containers))
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
@@ -442,6 +443,21 @@ def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, 
     ]
     frozen = [volumes.Frozen(c.name, c.bundle_dir, c.spec, c.pids()) for c in containers]
     return volumes.choose(frozen, asked, written_before)
+
+
+def _check_room(staging_dir: str, containers: list[gpu.Container], chosen: dict[str, str]) -> None:
+    """Refuse what surely fills the disk: rw layers and volumes alone, and memory comes on top."""
+    copied = [overlay.upper_dir(f"{c.bundle_dir}/rootfs") for c in containers]
+    needed_bytes = 0
+    for path in (*copied, *chosen.values()):
+        directory_fd = confine.open_dir(path)
+        needed_bytes += rootfs_diff.used_bytes(directory_fd)
+        os.close(directory_fd)
+    staging_fd = confine.open_dir(staging_dir)
+    try:
+        rootfs_diff.check_room(needed_bytes, staging_fd)
+    finally:
+        os.close(staging_fd)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:

@@ -178,6 +178,8 @@ def _fill(
         rootfs_diff.apply(layer_fd, volume_fd, allowed_devices=allowed_devices)
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"volume {name}: {error.filename}") from error
+    except FailedPreconditionError as error:
+        raise FailedPreconditionError(f"volume {name}: {error}") from error
     finally:
         os.close(volume_fd)
         os.close(layer_fd)

@@ -300,6 +300,21 @@ def test_a_full_disk_leaves_the_source_running(nodes: Nodes, counter: Pod) -> No
     assert_counts_on(counter)
 
 
+def test_a_rw_layer_that_the_disk_cannot_take_is_refused_before_the_freeze(
+    nodes: Nodes, counter: Pod
+) -> None:
+    counter.exec_sync("counter", ["/bin/sh", "-c", "head -c 3000000 /dev/zero >/tmp/large"])
+    nodes.a.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", "/mnt/grit-agent"])
+    try:
+        failed = checkpoints.take(counter, "full", check=False)
+        assert checkpoints.left_by_checkpoints(nodes.a) == []
+    finally:
+        nodes.a.run(["umount", "/mnt/grit-agent"])
+    assert "bytes to write and 2097152 free on the filesystem of /mnt/grit-agent/" in failed.stderr
+    assert "msg=freeze" not in failed.stderr
+    assert_counts_on(counter)
+
+
 def test_a_dump_that_criu_refuses_leaves_the_source_running(nodes: Nodes, run_pod: RunPod) -> None:
     container = ContainerSpec(
         name="talker", image=images.PYTHON, command=("/usr/bin/python3", "-c", workload.UNDUMPABLE)

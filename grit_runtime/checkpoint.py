@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
-from grit_runtime import gpu, log, volumes
+from grit_runtime import gpu, log, preflight, volumes
 from grit_runtime.errors import (
     AlreadyExistsError,
     CommandError,
@@ -32,6 +32,7 @@ from grit_runtime.host import (
     huge_pages,
     images,
     journal,
+    link_remaps,
     linux,
     network,
     overlay,
@@ -63,7 +64,12 @@ JOURNAL = "checkpoint.journal"
 After = Literal["running", "frozen", "stopped"]
 
 _NO_PLUGINS_DIR = "/run/grit/no-plugins"
-_GHOST_LIMIT_BYTES = 64 << 20
+
+# Of a deleted file CRIU keeps what is in it, up to a limit of its own; ours is the disk.
+_GHOST_LIMIT_BYTES = 1 << 40
+
+# A runc that has the flag tells CRIU no without it, whatever its configuration says.
+_LINK_REMAP = "--link-remap"
 
 # How long an interrupted CRIU may take to let go of its tasks by itself. Killed in the middle it
 # would leave its parasite code in them.
@@ -91,13 +97,17 @@ class _Dumps(NamedTuple):
     """What the dumps of one checkpoint have in common."""
 
     tool: Runc
-    bundle_dirs: dict[str, str]  # by container id
+    flags: list[str]
+    held: Journal
+    containers: dict[str, gpu.Container]  # by id
+    chosen: dict[str, str]  # volumes that go along: paths by name
     versions: tuple[Child, Child]  # of CRIU and runc, which were asked for theirs
     pod: Pod
     staging_dir: str
     work_dir: str
     timeline: log.Timeline
-    tcp: dict[str, connections.DumpOptions]  # by container
+    lines: dict[str, tuple[str, ...]]  # of CRIU's configuration file, by container
+    tcp: dict[str, connections.DumpOptions]
     gpus: dict[str, gpu.Described]
     driver_version: str
 
@@ -179,6 +189,8 @@ def undo(held: Journal) -> None:
                     gpu.revive_pids(tool.token, step["pids"])
                 case "silence" if not stopping:
                     network.let_speak(step["path"])
+                case link_remaps.STEP:
+                    link_remaps.drop([step])
                 case "directory":
                     shutil.rmtree(step["path"], ignore_errors=True)
                 case _:
@@ -207,6 +219,14 @@ def resume(pod: Pod) -> None:
             f"pod {pod.namespace}/{pod.name} is not held frozen by a checkpoint"
         )
     undo(held)
+
+
+def is_held(path: str) -> bool:
+    """Whether the journal at *path* is of a checkpoint that has left its pod frozen."""
+    try:
+        return any(step["step"] == "frozen" for step in journal.read(path))
+    except FileNotFoundError:  # it has just ended
+        return False
 
 
 def forget_pod(pod_dir: str) -> None:
@@ -247,7 +267,7 @@ def _begin(pod: Pod) -> Journal:
     path = _journal_path(pod)
     left = journal.adopt(path)
     if left is not None:
-        if _is_frozen(left):
+        if is_held(left.path):
             left.close()
             raise FailedPreconditionError(
                 f"pod {pod.namespace}/{pod.name} is held frozen by a checkpoint; "
@@ -283,8 +303,11 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
+    lines = preflight.refuse_undumpable(containers)
+    asked_flags = runc.ask_flags(tool, "checkpoint")
     tcp = _tcp_options(containers)
-    _choose_volumes(order, containers)  # refuses before anything is touched, and again below
+    # These refuse before anything is touched; the volumes are chosen again below.
+    _check_room(staging_dir, containers, _choose_volumes(order, containers))
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
@@ -296,15 +319,27 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         frozen = _freeze(tool, containers, thawed, held, timeline)
     _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
-    version = found.version if found else ""
     chosen = _choose_volumes(order, containers)
-    bundle_dirs = {c.id: c.bundle_dir for c in containers}
     dumps = _Dumps(
-        tool, bundle_dirs, versions, order.pod, staging_dir, work_dir, timeline, tcp, gpus, version
+        tool=tool,
+        flags=[_LINK_REMAP] if runc.knows(asked_flags, _LINK_REMAP) else [],
+        held=held,
+        containers={c.id: c for c in containers},
+        chosen=chosen,
+        versions=versions,
+        pod=order.pod,
+        staging_dir=staging_dir,
+        work_dir=work_dir,
+        timeline=timeline,
+        lines=lines,
+        tcp=tcp,
+        gpus=gpus,
+        driver_version=found.version if found else "",
     )
     dumped = [_dump(dumps, container) for container in running]
     with timeline.phase("volumes"):
         captured = volumes.save(chosen, staging_dir)
+    link_remaps.drop(held.steps())
     if order.after == "running":
         _go_on(tool, found, frozen, timeline)
         timeline.add("paused", seconds=time.monotonic() - begin)
@@ -406,11 +441,34 @@ def _silence(
 
 
 def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, str]:
-    """The volumes that go along; refuses to leave one behind that somebody writes to."""
+    """The volumes that go along; refuses to leave one behind that somebody needs."""
     asked = order.capture.union(
         *(capture(c.spec.get("annotations", {}).get(CAPTURE, "")) for c in containers)
     )
-    return volumes.choose([volumes.Frozen(c.name, c.spec, c.pids()) for c in containers], asked)
+    written_before = [
+        mount.source
+        for container in order.pod.containers
+        if container.state == "exited"
+        for mount in container.mounts
+        if not mount.readonly
+    ]
+    frozen = [volumes.Frozen(c.name, c.bundle_dir, c.spec, c.pids()) for c in containers]
+    return volumes.choose(frozen, asked, written_before)
+
+
+def _check_room(staging_dir: str, containers: list[gpu.Container], chosen: dict[str, str]) -> None:
+    """Refuse what surely fills the disk: rw layers and volumes alone, and memory comes on top."""
+    copied = [overlay.upper_dir(f"{c.bundle_dir}/rootfs") for c in containers]
+    needed_bytes = 0
+    for path in (*copied, *chosen.values()):
+        directory_fd = confine.open_dir(path)
+        needed_bytes += rootfs_diff.used_bytes(directory_fd)
+        os.close(directory_fd)
+    staging_fd = confine.open_dir(staging_dir)
+    try:
+        rootfs_diff.check_room(needed_bytes, staging_fd)
+    finally:
+        os.close(staging_fd)
 
 
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
@@ -463,11 +521,13 @@ def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
     criu_dir = f"{dumps.work_dir}/{container.name}"
     os.makedirs(images_dir)
     os.makedirs(criu_dir)
-    bundle_dir = dumps.bundle_dirs[container.id]
+    frozen = dumps.containers[container.id]
+    bundle_dir = frozen.bundle_dir
     # The shim unmounts the rootfs as soon as a container ends, so its place is read before.
     upper_dir = overlay.upper_dir(f"{bundle_dir}/rootfs")
     with dumps.timeline.phase("dump", container=container.name) as entry:
         _criu_dump(dumps, container, images_dir, criu_dir)
+        _keep_links(dumps, frozen, images_dir)
         entry["size_bytes"] = sum(file.stat().st_size for file in os.scandir(images_dir))
     with dumps.timeline.phase("rw layer", container=container.name) as entry:
         entry["size_bytes"] = _save_rw_layer(upper_dir, f"{directory}/rootfs-diff.tar")
@@ -483,9 +543,10 @@ def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: s
     os.makedirs(_NO_PLUGINS_DIR, mode=0o700, exist_ok=True)
     flags = ["--leave-running", "--file-locks", "--image-path", images_dir, "--work-path", criu_dir]
     tcp = dumps.tcp[container.name]
-    flags += tcp.flags
+    flags += [*dumps.flags, *tcp.flags]
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
-    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", *tcp.lines]
+    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", "link-remap"]
+    lines += [*tcp.lines, *dumps.lines[container.name]]
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:
@@ -496,6 +557,19 @@ def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: s
         raise CommandError(
             f"container {container.name}: dump failed: {reason}{_disk_full(images_dir)}; see {kept}"
         ) from None
+
+
+def _keep_links(dumps: _Dumps, frozen: gpu.Container, images_dir: str) -> None:
+    directories = volumes.places(frozen.bundle_dir, frozen.spec, dumps.chosen)
+    directories["/"] = f"{frozen.bundle_dir}/rootfs"
+    images_fd = confine.open_dir(images_dir)
+    try:
+        tasks = link_remaps.Tasks(frozen.init_pid, frozen.pids())
+        link_remaps.keep(images_fd, tasks, directories, dumps.held)
+    except FailedPreconditionError as error:
+        raise FailedPreconditionError(f"container {frozen.name}: {error}") from error
+    finally:
+        os.close(images_fd)
 
 
 def _save_rw_layer(upper_dir: str, path: str) -> int:
@@ -664,7 +738,7 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
     held = journal.adopt(path, wait=wait)
     if held is None:
         return False
-    if _is_frozen(held):
+    if is_held(held.path):
         held.close()
         return False
     steps = held.steps()
@@ -689,10 +763,6 @@ def _outcome(order: Order, config: Config, outcome: str, reason: str) -> Outcome
         container_id="",
         checkpoint=f"{config.checkpoint_root}/{pod.namespace}/{order.name}",
     )
-
-
-def _is_frozen(held: Journal) -> bool:
-    return any(step["step"] == "frozen" for step in held.steps())
 
 
 def _journal_path(pod: Pod) -> str:

@@ -36,7 +36,9 @@ from grit_runtime.host import (
     loopback,
     namespaces,
     network,
+    open_files,
     overlay,
+    pod_files,
     process,
     records,
     rootfs_diff,
@@ -214,19 +216,21 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
     with timeline.phase("check"):
         _compare(sealed, request, criu_version)
         images_fd = confine.descend(checkpoint_fd, (container.name, "checkpoint"))
-        dump = images.read(images_fd)
         live = bundle.live(request.bundle_dir, request.spec)
+        dump, fitted = pod_files.fitted(images_fd, images.read(images_fd), live)
         plan = _plan(request, dump, live)
         privilege.check(dump, live)
         _check_room(request, images_fd, dump)
         hidden = _others_sysv(request, checkpoint_fd, sealed.manifest, container, dump)
-        adapted = runc_dump.adapted(images_fd, dump, request.spec, plan)
+        adapted = fitted | runc_dump.adapted(images_fd, dump, request.spec, plan)
         placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
-        attempt.record("rw layer")
-        _apply_rw_layer(request, checkpoint_fd, container.name)
+        _apply_rw_layer(request, attempt, checkpoint_fd, container.name)
         links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
     _put_back_volumes(request, attempt, checkpoint_fd, sealed.manifest, timeline)
+    open_files.check(
+        bundle.rootfs(request.bundle_dir, request.spec), dump, live, image=container.image
+    )
     with timeline.phase("prepare"):
         _configure_criu(request, _place_sockets(request, attempt, dump, live))
         rewritten = adapted | _rewritten(request.spec, images_fd, dump) | dict.fromkeys(hidden)
@@ -369,8 +373,9 @@ def _compare(sealed: Sealed, request: Request, criu_version: Child) -> None:
         )
 
 
-def _apply_rw_layer(request: Request, checkpoint_fd: int, name: str) -> None:
+def _apply_rw_layer(request: Request, attempt: Journal, checkpoint_fd: int, name: str) -> None:
     """Make the root filesystem what it was; only a checkpoint of others can be without layer."""
+    attempt.record("rw layer")
     root_fd = confine.open_dir(bundle.rootfs(request.bundle_dir, request.spec))
     try:
         deleted = checkpoint_dir.read_optional(checkpoint_fd, f"{name}/deleted.files")

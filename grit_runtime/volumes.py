@@ -13,32 +13,40 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError
-from grit_runtime.host import confine, journal, overlay, process, rootfs_diff
+from grit_runtime.host import bundle, confine, journal, overlay, process, rootfs_diff
 from grit_runtime.model import privilege, volumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence, Set
+    from collections.abc import Iterable, Mapping, Sequence, Set
     from typing import Any
 
     from grit_runtime.model.volumes import Mounted
 
 JOURNAL = "volumes.journal"
 
+_VERBS = {True: "writes to", False: "needs"}
+
 
 class Frozen(NamedTuple):
-    """A container of the source: its name, config.json and processes."""
+    """A container of the source: its name, bundle, config.json and processes."""
 
     name: str
+    bundle_dir: str
     spec: dict[str, Any]
     pids: Set[int]
 
 
-def choose(containers: Sequence[Frozen], asked: Set[str]) -> dict[str, str]:
+def choose(
+    containers: Sequence[Frozen], asked: Set[str], written_before: Sequence[str]
+) -> dict[str, str]:
     """The volumes to save, paths by name; refuses what could not come back.
 
+    *written_before* are the sources of what the pod's containers that have ended could write to.
+
     InvalidArgumentError for one that no container has, FailedPreconditionError where a process
-    writes to a volume that stays behind, and for a volume with another inside.
+    writes to a volume that stays behind or needs what nobody will put there again, and for a
+    volume with another inside.
     """
     found = {container.name: _existing(container.spec) for container in containers}
     paths = volumes.captured([one for some in found.values() for one in some], asked)
@@ -52,8 +60,19 @@ def choose(containers: Sequence[Frozen], asked: Set[str]) -> dict[str, str]:
         _refuse_mounts_inside(name, path)
     for container in containers:
         behind = [one for one in found[container.name] if one.name not in chosen]
-        _refuse_writers(container, behind)
+        _refuse_users(container, behind, written_before)
     return chosen
+
+
+def places(bundle_dir: str, spec: dict[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Where a container has the volumes *chosen*, or parts of them, and what it mounts there."""
+    sources = {mount["destination"]: mount["source"] for mount in spec.get("mounts") or ()}
+    rootfs_dir = bundle.rootfs(bundle_dir, spec)
+    return {
+        bundle.resolve(rootfs_dir, volume.destination): sources[volume.destination]
+        for volume in volumes.mounted(spec)
+        if volume.name in chosen
+    }
 
 
 def save(chosen: dict[str, str], directory: str) -> tuple[str, ...]:
@@ -123,19 +142,29 @@ def _existing(spec: dict[str, Any]) -> list[Mounted]:
     return [one for one in volumes.mounted(spec) if os.path.isdir(one.path)]
 
 
-def _refuse_writers(container: Frozen, behind: Sequence[Mounted]) -> None:
+def _refuse_users(
+    container: Frozen, behind: Sequence[Mounted], written_before: Sequence[str]
+) -> None:
     if not behind:
         return
-    destinations = [mount["destination"] for mount in container.spec.get("mounts") or ()]
+    rootfs_dir = bundle.rootfs(container.bundle_dir, container.spec)
+    places = {
+        mount["destination"]: bundle.resolve(rootfs_dir, mount["destination"])
+        for mount in container.spec.get("mounts") or ()
+    }
+    behind = [volume._replace(destination=places[volume.destination]) for volume in behind]
     for pid in sorted(container.pids):
-        for path in process.written_files(pid):
-            volume = volumes.holder(path, behind, destinations)
-            if volume is not None:
-                raise FailedPreconditionError(
-                    f"process {pid} in container {container.name} writes to {path}, which would "
-                    f"stay behind with its volume; say grit.dev/capture: {volume.name} or "
-                    f"--capture {volume.name}"
-                )
+        for file in process.files(pid):
+            volume = volumes.holder(file.path, behind, places.values())
+            if volume is None or (
+                not file.is_written and volumes.is_filled_anew(volume, written_before)
+            ):
+                continue
+            raise FailedPreconditionError(
+                f"process {pid} in container {container.name} {_VERBS[file.is_written]} "
+                f"{file.path}, which would stay behind with its volume; say grit.dev/capture: "
+                f"{volume.name} or --capture {volume.name}"
+            )
 
 
 def _fill(
@@ -149,6 +178,8 @@ def _fill(
         rootfs_diff.apply(layer_fd, volume_fd, allowed_devices=allowed_devices)
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"volume {name}: {error.filename}") from error
+    except FailedPreconditionError as error:
+        raise FailedPreconditionError(f"volume {name}: {error}") from error
     finally:
         os.close(volume_fd)
         os.close(layer_fd)

@@ -47,6 +47,7 @@ def read(images_fd: int) -> Dump:
         ids=_numbered(images_fd, names, "ids", criu.task_kobj_ids_entry),
         mounts=tuple(_only(images_fd, names, "mountpoints", criu.mnt_entry)),
         files=tuple(_any(images_fd, names, "files", criu.file_entry)),
+        remaps=tuple(_any(images_fd, names, "remap-fpath", criu.remap_file_path_entry)),
         devices=(
             *((node.name, Device(*node[1:])) for files in tmpfs.values() for node in files.nodes),
             *_ghost_nodes(images_fd, names),

@@ -5,7 +5,7 @@ as root, in the container's mounts, but with descriptors of its own that lead to
 link to /proc/self/fd a forged name would reach all that they do.
 
 Spec: checkpoint-restore/criu criu/files-reg.c open_path and do_open_reg_noseek, criu/servicefd.c
-@2cf8f13; proc_pid(5).
+@2cf8f13, criu/fsnotify.c get_mark_path; proc_pid(5).
 """
 
 from __future__ import annotations
@@ -16,23 +16,29 @@ from typing import NamedTuple
 
 from grit_runtime.errors import PrivilegeError
 from grit_runtime.model.mount_plan import dumped_mounts
+from grit_runtime.model.paths import above
 from grit_runtime.wire.criu_image import text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from grit_runtime.model.privilege import Dump, Live
+    from grit_runtime.proto import criu_pb2 as criu
 
 _PROC, _TMPFS = 1, 5  # enum fstype of mnt.proto
 _PROC_LINKS = frozenset({"self", "thread-self", "mounts", "net", "cwd", "root", "exe"})
 _PROC_LINK_DIRS = frozenset({"fd", "map_files", "ns"})
 
 
-class _Tree(NamedTuple):
-    """A mount: whether the path *below* its destination is a link."""
+class Tree(NamedTuple):
+    """A mount: whether the path *below* its destination is a link.
+
+    *source* is where it lies on this node, None if what it will hold is in the dump.
+    """
 
     destination: str
+    source: str | None
     is_link: Callable[[str], bool]
 
 
@@ -41,49 +47,62 @@ def check(rootfs_dir: str, dump: Dump, live: Live) -> None:
 
     The rw layer must be in place: it brings links too.
     """
-    trees = {tree.destination: tree for tree in _trees(rootfs_dir, dump, live)}
+    by_place = {tree.destination: tree for tree in trees(rootfs_dir, dump, live)}
     known: dict[str, bool] = {"/": False}
-    for file in dump.files:
-        if not file.HasField("reg"):
-            continue
-        parts = [part for part in text(file.reg.name).split("/") if part not in {"", "."}]
+    for file, name in _names(dump):
+        parts = [part for part in name.split("/") if part not in {"", "."}]
         if file.reg.flags & os.O_NOFOLLOW:  # it is the link itself
             parts = parts[:-1]
         for end in range(1, len(parts) + 1):
             path = "/" + "/".join(parts[:end])
             if path not in known:
-                known[path] = _is_link(path, trees)
+                known[path] = _is_link(path, by_place)
             if known[path]:
                 raise PrivilegeError(
-                    f"file {file.id}: {text(file.reg.name)!r} leads through the link {path}; "
+                    f"file {file.id}: {name!r} leads through the link {path}; "
                     "expected a resolved name"
                 )
 
 
-def _is_link(path: str, trees: dict[str, _Tree]) -> bool:
-    """A mount's own place is none; what lies below is asked of the nearest mount above."""
-    if path in trees:
-        return False
-    above = path
-    while above not in trees:
-        above = above.rpartition("/")[0] or "/"
-    return trees[above].is_link(path.removeprefix(above).lstrip("/"))
+def _names(dump: Dump) -> Iterator[tuple[criu.file_entry, str]]:
+    """Files with the names that they have or watch.
+
+    PrivilegeError for a watch without one: its handle could open what is not in the container.
+    """
+    for file in dump.files:
+        if file.HasField("reg"):
+            yield file, text(file.reg.name)
+        for watch in file.ify.wd:
+            if not watch.f_handle.HasField("path"):
+                raise PrivilegeError(
+                    f"file {file.id}: watches inode {watch.i_ino} by its handle; expected a name"
+                )
+            yield file, text(watch.f_handle.path)
 
 
-def _trees(rootfs_dir: str, dump: Dump, live: Live) -> list[_Tree]:
+def trees(rootfs_dir: str, dump: Dump, live: Live) -> list[Tree]:
+    """The root and the mounts of the dump that can be looked into before they are mounted."""
     sources = {mount.destination: mount.source for mount in live.mounts if mount.fs_type == "bind"}
-    trees = [_Tree("/", _in_directory(rootfs_dir))]
+    found = [Tree("/", rootfs_dir, _in_directory(rootfs_dir))]
     for mount, entry in zip(dumped_mounts(dump.mounts), dump.mounts, strict=True):
         place = mount.destination
         if mount.key is not None and place in sources:
-            trees.append(_Tree(place, _in_directory(sources[place])))
+            found.append(Tree(place, sources[place], _in_directory(sources[place])))
         elif entry.fstype == _PROC:
-            trees.append(_Tree(place, _in_proc))
+            found.append(Tree(place, None, _in_proc))
         elif entry.fstype == _TMPFS:
             names = (f"tmpfs-dev-{entry.root_dev}.tar.gz.img", f"tmpfs-{entry.mnt_id}.tar.gz.img")
             links = frozenset(link for name in names for link in dump.links.get(name, ()))
-            trees.append(_Tree(place, _among(links)))
-    return trees
+            found.append(Tree(place, None, _among(links)))
+    return found
+
+
+def _is_link(path: str, by_place: dict[str, Tree]) -> bool:
+    """A mount's own place is none; what lies below is asked of the nearest mount above."""
+    if path in by_place:
+        return False
+    place = above(path, by_place)
+    return by_place[place].is_link(path.removeprefix(place).lstrip("/"))
 
 
 def _in_directory(directory: str) -> Callable[[str], bool]:

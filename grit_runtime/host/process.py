@@ -26,6 +26,13 @@ _OUTPUT_LIMIT_BYTES = 1 << 20
 _PF_EXITING = 4  # include/linux/sched.h, among the flags of proc_pid_stat(5)
 
 
+class UsedFile(NamedTuple):
+    """A file by its name inside, and whether the process may write to it as it has it."""
+
+    path: str
+    is_written: bool
+
+
 def new_token() -> str:
     """A value that nothing else carries."""
     return os.urandom(8).hex()
@@ -213,26 +220,44 @@ def proc_text(pid: int, name: str) -> str:
         return ""
 
 
-def open_links(pid: int) -> list[str]:
+def open_links(pid: int) -> dict[int, str]:
     """What the descriptors of a process lead to; empty when it has gone."""
-    links = []
+    links = {}
     with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
-                links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+                links[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return links
 
 
-def written_files(pid: int) -> list[str]:
-    """The files, by their names inside, that a process may write to through a descriptor."""
-    paths = []
+def tracer(pid: int) -> int:
+    """The process that traces this one; 0 without."""
+    for line in proc_text(pid, "status").splitlines():
+        if line.startswith("TracerPid:"):
+            return int(line.split()[1])
+    return 0
+
+
+def files(pid: int) -> list[UsedFile]:
+    """What a process has open or mapped, or works in, that still has its name; none if it has gone.
+
+    Spec: proc_pid_fd(5), proc_pid_maps(5), proc_pid_cwd(5).
+    """
+    used = []
     with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
-                # The link's own mode is the descriptor's (proc_pid_fd(5)).
-                if os.lstat(f"/proc/{pid}/fd/{name}").st_mode & stat.S_IWUSR:
-                    paths.append(os.readlink(f"/proc/{pid}/fd/{name}"))
-    return [path for path in paths if not path.endswith(" (deleted)")]
+                link = f"/proc/{pid}/fd/{name}"
+                is_written = bool(os.lstat(link).st_mode & stat.S_IWUSR)  # it is the descriptor's
+                used.append(UsedFile(os.readlink(link), is_written))
+        used.append(UsedFile(os.readlink(f"/proc/{pid}/cwd"), is_written=False))
+    for line in proc_text(pid, "maps").splitlines():
+        _, flags, _, _, _, *path = line.split(None, 5)  # anonymous memory has none
+        is_written = flags.startswith("rw") and flags.endswith("s")
+        used += [UsedFile(name.replace(r"\012", "\n"), is_written) for name in path]
+    return [
+        file for file in used if file.path.startswith("/") and not file.path.endswith(" (deleted)")
+    ]
 
 
 def _verb(argv: list[str]) -> str:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from grit_runtime.errors import PrivilegeError
 from grit_runtime.model.mount_plan import dumped_mounts
+from grit_runtime.model.paths import above
 from grit_runtime.wire.criu_image import text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence, Set
+    from collections.abc import Iterable, Mapping, Sequence, Set
 
     from grit_runtime.model.mount_plan import LiveMount
     from grit_runtime.proto import criu_pb2 as criu
@@ -108,21 +109,12 @@ def _check_tree(mounts: Sequence[Mount]) -> None:
         at[mount.destination] = mount.entry.mnt_id
         ids.add(mount.entry.mnt_id)
     for mount in mounts:
-        above = _above(mount.destination, at)
-        if mount.destination != "/" and mount.entry.parent_mnt_id != at[above]:
+        place = above(mount.destination, at)
+        if mount.destination != "/" and mount.entry.parent_mnt_id != at[place]:
             raise PrivilegeError(
                 f"mount {mount.destination}: lies on mount {mount.entry.parent_mnt_id}, expected "
-                f"{at[above]}, the one at {above}"
+                f"{at[place]}, the one at {place}"
             )
-
-
-def _above(path: str, places: Container[str]) -> str:
-    """The longest proper prefix of *path* among *places*, which has the root."""
-    while path != "/":
-        path = path.rpartition("/")[0] or "/"
-        if path in places:
-            break
-    return path
 
 
 def _check_each(mounts: Sequence[Mount], spec: dict[str, Any], live: Sequence[LiveMount]) -> None:
@@ -156,7 +148,7 @@ def _check_volume(mount: Mount, key: str, twins: Mapping[str, LiveMount]) -> Non
 def _check_readonly(mount: Mount, at: Mapping[str, Mount]) -> None:
     """A read-only path is a mount of the very place that it lies on."""
     _check_flags(mount, ("ro",))
-    below = at[_above(mount.destination, at)]
+    below = at[above(mount.destination, at)]
     entry, base = mount.entry, below.entry
     rest = mount.destination.removeprefix(below.destination.rstrip("/"))
     root = text(base.root).rstrip("/") + rest

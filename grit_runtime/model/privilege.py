@@ -126,6 +126,7 @@ class Dump(NamedTuple):
     ids: Mapping[int, criu.task_kobj_ids_entry]
     mounts: tuple[criu.mnt_entry, ...]
     files: tuple[criu.file_entry, ...]
+    remaps: tuple[criu.remap_file_path_entry, ...]
     devices: tuple[tuple[str, Device], ...]
     links: Mapping[str, frozenset[bytes]]
     seccomp: criu.seccomp_entry | None

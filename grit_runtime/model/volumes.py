@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from grit_runtime.model.paths import above
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence, Set
@@ -67,9 +69,17 @@ def file_name(name: str) -> str:
 
 def holder(path: str, volumes: Iterable[Mounted], destinations: Iterable[str]) -> Mounted | None:
     """Which of *volumes* has the file that a container calls *path*, of all it has mounted."""
-    above = [place for place in destinations if path.startswith(f"{place}/")]
-    nearest = max(above, key=len, default=None)
+    nearest = above(path, set(destinations))
     return next((volume for volume in volumes if volume.destination == nearest), None)
+
+
+def is_filled_anew(volume: Mounted, written: Iterable[str]) -> bool:
+    """Whether the new pod fills an emptyDir by itself: its containers that had ended run again.
+
+    *written* are the sources, on the node, of what those could write to.
+    """
+    part = f"/volume-subpaths/{volume.name.partition(':')[2]}/"
+    return any(source == volume.path or part in source for source in written)
 
 
 class Holding(NamedTuple):

@@ -14,6 +14,8 @@ def main() -> "NoReturn":
     containerd reads standard error with the answer, so that a success leaves it empty.
     """
     here = os.path.abspath(__file__)
+    # asyncio can do without ssl, which takes as long to import as all else of it.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(here))))
     try:
         answer = _answer(*sys.argv[1:])

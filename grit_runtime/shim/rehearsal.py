@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any
@@ -21,15 +20,18 @@ from google.protobuf.message import Message
 
 from grit_runtime.host import linux
 from grit_runtime.host.process import new_token
-from grit_runtime.proto import runc_options_pb2, task_pb2
+from grit_runtime.proto import event_forwarding_pb2, runc_options_pb2, task_pb2
+from grit_runtime.shim import events
 from grit_runtime.shim.children import Children
 from grit_runtime.shim.container import Shim
+from grit_runtime.shim.events import Publisher
 from grit_runtime.shim.task import SERVICES, Task
-from grit_runtime.shim.transport import Server, connect
+from grit_runtime.shim.transport import Method, Server, connect
 from grit_runtime.wire.well_known import pack
 
 M = TypeVar("M", bound=Message)
 
+STAGE_DIR = "/run/grit/rehearsal"  # of the only zygote that there is
 TIMEOUT_S = 10
 
 # Leaves a process behind where runc would leave a container or one more process in it.
@@ -43,22 +45,32 @@ done
 [ -z "$made" ] || { sleep 60 & echo $! >"$path"; }
 """
 
+# As long as what CRI writes for a small container.
+SPEC = {
+    "process": {"env": [f"VARIABLE_{number}=value" for number in range(20)]},
+    "mounts": [
+        {"destination": f"/volume/{number}", "type": "bind", "options": ["rbind", "rprivate", "rw"]}
+        for number in range(20)
+    ],
+    "annotations": {f"io.kubernetes.cri.{number}": "value" for number in range(10)},
+    "linux": {"namespaces": [{"type": "pid"}], "maskedPaths": ["/proc/kcore"] * 20},
+}
+
 
 def run() -> None:
     """Live the life, a few times over: what runs often is compiled anew."""
-    directory = tempfile.mkdtemp(prefix="grit-rehearsal-", dir="/run")
-    try:
-        for number in range(3):
-            asyncio.run(_serve(f"{directory}/{number}"))
-    finally:
-        shutil.rmtree(directory)
+    for _ in range(3):
+        os.makedirs(f"{STAGE_DIR}/rootfs", mode=0o700)
+        try:
+            asyncio.run(_serve(STAGE_DIR))
+        finally:
+            shutil.rmtree(STAGE_DIR)
     linux.adopt_orphans(wanted=False)
 
 
 async def _serve(directory: str) -> None:
-    os.makedirs(f"{directory}/rootfs")
     with open(f"{directory}/config.json", "w", encoding="utf-8") as file:
-        json.dump({"process": {}, "linux": {"namespaces": [{"type": "pid"}]}}, file)
+        json.dump(SPEC, file)
     with open(f"{directory}/runtime", "w", encoding="utf-8") as file:
         file.write(RUNTIME)
         os.fchmod(file.fileno(), 0o700)
@@ -66,12 +78,18 @@ async def _serve(directory: str) -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{directory}/socket")
     listener.listen()
-    shim = Shim("rehearsal", Children(new_token()), lambda _event: None)
-    task = Task(shim, lambda: None)
-    server = Server(task.methods)
+    publisher = Publisher(f"{directory}/socket", "rehearsal")
+    task = Task(Shim("rehearsal", Children(new_token()), publisher.publish), lambda: None)
+    forward = Method(event_forwarding_pb2.ForwardRequest, _accept)
+    server = Server({**task.methods, (events.SERVICE, "Forward"): forward})
     await server.listen(listener)
     await _live(task, directory)
+    await publisher.flush(TIMEOUT_S)
     await server.close()
+
+
+async def _accept(_event: event_forwarding_pb2.ForwardRequest) -> Empty:
+    return Empty()
 
 
 async def _live(task: Task, directory: str) -> None:

@@ -11,19 +11,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import stat
 import struct
-import tempfile
 import termios
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from grit_runtime.errors import CommandError, InvalidArgumentError, NotFoundError
-from grit_runtime.host import process
+from grit_runtime.host.process import is_ending, new_token
 from grit_runtime.shim.relay import Relay
 
 TYPE_CHECKING = False
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.shim.children import Children, Exit
 
+RUN_DIR = "/run/grit"
 CONSOLE_TIMEOUT_S = 30
 LOGGER_READY_TIMEOUT_S = 10
 LOGGER_STOP_TIMEOUT_S = 12
@@ -182,7 +181,7 @@ class Streams:
                 [url.path, *words], stdout=2, stderr=2, passed_fds=(out, err, ready), env=identity
             )
         await _readable(waiting.fileno(), LOGGER_READY_TIMEOUT_S, f"logging program {url.path}")
-        if process.is_ending(self._logger_pid):
+        if is_ending(self._logger_pid):
             raise CommandError(f"logging program {url.path} ended before it was ready")
         return stdout, stderr
 
@@ -197,16 +196,16 @@ class Streams:
 @contextmanager
 def console_socket() -> Iterator[tuple[str, socket.socket]]:
     """A path for runc's ``--console-socket``, and the socket that listens on it."""
-    # The path of a socket is short, so that a bundle is no place for it.
-    directory = tempfile.mkdtemp(prefix="pty", dir="/run")
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            path = f"{directory}/pty.sock"
-            listener.bind(path)
+    # Not in the bundle: the path of a socket is at most 107 bytes long.
+    path = f"{RUN_DIR}/console-{new_token()}"
+    os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        try:
             listener.listen()
             yield path, listener
-    finally:
-        shutil.rmtree(directory)
+        finally:
+            os.unlink(path)
 
 
 async def receive_console(listener: socket.socket) -> int:

@@ -70,6 +70,7 @@ KINDS = {
     "pagemap": _common(0x56084025, criu.pagemap_entry),
     "pagemap-shmem": _common(0x56084025, criu.pagemap_entry),
     "pstree": _common(0x50273030, criu.pstree_entry),
+    "remap-fpath": _common(0x59133954, criu.remap_file_path_entry),
     "seccomp": _common(0x64413049, criu.seccomp_entry),
     "stats": Kind(_U32.pack(_SERVICE_MAGIC) + _U32.pack(0x57093306), criu.stats_entry),
     "userns": _common(0x55474906, criu.userns_entry),

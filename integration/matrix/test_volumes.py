@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 
 from integration import checkpoints, images, kubelet
@@ -11,8 +13,11 @@ from integration.pod_spec import ContainerSpec, EmptyDir, PodSpec, VolumeMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from integration.conftest import Nodes, RunPod
     from integration.kubelet import Pod
+    from integration.node import Node
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
 
@@ -121,21 +126,104 @@ def test_a_volume_that_would_stay_behind_is_named(nodes: Nodes, run_pod: RunPod)
     assert_goes_on(source)
 
 
+# Only reads, in one of several ways; /lib is a link to /usr/lib in the image.
+USE = {
+    "open": "held = open('/lib/data/file')",
+    "mapped": "file = open('/lib/data/file', 'rb'); held = mmap.mmap(file.fileno(), 1, prot=1)\n"
+    "file.close(); os.closerange(3, 100)",
+    "working directory": "os.chdir('/lib/data/below')",
+}
+READ = """
+import mmap, os, time
+{use}
+n = 0
+while True:
+    n += 1
+    print(n, flush=True)
+    time.sleep(0.05)
+"""
+
+
+def reading(name: str, use: str, *, init: bool, **asked: str) -> PodSpec:
+    """A pod that has something of an emptyDir in *use*, which an *init* container has filled."""
+    mounts = (VolumeMount("data", "/lib/data"),)
+    fill = ContainerSpec(
+        name="init",
+        image=images.BUSYBOX,
+        command=("/bin/sh", "-c", "mkdir /lib/data/below; echo x >/lib/data/file"),
+        mounts=mounts,
+    )
+    read = ContainerSpec(
+        name=CONTAINER,
+        image=images.PYTHON,
+        command=("/usr/bin/python3", "-c", READ.format(use=USE[use])),
+        mounts=mounts,
+    )
+    return PodSpec(
+        name=name,
+        containers=(fill, read) if init else (read,),
+        annotations=tuple((f"grit.dev/{key.replace('_', '-')}", asked[key]) for key in asked),
+        volumes=(EmptyDir("data"),),
+    )
+
+
+@contextmanager
+def running_reader(node: Node, spec: PodSpec) -> Iterator[Pod]:
+    """*spec* with its emptyDir filled before the reader starts."""
+    with kubelet.sandbox(node, spec) as pod:
+        if len(spec.containers) == 2:
+            pod.create("init")
+            pod.start("init")
+            assert pod.wait_exited("init").exit_code == 0
+        else:
+            volume = pod.pod_dir / "volumes/kubernetes.io~empty-dir/data"
+            node.run(["sh", "-c", f"mkdir {volume}/below; echo x >{volume}/file"])
+        pod.create(CONTAINER)
+        pod.start(CONTAINER)
+        yield pod
+
+
+@pytest.mark.case("an emptyDir that is not captured, only read", cases.REFUSED)
+def test_what_nobody_would_put_into_a_volume_again_is_named(nodes: Nodes) -> None:
+    for use in USE:
+        with running_reader(nodes.a, reading("reader", use, init=False)) as source:
+            wait_for_count(source, 3)
+            refused = checkpoints.take(source, "reader", check=False)
+            assert " needs /usr/lib/data/" in refused.stderr
+            assert "say grit.dev/capture: emptydir:data or --cap" in refused.stderr
+            assert_goes_on(source)
+
+
+@pytest.mark.case("an emptyDir that is not captured, filled by an init container", cases.RESTORED)
+def test_what_an_init_container_fills_again_need_not_be_captured(nodes: Nodes) -> None:
+    with running_reader(nodes.a, reading("reader", "mapped", init=True)) as source:
+        wait_for_count(source, 3)
+        cases.move(nodes, source, "reader")
+    asking = reading("reader", "mapped", init=True, restore_name="reader")
+    with running_reader(nodes.b, asking) as target:
+        assert_goes_on(target)
+
+
 @pytest.mark.case("a volume too small for what was captured", cases.REFUSED)
 def test_a_failed_restore_leaves_volumes_empty(nodes: Nodes, run_pod: RunPod) -> None:
     source = run_pod(nodes.a, keeper("small", "/dev/shm/open"))
+    source.exec_sync(CONTAINER, ["/bin/sh", "-c", "head -c 1000000 /dev/zero >/dev/shm/large"])
     wait_for_count(source, 3)
     cases.move(nodes, source, "small")
     spec = keeper("small", "/dev/shm/open", restore_name="small")
     with kubelet.sandbox(nodes.b, spec) as target:
         shm = shm_dir(target)
-        nodes.b.run(["mount", "-o", "remount,size=4k,nr_inodes=1", shm])
-        target.create(CONTAINER)
-        with pytest.raises(CriError, match="volume shm: "):
-            target.start(CONTAINER)
-        assert checkpoints.left_by_restores(target) == []
+        for options, reason in (
+            ("size=512k,nr_inodes=100", "volume shm: 1000010 bytes to write and 524288 free"),
+            ("size=64m,nr_inodes=1", "No space left on device"),
+        ):
+            nodes.b.run(["mount", "-o", f"remount,{options}", shm])
+            target.create(CONTAINER)
+            with pytest.raises(CriError, match=reason):
+                target.start(CONTAINER)
+            assert checkpoints.left_by_restores(target) == []
+            assert nodes.b.run(["ls", shm]).stdout == ""
         nodes.b.run(["mount", "-o", "remount,size=64m,nr_inodes=100", shm])
-        assert nodes.b.run(["ls", shm]).stdout == ""
         target.restart(CONTAINER)
         assert_goes_on(target)
 

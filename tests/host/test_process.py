@@ -53,3 +53,38 @@ def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         child = int(fifo.read_text())
         parent.kill()
     assert process.wait_exit(child, timeout_s=10)
+
+
+HOLD = """
+import mmap, os, sys
+os.chdir(sys.argv[1])
+maps = []
+for name, access in (("mapped", mmap.ACCESS_READ), ("sha\\nred", mmap.ACCESS_WRITE)):
+    with open(name, "r+b") as file:
+        maps.append(mmap.mmap(file.fileno(), 1, access=access))
+os.closerange(3, 100)  # a map has kept its own descriptor
+opened, written, gone = open("read"), open("written", "a"), open("gone", "w")
+os.unlink("gone")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_files_of_a_process_are_those_it_has_open_mapped_or_works_in(tmp_path: Path) -> None:
+    for name in ("read", "written", "mapped", "sha\nred"):
+        (tmp_path / name).write_text("x")
+    argv = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        used = process.files(holder.pid)
+        holder.kill()
+    found = {file for file in used if file.path.startswith(str(tmp_path))}
+    assert {(file.path.removeprefix(str(tmp_path)), file.is_written) for file in found} == {
+        ("", False),
+        ("/read", False),
+        ("/written", True),
+        ("/mapped", False),
+        ("/sha\nred", True),
+    }
+    assert process.files(holder.pid) == []

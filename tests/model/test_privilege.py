@@ -69,6 +69,7 @@ def read(container: str) -> Dump:
         seccomp=all_of("seccomp.img", criu.seccomp_entry)[0] if "seccomp.img" in names else None,
         userns=None,
         apparmor=None,
+        remaps=(),
         cgroup=all_of("cgroup.img", criu.cgroup_entry)[0],
     )
 

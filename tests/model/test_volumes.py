@@ -63,6 +63,13 @@ def test_a_file_is_of_the_volume_that_it_lies_in() -> None:
     assert volumes.holder("/database", [data], places) is None
 
 
+def test_a_volume_is_filled_anew_by_what_has_ended_and_could_write_to_it() -> None:
+    data = Mounted("emptydir:data", f"{PODS}/volumes/kubernetes.io~empty-dir/data", "/data")
+    assert volumes.is_filled_anew(data, ["/srv", data.path])
+    assert volumes.is_filled_anew(data, [f"{PODS}/volume-subpaths/data/fetch/0"])
+    assert not volumes.is_filled_anew(data, ["/srv", f"{PODS}/volume-subpaths/data-2/fetch/0"])
+
+
 USERS = st.sampled_from(["one", "two", "three"])
 STEPS = st.lists(
     st.one_of(

@@ -298,17 +298,3 @@ def test_a_runtime_that_is_not_there_is_named(asked: Pod) -> None:
 def test_a_rootfs_that_cannot_be_mounted_is_named(asked: Pod) -> None:
     missing = Mount(type="ext4", source="/no/such/disk")
     assert_not_made(asked, "/run/small/rootfs: ", rootfs=[ROOTFS, missing])
-
-
-@pytest.mark.parametrize("content", [None, "{"])
-def test_the_program_refuses_a_bundle_without_config(nodes: Nodes, content: str | None) -> None:
-    directory = nodes.a.path(Path("/run/broken"))
-    directory.mkdir(exist_ok=True)
-    if content:
-        (directory / "config.json").write_text(content)
-    flags = "-namespace k8s.io -address /run/containerd/containerd.sock -id broken"
-    script = f"cd /run/broken && timeout 20 containerd-shim-grit-v1 {flags} start"
-    failed = nodes.a.run(["sh", "-c", script], check=False)
-    shutil.rmtree(directory)
-    assert failed.returncode == 1
-    assert "config.json" in failed.stdout + failed.stderr

@@ -32,6 +32,7 @@ from grit_runtime.host import (
     huge_pages,
     images,
     journal,
+    link_remaps,
     linux,
     network,
     overlay,
@@ -63,7 +64,12 @@ JOURNAL = "checkpoint.journal"
 After = Literal["running", "frozen", "stopped"]
 
 _NO_PLUGINS_DIR = "/run/grit/no-plugins"
-_GHOST_LIMIT_BYTES = 64 << 20
+
+# Of a deleted file CRIU keeps what is in it, up to a limit of its own; ours is the disk.
+_GHOST_LIMIT_BYTES = 1 << 40
+
+# A runc that has the flag tells CRIU no without it, whatever its configuration says.
+_LINK_REMAP = "--link-remap"
 
 # How long an interrupted CRIU may take to let go of its tasks by itself. Killed in the middle it
 # would leave its parasite code in them.
@@ -91,7 +97,10 @@ class _Dumps(NamedTuple):
     """What the dumps of one checkpoint have in common."""
 
     tool: Runc
-    bundle_dirs: dict[str, str]  # by container id
+    flags: list[str]
+    held: Journal
+    containers: dict[str, gpu.Container]  # by id
+    chosen: dict[str, str]  # volumes that go along: paths by name
     versions: tuple[Child, Child]  # of CRIU and runc, which were asked for theirs
     pod: Pod
     staging_dir: str
@@ -180,6 +189,8 @@ def undo(held: Journal) -> None:
                     gpu.revive_pids(tool.token, step["pids"])
                 case "silence" if not stopping:
                     network.let_speak(step["path"])
+                case link_remaps.STEP:
+                    link_remaps.drop([step])
                 case "directory":
                     shutil.rmtree(step["path"], ignore_errors=True)
                 case _:
@@ -293,8 +304,10 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
     lines = preflight.refuse_undumpable(containers)
+    asked_flags = runc.ask_flags(tool, "checkpoint")
     tcp = _tcp_options(containers)
-    _choose_volumes(order, containers)  # refuses before anything is touched, and again below
+    # These refuse before anything is touched; the volumes are chosen again below.
+    _check_room(staging_dir, containers, _choose_volumes(order, containers))
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
@@ -306,25 +319,27 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         frozen = _freeze(tool, containers, thawed, held, timeline)
     _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
-    version = found.version if found else ""
     chosen = _choose_volumes(order, containers)
-    bundle_dirs = {c.id: c.bundle_dir for c in containers}
     dumps = _Dumps(
-        tool,
-        bundle_dirs,
-        versions,
-        order.pod,
-        staging_dir,
-        work_dir,
-        timeline,
-        lines,
-        tcp,
-        gpus,
-        version,
+        tool=tool,
+        flags=[_LINK_REMAP] if runc.knows(asked_flags, _LINK_REMAP) else [],
+        held=held,
+        containers={c.id: c for c in containers},
+        chosen=chosen,
+        versions=versions,
+        pod=order.pod,
+        staging_dir=staging_dir,
+        work_dir=work_dir,
+        timeline=timeline,
+        lines=lines,
+        tcp=tcp,
+        gpus=gpus,
+        driver_version=found.version if found else "",
     )
     dumped = [_dump(dumps, container) for container in running]
     with timeline.phase("volumes"):
         captured = volumes.save(chosen, staging_dir)
+    link_remaps.drop(held.steps())
     if order.after == "running":
         _go_on(tool, found, frozen, timeline)
         timeline.add("paused", seconds=time.monotonic() - begin)
@@ -441,6 +456,21 @@ def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, 
     return volumes.choose(frozen, asked, written_before)
 
 
+def _check_room(staging_dir: str, containers: list[gpu.Container], chosen: dict[str, str]) -> None:
+    """Refuse what surely fills the disk: rw layers and volumes alone, and memory comes on top."""
+    copied = [overlay.upper_dir(f"{c.bundle_dir}/rootfs") for c in containers]
+    needed_bytes = 0
+    for path in (*copied, *chosen.values()):
+        directory_fd = confine.open_dir(path)
+        needed_bytes += rootfs_diff.used_bytes(directory_fd)
+        os.close(directory_fd)
+    staging_fd = confine.open_dir(staging_dir)
+    try:
+        rootfs_diff.check_room(needed_bytes, staging_fd)
+    finally:
+        os.close(staging_fd)
+
+
 def _thaw_for_driver(tool: Runc, containers: list[gpu.Container], held: Journal) -> list[str]:
     """Let CUDA containers run that somebody else has paused; they are paused again at the end.
 
@@ -491,11 +521,13 @@ def _dump(dumps: _Dumps, container: Container) -> manifests.Container:
     criu_dir = f"{dumps.work_dir}/{container.name}"
     os.makedirs(images_dir)
     os.makedirs(criu_dir)
-    bundle_dir = dumps.bundle_dirs[container.id]
+    frozen = dumps.containers[container.id]
+    bundle_dir = frozen.bundle_dir
     # The shim unmounts the rootfs as soon as a container ends, so its place is read before.
     upper_dir = overlay.upper_dir(f"{bundle_dir}/rootfs")
     with dumps.timeline.phase("dump", container=container.name) as entry:
         _criu_dump(dumps, container, images_dir, criu_dir)
+        _keep_links(dumps, frozen, images_dir)
         entry["size_bytes"] = sum(file.stat().st_size for file in os.scandir(images_dir))
     with dumps.timeline.phase("rw layer", container=container.name) as entry:
         entry["size_bytes"] = _save_rw_layer(upper_dir, f"{directory}/rootfs-diff.tar")
@@ -511,10 +543,10 @@ def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: s
     os.makedirs(_NO_PLUGINS_DIR, mode=0o700, exist_ok=True)
     flags = ["--leave-running", "--file-locks", "--image-path", images_dir, "--work-path", criu_dir]
     tcp = dumps.tcp[container.name]
-    flags += tcp.flags
+    flags += [*dumps.flags, *tcp.flags]
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
-    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", *tcp.lines]
-    lines += dumps.lines[container.name]
+    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", "link-remap"]
+    lines += [*tcp.lines, *dumps.lines[container.name]]
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:
@@ -525,6 +557,19 @@ def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: s
         raise CommandError(
             f"container {container.name}: dump failed: {reason}{_disk_full(images_dir)}; see {kept}"
         ) from None
+
+
+def _keep_links(dumps: _Dumps, frozen: gpu.Container, images_dir: str) -> None:
+    directories = volumes.places(frozen.bundle_dir, frozen.spec, dumps.chosen)
+    directories["/"] = f"{frozen.bundle_dir}/rootfs"
+    images_fd = confine.open_dir(images_dir)
+    try:
+        tasks = link_remaps.Tasks(frozen.init_pid, frozen.pids())
+        link_remaps.keep(images_fd, tasks, directories, dumps.held)
+    except FailedPreconditionError as error:
+        raise FailedPreconditionError(f"container {frozen.name}: {error}") from error
+    finally:
+        os.close(images_fd)
 
 
 def _save_rw_layer(upper_dir: str, path: str) -> int:

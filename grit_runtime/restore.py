@@ -38,6 +38,7 @@ from grit_runtime.host import (
     network,
     open_files,
     overlay,
+    pod_files,
     process,
     records,
     rootfs_diff,
@@ -215,13 +216,13 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
     with timeline.phase("check"):
         _compare(sealed, request, criu_version)
         images_fd = confine.descend(checkpoint_fd, (container.name, "checkpoint"))
-        dump = images.read(images_fd)
         live = bundle.live(request.bundle_dir, request.spec)
+        dump, fitted = pod_files.fitted(images_fd, images.read(images_fd), live)
         plan = _plan(request, dump, live)
         privilege.check(dump, live)
         _check_room(request, images_fd, dump)
         hidden = _others_sysv(request, checkpoint_fd, sealed.manifest, container, dump)
-        adapted = runc_dump.adapted(images_fd, dump, request.spec, plan)
+        adapted = fitted | runc_dump.adapted(images_fd, dump, request.spec, plan)
         placement = _plan_gpus(request, container, driver)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, attempt, checkpoint_fd, container.name)

@@ -18,7 +18,7 @@ from grit_runtime.model import privilege, volumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence, Set
+    from collections.abc import Iterable, Mapping, Sequence, Set
     from typing import Any
 
     from grit_runtime.model.volumes import Mounted
@@ -62,6 +62,17 @@ def choose(
         behind = [one for one in found[container.name] if one.name not in chosen]
         _refuse_users(container, behind, written_before)
     return chosen
+
+
+def places(bundle_dir: str, spec: dict[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Where a container has the volumes *chosen*, or parts of them, and what it mounts there."""
+    sources = {mount["destination"]: mount["source"] for mount in spec.get("mounts") or ()}
+    rootfs_dir = bundle.rootfs(bundle_dir, spec)
+    return {
+        bundle.resolve(rootfs_dir, volume.destination): sources[volume.destination]
+        for volume in volumes.mounted(spec)
+        if volume.name in chosen
+    }
 
 
 def save(chosen: dict[str, str], directory: str) -> tuple[str, ...]:
@@ -167,6 +178,8 @@ def _fill(
         rootfs_diff.apply(layer_fd, volume_fd, allowed_devices=allowed_devices)
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"volume {name}: {error.filename}") from error
+    except FailedPreconditionError as error:
+        raise FailedPreconditionError(f"volume {name}: {error}") from error
     finally:
         os.close(volume_fd)
         os.close(layer_fd)

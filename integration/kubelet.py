@@ -267,10 +267,20 @@ class Pod:
         path = self._token_dir()
         self.node.path(path).mkdir(parents=True)
         self.node.run(["mount", "-t", "tmpfs", "tmpfs", str(path)])
-        inside = self.node.path(path)
+        for name in self._write_token_files():
+            (self.node.path(path) / name).symlink_to(f"..data/{name}")
+
+    def renew_token(self) -> None:
+        """Replace the token's files and remove the old ones, as when the token nears its end."""
+        old = (self.node.path(self._token_dir()) / "..data").readlink()
+        self._write_token_files()
+        shutil.rmtree(self.node.path(self._token_dir()) / old)
+
+    def _write_token_files(self) -> Sequence[str]:
+        """Let ..data be a new directory with the files, which it names."""
+        inside = self.node.path(self._token_dir())
         stamp = datetime.now(UTC).strftime("..%Y_%m_%d_%H_%M_%S.%f")
         (inside / stamp).mkdir()
-        (inside / "..data").symlink_to(stamp)
         contents = {
             "ca.crt": "-----BEGIN CERTIFICATE-----\n",
             "namespace": self.spec.namespace,
@@ -278,7 +288,9 @@ class Pod:
         }
         for name, content in contents.items():
             (inside / stamp / name).write_text(content)
-            (inside / name).symlink_to(f"..data/{name}")
+        (inside / "..data_tmp").symlink_to(stamp)
+        (inside / "..data_tmp").rename(inside / "..data")
+        return list(contents)
 
     def _token_dir(self) -> Path:
         return self.pod_dir / "volumes/kubernetes.io~projected" / self.spec.token_volume

@@ -147,6 +147,12 @@ class Node:
         """Where this machine finds what is *path* on the node."""
         return self.root / path.relative_to("/")
 
+    def program_of_image(self) -> Path:
+        """Where this machine finds the interpreter of the python image, below all its pods."""
+        snapshots = self.path(Path("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"))
+        (path,) = snapshots.glob(f"snapshots/*/fs/usr/bin/python{self.edition.python}")
+        return path
+
     @property
     def alive(self) -> bool:
         """Whether the node's first process still has its namespaces, which it gives up first."""

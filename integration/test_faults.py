@@ -17,7 +17,7 @@ import pytest
 from grit_runtime.proto import cri_pb2
 from integration import checkpoints, images, kubelet, workload
 from integration.cri import CriError
-from integration.pod_spec import ContainerSpec, EmptyDir, PodSpec, Security, VolumeMount
+from integration.pod_spec import ContainerSpec, PodSpec, Security
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def test_a_checkpoint_without_a_manifest_is_incomplete(nodes: Nodes, carried: Pa
     assert "carried is incomplete: it has no manifest.json" in reason
 
 
-def flip_a_bit(path: Path) -> None:
+def flip_a_bit(path: Path, place: int | None = None) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
+    data[len(data) // 2 if place is None else place] ^= 4
     path.write_bytes(data)
 
 
@@ -269,39 +269,21 @@ def confined_pod(name: str, **annotations: str) -> PodSpec:
 
 # What fails half way
 
-OPEN_IN_A_VOLUME = """
-import time
-open("/scratch/held", "w").close()
-held = open("/scratch/held")
-print("ready", flush=True)
-time.sleep(1000)
-"""
+# The head of the note that has a program's build ID: lengths of name and value, type, name.
+BUILD_ID_NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 
 
-def test_criu_failing_half_way_is_told_in_its_own_words(nodes: Nodes, run_pod: RunPod) -> None:
-    container = ContainerSpec(
-        name="holder",
-        image=images.PYTHON,
-        command=("/usr/bin/python3", "-c", OPEN_IN_A_VOLUME),
-        mounts=(VolumeMount("scratch", "/scratch"),),
-    )
-    spec = PodSpec(name="holder", containers=(container,), volumes=(EmptyDir("scratch"),))
-    source = run_pod(nodes.a, spec)
-    source.wait_for_log("holder", "ready\n")
-    checkpoints.take(source, "holder", "--replace")
-    path = checkpoints.carry(nodes.a, nodes.b, "holder")
-    target = PodSpec(
-        name="target",
-        containers=(container,),
-        volumes=(EmptyDir("scratch"),),
-        annotations=restoring(restore_name="holder"),
-    )
+@pytest.mark.usefixtures("carried")
+def test_criu_failing_half_way_is_told_in_its_own_words(nodes: Nodes) -> None:
+    program = nodes.b.program_of_image()
+    place = program.read_bytes().index(BUILD_ID_NOTE) + len(BUILD_ID_NOTE)
+    flip_a_bit(program, place)
     try:
-        reason = refused(nodes.b, target)
+        reason = refused(nodes.b, target_pod(restore_name="carried"))
     finally:
-        shutil.rmtree(path)
-    assert "Can't open file scratch/held on restore: No such file or directory" in reason
-    assert "see /var/log/grit/default/target/holder/restore.log" in reason
+        flip_a_bit(program, place)
+    assert f"File usr/bin/{program.name} has bad build-ID" in reason
+    assert "see /var/log/grit/default/target/counter/restore.log" in reason
 
 
 def test_a_full_disk_leaves_the_source_running(nodes: Nodes, counter: Pod) -> None:
@@ -315,6 +297,21 @@ def test_a_full_disk_leaves_the_source_running(nodes: Nodes, counter: Pod) -> No
     reason = failed.stderr.splitlines()[-1]
     assert reason.startswith("grit: container counter: dump failed: ")
     assert "no space left on the filesystem of /mnt/grit-agent" in reason
+    assert_counts_on(counter)
+
+
+def test_a_rw_layer_that_the_disk_cannot_take_is_refused_before_the_freeze(
+    nodes: Nodes, counter: Pod
+) -> None:
+    counter.exec_sync("counter", ["/bin/sh", "-c", "head -c 3000000 /dev/zero >/tmp/large"])
+    nodes.a.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", "/mnt/grit-agent"])
+    try:
+        failed = checkpoints.take(counter, "full", check=False)
+        assert checkpoints.left_by_checkpoints(nodes.a) == []
+    finally:
+        nodes.a.run(["umount", "/mnt/grit-agent"])
+    assert "bytes to write and 2097152 free on the filesystem of /mnt/grit-agent/" in failed.stderr
+    assert "msg=freeze" not in failed.stderr
     assert_counts_on(counter)
 
 

@@ -1,85 +1,290 @@
-"""Pods and tasks under containerd-shim-grit-v1, as kubelet, ctr and a failing node treat them."""
+"""Pods under containerd-shim-grit-v1, as kubelet treats them."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import signal
 import time
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
-from integration import kubelet
-from integration.test_node import COUNT, shell_pod
+from grit_runtime.proto import cri_pb2, task_pb2
+from integration import images, kubelet, shim_client, task_events
+from integration.cri import CriError
+from integration.pod_spec import ContainerSpec, PodSpec, Resources
+from integration.test_node import MEMORY_LIMIT, shell_pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from integration.conftest import Nodes
+    from integration.conftest import Nodes, RunPod
+    from integration.kubelet import Pod
     from integration.node import Node
+    from integration.shim_client import ShimClient
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes", "shim_handler")
 
 TIMEOUT_S = 30
 POLL_S = 0.02
+IDLE = "sleep 1000 & wait"
+MIB = 1 << 20
+KILLED = 128 + signal.SIGKILL
 
 
-class Events:
-    """What containerd's own event stream says, from now on."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def of(self, container_id: str, until: str) -> list[tuple[str, dict[str, object]]]:
-        """A container's events up to the topic *until*: topics, without "/tasks/", and contents."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            found = [
-                (topic, event)
-                for topic, event in self._read()
-                if container_id in (event.get("container_id"), event.get("id"))
-            ]
-            if any(topic == until for topic, _ in found):
-                return found
-            assert time.monotonic() < deadline, f"no {until} of {container_id}: {found}"
-            time.sleep(POLL_S)
-
-    def _read(self) -> Iterator[tuple[str, dict[str, object]]]:
-        for line in self._path.read_text().splitlines():
-            if match := re.search(r" /tasks/([a-z-]+) (\{.*\})$", line):
-                yield match[1], json.loads(match[2])
+def limited_pod(name: str, script: str, memory_bytes: int) -> PodSpec:
+    main = ContainerSpec(
+        name="main",
+        image=images.BUSYBOX,
+        command=("sh", "-c", script),
+        resources=Resources(memory_bytes=memory_bytes),
+    )
+    return PodSpec(name=name, containers=(main,))
 
 
-@contextmanager
-def watching(node: Node) -> Iterator[Events]:
-    path = node.path(Path("/run/events"))
-    with path.open("w") as file:
-        process = node.popen(["ctr", "--namespace", "k8s.io", "events"], stdout=file)
-    try:
-        wait_until_heard(node, path)
-        yield Events(path)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def end(pod: Pod) -> None:
+    pod.stop(grace_period_s=1)
+    pod.remove()
 
 
-def wait_until_heard(node: Node, path: Path) -> None:
-    """Make events that have nothing to do with tasks until one of them is in the stream."""
+def wait_until_gone(node: Node, pid: int) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not path.read_text():
-        assert time.monotonic() < deadline, "containerd's events are not heard"
-        node.run(["ctr", "namespaces", "label", "k8s.io", f"heard={time.monotonic_ns()}"])
+    while node.path(Path(f"/proc/{pid}")).exists():
+        assert time.monotonic() < deadline, f"process {pid} goes on"
+        time.sleep(POLL_S)
 
 
-def test_a_containers_events_come_in_order(nodes: Nodes) -> None:
-    with watching(nodes.a) as events, kubelet.running(nodes.a, shell_pod("ordered", COUNT)) as pod:
+def processes_of(pod: Pod) -> list[int]:
+    """The pids in the cgroup of the pod's container, as the node numbers them."""
+
+    async def pids(client: ShimClient) -> task_pb2.PidsResponse:
+        return await client.ask("Pids", task_pb2.PidsResponse)
+
+    answer = shim_client.talk(pod.node, pod.container_ids["main"], pids)
+    return [process.pid for process in answer.processes]
+
+
+# What containerd is told
+
+
+def test_a_life_with_execs_is_told_in_order(nodes: Nodes) -> None:
+    with (
+        task_events.watching(nodes.a) as events,
+        kubelet.running(nodes.a, shell_pod("told", IDLE)) as pod,
+        ThreadPoolExecutor() as threads,
+    ):
+        container_id, pid = pod.container_ids["main"], pod.pid("main")
         assert pod.exec_sync("main", ["sh", "-c", "exit 3"]).exit_code == 3
-        container_id = pod.container_ids["main"]
-        pod.stop(grace_period_s=1)
-        pod.remove()
+        cut_short = threads.submit(pod.exec_sync, "main", ["sleep", "1000"])
+        events.of(container_id, "exec-started", times=2)
+        end(pod)
+        assert cut_short.result(TIMEOUT_S).exit_code == KILLED
         seen = events.of(container_id, "delete")
-    print(seen)
+    first, second = [event.exec_id for event in seen if event.what == "exec-added"]
+    life = ("exec-added", "exec-started", "exit")
+    assert [(event.what, event.exec_id) for event in seen] == [
+        *(("create", ""), ("start", "")),
+        *((what, first) for what in life),
+        *((what, second) for what in life),
+        *(("exit", ""), ("delete", "")),
+    ]
+    told = {(event.what, event.exec_id): event.message for event in seen}
+    assert {told[what, ""].pid for what in ("create", "start", "exit", "delete")} == {pid}
+    assert told["exit", first].exit_status == 3
+    assert told["exit", second].exit_status == KILLED
+    assert told["exit", second].pid == told["exec-started", second].pid
+    assert told["delete", ""].exited_at == told["exit", ""].exited_at
+
+
+def test_what_ends_at_once_has_started_before(nodes: Nodes) -> None:
+    with task_events.watching(nodes.a) as events:
+        spec = shell_pod("brief", "exit 5")
+        with kubelet.running(nodes.a, spec) as pod:
+            for _ in range(10):
+                container_id = pod.container_ids["main"]
+                told = events.of(container_id, "exit")
+                assert [event.what for event in told] == ["create", "start", "exit"]
+                assert told[-1].message.exit_status == 5
+                pod.restart("main")
+        with kubelet.running(nodes.a, shell_pod("brief-execs", IDLE)) as pod:
+            for _ in range(10):
+                assert pod.exec_sync("main", ["true"]).exit_code == 0
+            told = events.of(pod.container_ids["main"], "exit", times=10)
+            execs = [event.what for event in told if event.exec_id]
+            assert execs == ["exec-added", "exec-started", "exit"] * 10
+
+
+def test_a_container_that_runs_out_of_memory_says_so_before_it_ends(nodes: Nodes) -> None:
+    with (
+        task_events.watching(nodes.a) as events,
+        kubelet.running(nodes.a, limited_pod("hungry", "exec tail /dev/zero", 16 * MIB)) as pod,
+    ):
+        status = pod.wait_exited("main")
+        assert (status.reason, status.exit_code) == ("OOMKilled", KILLED)
+        told = [event.what for event in events.of(pod.container_ids["main"], "exit")]
+        assert told[:2] == ["create", "start"]
+        assert set(told[2:-1]) == {"oom"}
+
+
+def test_events_wait_for_a_containerd_that_cannot_be_reached(nodes: Nodes, run_pod: RunPod) -> None:
+    socket = nodes.a.path(Path("/run/containerd/containerd.sock.ttrpc"))
+    with task_events.watching(nodes.a) as events:
+        away = socket.rename(socket.with_name("away"))
+        try:
+            pod = run_pod(nodes.a, shell_pod("unheard", "exit 4"))
+        finally:
+            away.rename(socket)
+        told = events.of(pod.container_ids["main"], "exit")
+    assert [event.what for event in told] == ["create", "start", "exit"]
+
+
+# Streams
+
+
+def test_all_that_a_container_writes_before_it_ends_is_in_its_log(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    script = "seq 100000; echo error >&2; echo last"
+    pod = run_pod(nodes.a, shell_pod("talker", script))
+    pod.wait_exited("main")
+    lines = pod.wait_for_log("main", "last\n").splitlines()
+    assert [line for line in lines if line.isdigit()] == [str(n) for n in range(1, 100_001)]
+    assert {line for line in lines if not line.isdigit()} == {"error", "last"}
+
+
+def test_an_exec_that_takes_too_long_is_killed_and_the_next_one_runs(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    pod = run_pod(nodes.a, shell_pod("probed", IDLE))
+    with pytest.raises(CriError) as caught:
+        pod.exec_sync("main", ["sleep", "1000"], timeout_s=1)
+    assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(processes_of(pod)) == 2  # the container's own
+    assert pod.exec_sync("main", ["sh", "-c", "echo alive"]).stdout == b"alive\n"
+
+
+def test_an_exec_ends_though_it_leaves_a_process_with_its_streams(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    pod = run_pod(nodes.a, shell_pod("left", IDLE))
+
+    async def two(client: ShimClient) -> float:
+        begin = time.monotonic()
+        assert await client.run_exec("first", "sh", "-c", "sleep 1000 &") == 0
+        return time.monotonic() - begin
+
+    assert shim_client.talk(nodes.a, pod.container_ids["main"], two) < 5
+
+
+# Ends
+
+
+def test_a_container_ends_by_the_signal_that_it_handles(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, shell_pod("polite", "trap 'exit 5' TERM; echo ready; sleep 1000 & wait"))
+    pod.wait_for_log("main", "ready\n")
+    pod.stop_container("main")
+    assert pod.wait_exited("main").exit_code == 5
+
+
+def test_a_container_that_ignores_signals_is_killed(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, shell_pod("stubborn", "trap '' TERM; echo ready; sleep 1000"))
+    pod.wait_for_log("main", "ready\n")
+    pod.stop_container("main", grace_period_s=1)
+    assert pod.wait_exited("main").exit_code == KILLED
+
+
+def test_all_of_a_container_ends_with_its_first_process(nodes: Nodes, run_pod: RunPod) -> None:
+    """Without a process namespace of its own, the kernel does not see to that."""
+    main = ContainerSpec(name="main", image=images.BUSYBOX, command=("sh", "-c", IDLE))
+    spec = PodSpec(name="shared", containers=(main,), share_process_namespace=True)
+    with ThreadPoolExecutor() as threads, task_events.watching(nodes.a) as events:
+        pod = run_pod(nodes.a, spec)
+        container_id = pod.container_ids["main"]
+        cut_short = threads.submit(pod.exec_sync, "main", ["sleep", "1000"])
+        events.of(container_id, "exec-started")
+        pids = processes_of(pod)
+        assert len(pids) == 3
+        nodes.a.run(["kill", "-KILL", str(pod.pid("main"))])
+        assert cut_short.result(TIMEOUT_S).exit_code == KILLED
+        assert pod.wait_exited("main").exit_code == KILLED
+        for pid in pids:
+            wait_until_gone(nodes.a, pid)
+        told = events.of(container_id, "exit", times=2)
+    assert [bool(event.exec_id) for event in told if event.what == "exit"] == [True, False]
+
+
+# Limits and figures
+
+
+def cgroup_number(pod: Pod, *names: str) -> int:
+    """What the first of these files says that is in the cgroup of the pod's container."""
+    argv = ["sh", "-c", f"cat {' '.join(f'/sys/fs/cgroup/{name}' for name in names)} 2>/dev/null"]
+    return int(pod.exec_sync("main", argv).stdout.split()[0])
+
+
+def test_the_figures_of_a_container_are_its_cgroups(nodes: Nodes, run_pod: RunPod) -> None:
+    script = "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; echo ready; sleep 1000 & wait"
+    pod = run_pod(nodes.a, limited_pod("measured", script, 64 * MIB))
+    pod.wait_for_log("main", "ready\n")
+    request = cri_pb2.ContainerStatsRequest(container_id=pod.container_ids["main"])
+    stats = nodes.a.cri.call("ContainerStats", request, cri_pb2.ContainerStatsResponse).stats
+    used_ns = cgroup_number(pod, "cpuacct/cpuacct.usage", "cpu.stat")
+    assert 0 < stats.cpu.usage_core_nano_seconds.value <= used_ns
+    usage_bytes = cgroup_number(pod, "memory/memory.usage_in_bytes", "memory.current")
+    assert 0 < stats.memory.working_set_bytes.value <= stats.memory.usage_bytes.value
+    assert abs(stats.memory.usage_bytes.value - usage_bytes) < 4 * MIB
+
+
+def test_limits_change_while_a_container_runs(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, limited_pod("grown", IDLE, 64 * MIB))
+    request = cri_pb2.UpdateContainerResourcesRequest(
+        container_id=pod.container_ids["main"],
+        linux=cri_pb2.LinuxContainerResources(memory_limit_in_bytes=96 * MIB),
+    )
+    nodes.a.cri.call("UpdateContainerResources", request, cri_pb2.UpdateContainerResourcesResponse)
+    limit = pod.exec_sync("main", ["sh", "-c", f"cat {MEMORY_LIMIT} 2>/dev/null"]).stdout
+    assert int(limit) == 96 * MIB
+
+
+# Many
+
+
+def test_fifty_pods_at_once(nodes: Nodes) -> None:
+    def live(number: int) -> int:
+        with kubelet.running(nodes.a, shell_pod(f"many-{number}", f"echo up; {IDLE}")) as pod:
+            pod.wait_for_log("main", "up\n")
+            return pod.exec_sync("main", ["sh", "-c", f"exit {number}"]).exit_code
+
+    with ThreadPoolExecutor(10) as threads:
+        assert list(threads.map(live, range(50))) == list(range(50))
+    assert shim_client.left_by_shims(nodes.a) == []
+
+
+def open_files_and_memory_kib(node: Node, pid: int) -> tuple[int, int]:
+    """How many descriptors a process has, and its private memory."""
+    process_dir = node.path(Path(f"/proc/{pid}"))
+    rollup = (process_dir / "smaps_rollup").read_text()
+    private = [line.split()[1] for line in rollup.splitlines() if line.startswith("Private_Dirty")]
+    return len(list((process_dir / "fd").iterdir())), int(private[0])
+
+
+def test_a_thousand_execs_leave_nothing_in_the_shim(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, shell_pod("busy", IDLE))
+    container_id = pod.container_ids["main"]
+    shim_pid = shim_client.shim_pid(nodes.a, container_id)
+    count = 1000 if nodes.a.edition.containerd == "2.x" else 100
+
+    async def execute(client: ShimClient) -> tuple[int, int]:
+        for number in range(50):
+            assert await client.run_exec(f"warm-{number}", "true") == 0
+        before = open_files_and_memory_kib(nodes.a, shim_pid)
+        for number in range(count):
+            assert await client.run_exec(f"exec-{number}", "true") == 0
+        return before
+
+    files, memory_kib = shim_client.talk(nodes.a, container_id, execute)
+    files_now, memory_now_kib = open_files_and_memory_kib(nodes.a, shim_pid)
+    assert files_now <= files
+    assert memory_now_kib - memory_kib < 512
+    bundle_dir = nodes.a.path(shim_client.TASKS_DIR / container_id)
+    assert not [path for path in bundle_dir.iterdir() if "exec-" in path.name]

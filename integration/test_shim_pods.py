@@ -1,4 +1,4 @@
-"""Tests of pods, of their migration and of GPU faults once more, under grit's own shim."""
+"""What reaches the shim of the tests of pods, migration and GPU faults, under grit's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,19 @@ GPU_TESTS = (
     test_gpu.test_a_restore_that_fails_leaves_nothing,
     test_gpu.test_a_restore_that_failed_can_be_tried_again,
 )
-MIGRATE_TESTS = (test for name, test in vars(test_migrate).items() if name.startswith("test_"))
+MIGRATE_TESTS = (
+    test_migrate.test_the_count_goes_on_in_a_new_pod_on_another_node,
+    test_migrate.test_the_new_pod_keeps_its_own_hostname_and_ipc_limits,
+    test_migrate.test_a_restored_pod_can_go_back_where_it_came_from,
+    test_migrate.test_a_frozen_source_holds_its_count_until_it_is_resumed,
+    test_migrate.test_a_frozen_pod_can_be_deleted,
+    test_migrate.test_stopping_a_pod_that_kubelet_restarts_must_be_meant,
+    test_migrate.test_a_container_that_ends_after_its_restore_starts_cold,
+    test_migrate.test_a_container_that_the_checkpoint_does_not_list_starts_as_ever,
+    test_migrate.test_the_rw_layer_arrives_as_it_was,
+    test_migrate.test_open_files_that_are_deleted_or_locked_arrive,
+    test_migrate.test_an_ordinary_pod_is_not_touched,
+)
 
 for test in (*POD_TESTS, *MIGRATE_TESTS, *GPU_TESTS):
     globals()[test.__name__] = test

@@ -6,10 +6,16 @@ import json
 import os
 from typing import Any
 
+from grit_runtime.errors import InvalidArgumentError
+
 
 def read(bundle_dir: str) -> dict[str, Any]:
-    with open(f"{bundle_dir}/config.json", "rb") as file:
-        spec: dict[str, Any] = json.load(file)
+    path = f"{bundle_dir}/config.json"
+    try:
+        with open(path, "rb") as file:
+            spec: dict[str, Any] = json.load(file)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{path}: {error}") from None
     return spec
 
 

@@ -42,9 +42,11 @@ class Source(Protocol):
 
 def open_source(fd: int) -> Source:
     """The layer in *fd*, from its first byte; *fd* stays the caller's, its offset may move."""
-    if os.pread(fd, len(_GZIP_MAGIC), 0) == _GZIP_MAGIC:
-        return _Gzip(fd)
-    return _Plain(fd)
+    return _Gzip(fd) if is_compressed(fd) else _Plain(fd)
+
+
+def is_compressed(fd: int) -> bool:
+    return os.pread(fd, len(_GZIP_MAGIC), 0) == _GZIP_MAGIC
 
 
 class _Plain:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OPERATION = "GRIT_OPERATION"
 
 _OUTPUT_LIMIT_BYTES = 1 << 20
+_PF_EXITING = 4  # include/linux/sched.h, among the flags of proc_pid_stat(5)
 
 
 class UsedFile(NamedTuple):
@@ -202,6 +203,12 @@ def wait_exit(pid: int, *, timeout_s: float) -> bool:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has begun to end, or has gone. It does so before its descriptors close."""
+    fields = proc_text(pid, "stat").rpartition(")")[2].split()
+    return not fields or bool(int(fields[6]) & _PF_EXITING)
 
 
 def proc_text(pid: int, name: str) -> str:

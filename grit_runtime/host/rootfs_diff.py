@@ -39,6 +39,8 @@ _UNSAVABLE = {
 }
 _NESTED_XATTR = b"trusted.overlay.overlay."
 
+_BLOCK_BYTES = 512  # of st_blocks, whatever the filesystem's own are
+
 _KINDS = {
     stat.S_IFREG: tar.FILE,
     stat.S_IFDIR: tar.DIRECTORY,
@@ -102,7 +104,8 @@ def apply(
     Whiteouts hide only what was there before, wherever they stand in the layer; of two members of
     one name the last counts. Extended attributes become exactly the layer's, except the node's own
     (layer.is_carried). ImageError for a layer that is damaged, out of bounds or reaches out of the
-    root, PrivilegeError for a device not in *allowed_devices*; OSError names the member.
+    root, PrivilegeError for a device not in *allowed_devices*, FailedPreconditionError for one that
+    cannot have room; OSError names the member.
     """
     tally = layer.Tally(limits)
     hidden = [
@@ -110,6 +113,7 @@ def apply(
         for _, place, _ in _checked_members(in_fd, allowed_devices, tally)
         if not isinstance(place, layer.Present)
     ]
+    check_room(_needed_bytes(in_fd, tally), root_fd)
     removed = sum(_remove(root_fd, place) for place in hidden)
     directories: dict[Parts, Member] = {}
     for member, place, source in _checked_members(in_fd, allowed_devices, layer.Tally(limits)):
@@ -123,6 +127,23 @@ def apply(
     return Applied(tally.members, tally.data_bytes, removed)
 
 
+def used_bytes(upper_fd: int) -> int:
+    """The least room that an upper directory takes when it is saved."""
+    blocks = {(s.st_dev, s.st_ino): s.st_blocks for s in (e.stat for e in _entries(upper_fd))}
+    return sum(blocks.values()) * _BLOCK_BYTES
+
+
+def check_room(needed_bytes: int, directory_fd: int) -> None:
+    """FailedPreconditionError if the filesystem of the directory has not that much room."""
+    room = os.statvfs(directory_fd)
+    free_bytes = room.f_bfree * room.f_frsize
+    if needed_bytes > free_bytes:
+        raise FailedPreconditionError(
+            f"{needed_bytes} bytes to write and {free_bytes} free on the filesystem of "
+            f"{os.readlink(f'/proc/self/fd/{directory_fd}')}; make room there"
+        )
+
+
 def delete(root_fd: int, paths: Sequence[bytes]) -> int:
     """Remove *paths*, as whiteouts of them would; the number of entries removed.
 
@@ -130,6 +151,13 @@ def delete(root_fd: int, paths: Sequence[bytes]) -> int:
     """
     parts = [layer.parse_path(path) for path in paths]
     return sum(_remove(root_fd, layer.Whiteout(p[:-1], p[-1])) for p in parts if p)
+
+
+def _needed_bytes(layer_fd: int, tally: Tally) -> int:
+    """The least room that a layer takes: holes of a plain tar stay holes."""
+    if layer_source.is_compressed(layer_fd):
+        return tally.data_bytes
+    return min(tally.data_bytes, os.fstat(layer_fd).st_blocks * _BLOCK_BYTES)
 
 
 def _entries(upper_fd: int) -> Iterator[Entry]:

@@ -80,6 +80,16 @@ def version(asked: Child) -> str:
     return process.output(asked).decode().split("\n", 1)[0].rpartition(" ")[2]
 
 
+def ask_flags(runc: Runc, verb: str) -> Child:
+    """Start runc, which takes a moment; `knows` hears what flags the command has."""
+    return process.start(runc.argv(verb, "--help"), token=runc.token)
+
+
+def knows(asked: Child, flag: str) -> bool:
+    """Whether the command that was asked about has *flag*."""
+    return flag in process.output(asked).decode().split()
+
+
 def delete(runc: Runc, container_id: str) -> None:
     """Kill and forget the container; one that is not there is no error."""
     runc.call("delete", "--force", container_id)

@@ -370,6 +370,28 @@ class inet_sk_entry(_message.Message):
     dst_addr: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, id: _Optional[int] = ..., ino: _Optional[int] = ..., family: _Optional[int] = ..., type: _Optional[int] = ..., proto: _Optional[int] = ..., state: _Optional[int] = ..., src_port: _Optional[int] = ..., dst_port: _Optional[int] = ..., src_addr: _Optional[_Iterable[int]] = ..., dst_addr: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class timerfd_entry(_message.Message):
+    __slots__ = ("id", "flags", "clockid", "ticks", "settime_flags", "vsec", "vnsec", "isec", "insec")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    CLOCKID_FIELD_NUMBER: _ClassVar[int]
+    TICKS_FIELD_NUMBER: _ClassVar[int]
+    SETTIME_FLAGS_FIELD_NUMBER: _ClassVar[int]
+    VSEC_FIELD_NUMBER: _ClassVar[int]
+    VNSEC_FIELD_NUMBER: _ClassVar[int]
+    ISEC_FIELD_NUMBER: _ClassVar[int]
+    INSEC_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    flags: int
+    clockid: int
+    ticks: int
+    settime_flags: int
+    vsec: int
+    vnsec: int
+    isec: int
+    insec: int
+    def __init__(self, id: _Optional[int] = ..., flags: _Optional[int] = ..., clockid: _Optional[int] = ..., ticks: _Optional[int] = ..., settime_flags: _Optional[int] = ..., vsec: _Optional[int] = ..., vnsec: _Optional[int] = ..., isec: _Optional[int] = ..., insec: _Optional[int] = ...) -> None: ...
+
 class ext_file_entry(_message.Message):
     __slots__ = ("id",)
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -415,11 +437,12 @@ class inotify_file_entry(_message.Message):
     def __init__(self, id: _Optional[int] = ..., wd: _Optional[_Iterable[_Union[inotify_wd_entry, _Mapping]]] = ...) -> None: ...
 
 class file_entry(_message.Message):
-    __slots__ = ("type", "id", "reg", "isk", "ify", "ext", "pipe")
+    __slots__ = ("type", "id", "reg", "isk", "tfd", "ify", "ext", "pipe")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     REG_FIELD_NUMBER: _ClassVar[int]
     ISK_FIELD_NUMBER: _ClassVar[int]
+    TFD_FIELD_NUMBER: _ClassVar[int]
     IFY_FIELD_NUMBER: _ClassVar[int]
     EXT_FIELD_NUMBER: _ClassVar[int]
     PIPE_FIELD_NUMBER: _ClassVar[int]
@@ -427,10 +450,11 @@ class file_entry(_message.Message):
     id: int
     reg: reg_file_entry
     isk: inet_sk_entry
+    tfd: timerfd_entry
     ify: inotify_file_entry
     ext: ext_file_entry
     pipe: pipe_entry
-    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., reg: _Optional[_Union[reg_file_entry, _Mapping]] = ..., isk: _Optional[_Union[inet_sk_entry, _Mapping]] = ..., ify: _Optional[_Union[inotify_file_entry, _Mapping]] = ..., ext: _Optional[_Union[ext_file_entry, _Mapping]] = ..., pipe: _Optional[_Union[pipe_entry, _Mapping]] = ...) -> None: ...
+    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., reg: _Optional[_Union[reg_file_entry, _Mapping]] = ..., isk: _Optional[_Union[inet_sk_entry, _Mapping]] = ..., tfd: _Optional[_Union[timerfd_entry, _Mapping]] = ..., ify: _Optional[_Union[inotify_file_entry, _Mapping]] = ..., ext: _Optional[_Union[ext_file_entry, _Mapping]] = ..., pipe: _Optional[_Union[pipe_entry, _Mapping]] = ...) -> None: ...
 
 class fdinfo_entry(_message.Message):
     __slots__ = ("id", "flags", "type", "fd")

@@ -55,6 +55,7 @@ def _delete(request: Request) -> bytes:
         argv = options.argv(namespace, f"{bundle_dir}/log.json", "delete", "--force", container_id)
         process.run(argv, token=new_token())
     mounts.unmount_all(f"{bundle_dir}/rootfs")
+    bundle.remove_dead_socket(bundle_dir)
     return task_pb2.DeleteResponse(
         pid=_init_pid(bundle_dir),
         exit_status=128 + signal.SIGKILL,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from contextlib import suppress
 
 from grit_runtime.model.runtime_options import RuntimeOptions
 
@@ -24,3 +26,22 @@ def read_options(bundle_dir: str) -> RuntimeOptions:
             return RuntimeOptions(**json.load(file))
     except FileNotFoundError:
         return RuntimeOptions()
+
+
+def serves(path: str) -> bool:
+    """Whether a shim listens at *path*."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+def remove_dead_socket(bundle_dir: str) -> None:
+    """Take away the socket that a container's shim had, unless one serves others there."""
+    with suppress(FileNotFoundError):
+        with open(f"{bundle_dir}/address", encoding="ascii") as file:
+            path = file.read().removeprefix("unix://")
+        if not serves(path):
+            os.unlink(path)

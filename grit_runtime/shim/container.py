@@ -103,10 +103,10 @@ class Container:
         self.bundle_dir = bundle_dir
         self.options = options
         self.checkpoint_dir = checkpoint_dir
-        self.init = Process("", names, spec["process"])
+        self.init = Process("", names, {})
         self.execs: dict[str, Process] = {}
         self.cgroup_path = ""
-        self._namespaces = spec["linux"].get("namespaces", [])
+        self._namespaces = spec.get("linux", {}).get("namespaces") or []
         self._changing = asyncio.Lock()
         self._ending = False
         self._watches: set[asyncio.Task[None]] = set()

@@ -29,7 +29,7 @@ RETRY_AFTER_S = 1
 REFUSALS_MAX = 5
 QUEUE_LIMIT = 2048
 
-TOPICS = {
+TOPICS: dict[type[Message], str] = {
     events.TaskCreate: "/tasks/create",
     events.TaskStart: "/tasks/start",
     events.TaskOOM: "/tasks/oom",

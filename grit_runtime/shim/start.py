@@ -19,7 +19,7 @@ from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import cgroup, config_json, linux
 from grit_runtime.model import runtime_options
 from grit_runtime.proto import bootstrap_pb2
-from grit_runtime.shim import server
+from grit_runtime.shim import bundle, server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def find(request: Request) -> Place:
     name = os.path.normpath(f"{flags.get('address', '')}/{flags['namespace']}/{group}")
     path = f"{SOCKETS_DIR}/{hashlib.sha256(name.encode()).hexdigest()}"
     os.makedirs(SOCKETS_DIR, mode=0o700, exist_ok=True)
-    listener = None if _serves(path) else _bind(path)
+    listener = None if bundle.serves(path) else _bind(path)
     address = f"unix://{path}"
     with open(f"{request.directory}/address", "w", encoding="ascii") as file:
         file.write(address)
@@ -117,16 +117,6 @@ def _runtime_options(request: Request) -> runtime_options.RuntimeOptions:
         return runtime_options.decode(Any.FromString(request.stdin))
     except DecodeError as error:
         raise InvalidArgumentError(f"standard input: {error}") from None
-
-
-def _serves(path: str) -> bool:
-    """Whether a shim listens at *path*."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
 
 
 def _bind(path: str) -> socket.socket:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from grit_runtime.errors import CommandError, InvalidArgumentError, NotFoundError
-from grit_runtime.host.process import new_token
+from grit_runtime.host.process import is_ending, new_token
 from grit_runtime.shim.relay import Relay
 
 TYPE_CHECKING = False
@@ -181,7 +181,7 @@ class Streams:
                 [url.path, *words], stdout=2, stderr=2, passed_fds=(out, err, ready), env=identity
             )
         await _readable(waiting.fileno(), LOGGER_READY_TIMEOUT_S, f"logging program {url.path}")
-        if self._logger.done():
+        if is_ending(self._logger_pid):
             raise CommandError(f"logging program {url.path} ended before it was ready")
         return stdout, stderr
 

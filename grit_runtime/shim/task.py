@@ -124,7 +124,9 @@ class Task:
         container = self._of(request.id)
         execs = {process.pid: process.id for process in container.execs.values()}
         processes = []
-        for pid in sorted(cgroup.pids(container.cgroup_path)):
+        # A containerd that has been restarted takes a shim without processes for a leaked one, and
+        # ends it, exit status and all: so the first one is there until it is deleted.
+        for pid in sorted(cgroup.pids(container.cgroup_path) | {container.init.pid}):
             info = task_types_pb2.ProcessInfo(pid=pid)
             if pid in execs:
                 details = runc_options_pb2.ProcessDetails(exec_id=execs[pid])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import pytest
 
-from integration import images
+from integration import checkpoints, images
 from integration.matrix import cases
-from integration.pod_spec import ContainerSpec, HostPath, PodSpec, VolumeMount
+from integration.pod_spec import ContainerSpec, EmptyDir, HostPath, PodSpec, VolumeMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from integration.conftest import Nodes, RunPod
+    from integration.kubelet import Pod
     from integration.node import Node
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
@@ -31,7 +32,85 @@ while True:
 """
 
 
-def holder(*, code: str = HOLD, **asked: str) -> PodSpec:
+# Holds what kubelet and containerd write for each pod; says what it reads there, when told to.
+# One token it opened before kubelet replaced all of them, and removed what it had open.
+HOLD_OWN = """
+import mmap, os, time
+token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+old = open(token)
+print("old", flush=True)
+while os.path.exists(os.path.realpath(os.readlink(f"/proc/self/fd/{old.fileno()}"))):
+    time.sleep(0.05)
+os.chdir("/var/run/secrets/kubernetes.io/serviceaccount/..data")
+held = [old, open("token"), open("/etc/hosts"), open("/etc/hostname")]
+mapped = mmap.mmap(held[1].fileno(), 12, prot=mmap.PROT_READ)
+print("holding", flush=True)
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.05)
+for file in held:
+    print(file.read(), end="", flush=True)
+print(mapped[:].decode(), os.path.exists("token"), "all", flush=True)
+time.sleep(1000)
+"""
+
+# A timer that nobody reads until told to.
+HOLD_TIMERS = """
+import os, select, time
+print("start", flush=True)
+periodic, absolute, once = (os.timerfd_create(time.CLOCK_MONOTONIC) for _ in range(3))
+os.timerfd_settime(periodic, initial=0.01, interval=0.2)
+at = time.monotonic() + 0.01
+os.timerfd_settime(absolute, flags=os.TFD_TIMER_ABSTIME, initial=at, interval=0.2)
+os.timerfd_settime(once, initial=0.01)
+for fd in (periodic, absolute, once):
+    select.select([fd], [], [])
+print("expired", flush=True)
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.05)
+def reads(fd):
+    ready, _, _ = select.select([fd], [], [], 2)
+    return bool(ready) and len(os.read(fd, 8))
+print([reads(fd) for fd in (periodic, absolute, once) for _ in range(3)], "all", flush=True)
+time.sleep(1000)
+"""
+
+# Holds files whose name was deleted and that have another, which is the same file, and a large one
+# that has none.
+HOLD_LINKED = """
+import mmap, os, sys, time
+def linked(directory):
+    with open(directory + "/deleted", "wb+") as file:
+        file.write(b"%10d" % 0)
+        os.link(directory + "/deleted", directory + "/other")
+        os.unlink(directory + "/deleted")
+        kept = os.fdopen(os.dup(file.fileno()), "wb+", buffering=0)
+        return kept, open(directory + "/other", "rb")
+os.mkdir("/tmp/below")
+big = open("/tmp/big", "wb+")
+os.unlink("/tmp/big")
+for part in range(65):
+    big.write(b"%8d" % part * (1 << 17))
+big.flush()
+held = [linked(directory) for directory in sys.argv[1:]]
+mapped = mmap.mmap(held[0][0].fileno(), 10)
+os.closerange(held[0][0].fileno(), held[0][0].fileno() + 1)
+n = 0
+while True:
+    for file, other in held:
+        other.seek(0)
+        assert other.read() == b"%10d" % n
+    assert os.pread(big.fileno(), 8, 64 << 20) == b"%8d" % 64
+    n += 1
+    mapped[:] = b"%10d" % n
+    for file, other in held[1:]:
+        file.seek(0)
+        file.write(b"%10d" % n)
+    print(n, flush=True)
+    time.sleep(0.05)
+"""
+
+
+def holder(*, name: str = "holder", code: str = HOLD, **asked: str) -> PodSpec:
     """A pod that runs *code* with /srv/files of its node at /data; *asked* are annotations."""
     container = ContainerSpec(
         name=CONTAINER,
@@ -40,7 +119,7 @@ def holder(*, code: str = HOLD, **asked: str) -> PodSpec:
         mounts=(VolumeMount("data", "/data"),),
     )
     return PodSpec(
-        name="holder",
+        name=name,
         containers=(container,),
         volumes=(HostPath("data", "/srv/files"),),
         annotations=tuple((f"grit.dev/{key.replace('_', '-')}", asked[key]) for key in asked),
@@ -49,16 +128,6 @@ def holder(*, code: str = HOLD, **asked: str) -> PodSpec:
 
 def put(node: Node, content: str) -> None:
     node.run(["sh", "-ec", f'mkdir -p /srv/files; printf "%s" "{content}" >/srv/files/file'])
-
-
-def grown(node: Node, name: str, size_bytes: int) -> int:
-    """Make *name* of the python image *size_bytes* long on *node*; how long it was."""
-    snapshots = node.path(Path("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs"))
-    (path,) = snapshots.glob(f"snapshots/*/fs/{name}")
-    was = path.stat().st_size
-    with path.open("r+b") as file:
-        file.truncate(size_bytes or was + 1)
-    return was
 
 
 @pytest.mark.case("an open file of a volume, or a program, missing or another", cases.REFUSED)
@@ -78,13 +147,97 @@ def test_a_file_that_is_not_what_it_was_is_named(nodes: Nodes, run_pod: RunPod) 
         assert wrong in cases.refusal(nodes, restored)
 
     put(nodes.b, "abcde")
-    program = f"usr/bin/python{nodes.b.edition.python}"
-    size_bytes = grown(nodes.b, program, 0)
+    program = nodes.b.program_of_image()
+    size_bytes = program.stat().st_size
+    os.truncate(program, size_bytes + 1)
     try:
-        wrong = f"file /{program} is {size_bytes + 1} bytes long, was {size_bytes}; "
         refused = cases.refusal(nodes, restored)
-        assert wrong in refused
-        assert f"expected the file of the checkpoint's image {images.PYTHON}" in refused
     finally:
-        grown(nodes.b, program, size_bytes)
+        os.truncate(program, size_bytes)
+    wrong = f"file /usr/bin/{program.name} is {size_bytes + 1} bytes long, was {size_bytes}; "
+    assert wrong in refused
+    assert f"expected the file of the checkpoint's image {images.PYTHON}" in refused
     run_pod(nodes.b, restored).wait_for_log(CONTAINER, "\n9\n")
+
+
+def moved(nodes: Nodes, run_pod: RunPod, source: Pod, *, name: str, code: str) -> Pod:
+    """The pod on node B, where it is called *name* and has been told to go on."""
+    cases.move(nodes, source, source.spec.name)
+    target = run_pod(nodes.b, holder(name=name, code=code, restore_name=source.spec.name))
+    target.exec_sync(CONTAINER, ["/bin/sh", "-c", "echo >/tmp/go"])
+    return target
+
+
+@pytest.mark.case("open token, hosts and hostname, which are the new pod's own", cases.RESTORED)
+def test_what_is_written_for_each_pod_is_the_new_pods(nodes: Nodes, run_pod: RunPod) -> None:
+    put(nodes.a, "")
+    put(nodes.b, "")
+    source = run_pod(nodes.a, holder(name="short", code=HOLD_OWN))
+    source.wait_for_log(CONTAINER, "old\n")
+    source.renew_token()
+    source.wait_for_log(CONTAINER, "holding\n")
+    target = moved(nodes, run_pod, source, name="longer-name", code=HOLD_OWN)
+    own = target.wait_for_log(CONTAINER, " all\n")
+    assert f"token of pod {source.spec.uid}" in own  # removed before, so it went along
+    assert f"token of pod {target.spec.uid}" in own
+    assert "\tlonger-name\nlonger-name\ntoken of pod True all\n" in own
+
+
+@pytest.mark.case("timers that have expired and were not read", cases.RESTORED)
+def test_a_timer_that_nobody_had_read_goes_on(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, holder(name="timers", code=HOLD_TIMERS))
+    source.wait_for_log(CONTAINER, "expired\n")
+    target = moved(nodes, run_pod, source, name="timers", code=HOLD_TIMERS)
+    said = target.wait_for_log(CONTAINER, " all\n")
+    assert "[8, 8, 8, 8, 8, 8, 8, False, False] all\n" in said
+
+
+def linked(*directories: str, **asked: str) -> PodSpec:
+    """A pod that writes to deleted files with another name left, in each of *directories*."""
+    container = ContainerSpec(
+        name=CONTAINER,
+        image=images.PYTHON,
+        command=("/usr/bin/python3", "-c", HOLD_LINKED, *directories),
+        mounts=(VolumeMount("data", "/data"), VolumeMount("scratch", "/lib/scratch")),
+    )
+    return PodSpec(
+        name="linked",
+        containers=(container,),
+        volumes=(HostPath("data", "/srv/files"), EmptyDir("scratch")),
+        annotations=tuple((f"grit.dev/{key.replace('_', '-')}", asked[key]) for key in asked),
+    )
+
+
+def remap_links(pod: Pod) -> str:
+    """The names that CRIU makes for a dump, in any place that the pod writes to."""
+    script = "find /tmp /data /lib/scratch -name 'link_remap*'"
+    return pod.exec_sync(CONTAINER, ["/bin/sh", "-c", script]).stdout.decode()
+
+
+@pytest.mark.case("a deleted file that is large, or has another name left", cases.RESTORED)
+def test_a_file_keeps_its_other_name(nodes: Nodes, run_pod: RunPod) -> None:
+    places = ("/tmp", "/tmp/below", "/lib/scratch")
+    source = run_pod(nodes.a, linked(*places, capture="emptydir:scratch"))
+    source.wait_for_log(CONTAINER, "\n3\n")
+    checkpoints.take(source, "linked-on")
+    assert remap_links(source) == ""
+    count = int(source.logs(CONTAINER).split()[-1])
+    source.wait_for_log(CONTAINER, f"\n{count + 5}\n")
+    cases.move(nodes, source, "linked")
+    target = run_pod(nodes.b, linked(*places, restore_name="linked"))
+    count = int(target.logs(CONTAINER).split()[-1])
+    target.wait_for_log(CONTAINER, f"\n{count + 5}\n")
+    assert remap_links(target) == ""
+
+
+@pytest.mark.case("a deleted file with another name, on a hostPath", cases.REFUSED)
+def test_a_file_whose_other_name_stays_behind_is_named(nodes: Nodes, run_pod: RunPod) -> None:
+    put(nodes.a, "")
+    source = run_pod(nodes.a, linked("/tmp", "/data"))
+    source.wait_for_log(CONTAINER, "\n3\n")
+    refused = checkpoints.take(source, "stays", check=False)
+    assert "file /data/deleted was deleted while it is open, but has another" in refused.stderr
+    assert remap_links(source) == ""
+    assert checkpoints.left_by_checkpoints(nodes.a) == []
+    count = int(source.logs(CONTAINER).split()[-1])
+    source.wait_for_log(CONTAINER, f"\n{count + 5}\n")

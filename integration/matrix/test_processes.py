@@ -90,7 +90,6 @@ def shared_memory():
     return written(mmap.mmap(-1, 4096))
 
 def a_timer():
-    # not one that may have expired unread when it is dumped: CRIU brings that back disarmed
     fd = os.timerfd_create(time.CLOCK_MONOTONIC)
     os.timerfd_settime(fd, initial=3600, interval=1)
     left = [3600]

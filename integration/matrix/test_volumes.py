@@ -207,18 +207,23 @@ def test_what_an_init_container_fills_again_need_not_be_captured(nodes: Nodes) -
 @pytest.mark.case("a volume too small for what was captured", cases.REFUSED)
 def test_a_failed_restore_leaves_volumes_empty(nodes: Nodes, run_pod: RunPod) -> None:
     source = run_pod(nodes.a, keeper("small", "/dev/shm/open"))
+    source.exec_sync(CONTAINER, ["/bin/sh", "-c", "head -c 1000000 /dev/zero >/dev/shm/large"])
     wait_for_count(source, 3)
     cases.move(nodes, source, "small")
     spec = keeper("small", "/dev/shm/open", restore_name="small")
     with kubelet.sandbox(nodes.b, spec) as target:
         shm = shm_dir(target)
-        nodes.b.run(["mount", "-o", "remount,size=4k,nr_inodes=1", shm])
-        target.create(CONTAINER)
-        with pytest.raises(CriError, match="volume shm: "):
-            target.start(CONTAINER)
-        assert checkpoints.left_by_restores(target) == []
+        for options, reason in (
+            ("size=512k,nr_inodes=100", "volume shm: 1000010 bytes to write and 524288 free"),
+            ("size=64m,nr_inodes=1", "No space left on device"),
+        ):
+            nodes.b.run(["mount", "-o", f"remount,{options}", shm])
+            target.create(CONTAINER)
+            with pytest.raises(CriError, match=reason):
+                target.start(CONTAINER)
+            assert checkpoints.left_by_restores(target) == []
+            assert nodes.b.run(["ls", shm]).stdout == ""
         nodes.b.run(["mount", "-o", "remount,size=64m,nr_inodes=100", shm])
-        assert nodes.b.run(["ls", shm]).stdout == ""
         target.restart(CONTAINER)
         assert_goes_on(target)
 

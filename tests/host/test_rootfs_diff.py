@@ -678,6 +678,26 @@ def test_files_of_more_than_8_gib_are_saved_and_applied(tmp_path: Path) -> None:
     assert sum(status.st_blocks for status in found.values()) < 1000
 
 
+def test_holes_and_second_names_take_no_room(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    (upper / "data").write_bytes(bytes(range(256)) * 4096)
+    (upper / "again").hardlink_to(upper / "data")
+    with (upper / "holes").open("wb") as file:
+        file.truncate(1 << 37)
+    upper_fd = os.open(upper, os.O_RDONLY)
+    used_bytes = rootfs_diff.used_bytes(upper_fd)
+    assert 1 << 20 <= used_bytes < 2 << 20
+    save(upper, tmp_path / "layer.tar")
+    rootfs_diff.check_room(used_bytes, upper_fd)
+    with pytest.raises(FailedPreconditionError, match=rf"^{1 << 60} bytes to write and \d+ free"):
+        rootfs_diff.check_room(1 << 60, upper_fd)
+    os.close(upper_fd)
+    root = tmp_path / "root"
+    root.mkdir()
+    assert apply(tmp_path / "layer.tar", root).data_bytes == (1 << 37) + (1 << 20)
+
+
 def test_saving_counts_and_stays_within_limits(tmp_path: Path) -> None:
     upper = tmp_path / "upper"
     (upper / "d").mkdir(parents=True)

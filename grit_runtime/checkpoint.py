@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
-from grit_runtime import gpu, log, volumes
+from grit_runtime import gpu, log, preflight, volumes
 from grit_runtime.errors import (
     AlreadyExistsError,
     CommandError,
@@ -106,7 +106,8 @@ class _Dumps(NamedTuple):
     staging_dir: str
     work_dir: str
     timeline: log.Timeline
-    tcp: dict[str, connections.DumpOptions]  # by container
+    lines: dict[str, tuple[str, ...]]  # of CRIU's configuration file, by container
+    tcp: dict[str, connections.DumpOptions]
     gpus: dict[str, gpu.Described]
     driver_version: str
 
@@ -295,6 +296,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
     asked_flags = runc.ask_flags(tool, "checkpoint")
+    lines = preflight.refuse_undumpable(containers)
     tcp = _tcp_options(containers)
     # These refuse before anything is touched; the volumes are chosen again below.
     _check_room(staging_dir, containers, _choose_volumes(order, containers))
@@ -321,6 +323,7 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         staging_dir=staging_dir,
         work_dir=work_dir,
         timeline=timeline,
+        lines=lines,
         tcp=tcp,
         gpus=gpus,
         driver_version=found.version if found else "",
@@ -535,7 +538,7 @@ def _criu_dump(dumps: _Dumps, container: Container, images_dir: str, criu_dir: s
     flags += [*dumps.flags, *tcp.flags]
     # CRIU's own CUDA plugin must stay out: the driver's checkpoint is ours to order.
     lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", "link-remap"]
-    lines += tcp.lines
+    lines += [*tcp.lines, *dumps.lines[container.name]]
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)
     try:

@@ -27,6 +27,26 @@ class FailedPreconditionError(GritError):
     """The object is in a state that does not allow the request."""
 
 
+class DeadlineExceededError(GritError):
+    """The other side did not answer in time; it may still do what was asked."""
+
+
+class ResourceExhaustedError(GritError):
+    """A message is longer than its protocol carries."""
+
+
+class UnavailableError(GritError):
+    """The other side is not there; asking again later may help."""
+
+
+class UnimplementedError(GritError):
+    """The other side does not know what was asked."""
+
+
+class ProtocolError(GritError):
+    """The other side sent what its protocol does not allow."""
+
+
 class ImageError(GritError):
     """A checkpoint holds bytes that are not what they claim to be."""
 

@@ -6,7 +6,7 @@ Standard error of the OCI wrapper is the container's own, so the wrapper logs to
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 DIR = "/var/log/grit"
 
@@ -41,7 +41,10 @@ def rfc3339(time_s: float | None = None) -> str:
 
 def _write(level: str, event: str, fields: dict[str, object]) -> None:
     pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-    os.write(_fd, f"time={rfc3339()} level={level} msg={_quoted(event)}{pairs}\n".encode())
+    line = f"time={rfc3339()} level={level} msg={_quoted(event)}{pairs}\n"
+    # A shim's log is a fifo, which nobody empties while containerd is away.
+    with suppress(BlockingIOError):
+        os.write(_fd, line.encode())
 
 
 def _quoted(value: object) -> str:

@@ -12,11 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from grit_runtime.host import digest
 from grit_runtime.model import mount_plan
@@ -24,14 +20,13 @@ from grit_runtime.model.mount_plan import LiveMount
 from grit_runtime.proto import criu_pb2 as criu
 from grit_runtime.wire import criu_image
 from grit_runtime.wire.criu_image import Image
-from integration import checkpoints, images, kubelet, rootfs, workload
-from integration.network import Network
-from integration.node import Node
+from integration import benchmark_shim, checkpoints, images, kubelet, rootfs, workload
+from integration.measure import Bench, Row, Side, allowance_row, bar_row, timed
 from integration.pod_spec import ContainerSpec, PodSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from integration.kubelet import Pod
 
@@ -42,26 +37,6 @@ RESTORE_ALLOWANCE_S = 0.150
 DIGEST_SHARE = 0.8
 
 RUNC_ROOT = "/run/containerd/runc/k8s.io"
-
-
-class Row(NamedTuple):
-    """One comparison; *bound* is what the hardware allows, where that is known."""
-
-    name: str
-    ours: float
-    theirs: float
-    ratio: float
-    limit: float
-    bound: float | None
-    unit: str
-
-
-class Side(NamedTuple):
-    """One way to do a thing on a node: the timed calls, and shell around them."""
-
-    calls: Sequence[Sequence[str]]
-    before: str = ""
-    after: str = ""
 
 
 def main() -> None:
@@ -77,7 +52,7 @@ def main() -> None:
         print(json.dumps([row._asdict() for row in rows], indent=1))
     else:
         print_table(rows)
-    if any(row.ratio > row.limit for row in rows):
+    if any(map(is_over, rows)):
         sys.exit(1)
 
 
@@ -85,44 +60,16 @@ def print_table(rows: list[Row]) -> None:
     print(f"{'row':<22}{'ours':>10}{'theirs':>10}{'ratio':>8}{'limit':>8}{'bound':>10}  unit")
     for row in rows:
         bound = f"{row.bound:10.4f}" if row.bound is not None else f"{'-':>10}"
-        over = "  OVER" if row.ratio > row.limit else ""
+        limit = f"{row.limit:8.2f}" if row.limit is not None else f"{'-':>8}"
+        over = "  OVER" if is_over(row) else ""
         print(
-            f"{row.name:<22}{row.ours:10.4f}{row.theirs:10.4f}{row.ratio:8.2f}{row.limit:8.2f}"
+            f"{row.name:<22}{row.ours:10.4f}{row.theirs:10.4f}{row.ratio:8.2f}{limit}"
             f"{bound}  {row.unit}{over}"
         )
 
 
-class Bench:
-    """A node with a running pod, made when the first row needs it."""
-
-    def __enter__(self) -> Bench:
-        self._stack = ExitStack()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    @cached_property
-    def node(self) -> Node:
-        network = self._stack.enter_context(Network())
-        edition = rootfs.EDITIONS["forky"]
-        return self._stack.enter_context(Node(edition, name="bench", network=network))
-
-    @cached_property
-    def counter(self) -> Pod:
-        spec = workload.counter_pod("bench", ballast_mib=5)
-        pod = self._stack.enter_context(kubelet.running(self.node, spec))
-        workload.wait_for_count(pod, 5)
-        return pod
-
-    def pairs(self, count: int, *, ours: Side, theirs: Side) -> tuple[float, float]:
-        """Median seconds of both sides."""
-        asked = {"pairs": count, "ours": ours._asdict(), "theirs": theirs._asdict()}
-        script = Path(__file__).with_name("pairs.py").read_text()
-        python = f"/usr/bin/python{self.node.edition.python}"
-        done = self.node.run([python, "-c", script], input=json.dumps(asked), timeout_s=600)
-        taken = json.loads(done.stdout)
-        return statistics.median(taken["ours"]), statistics.median(taken["theirs"])
+def is_over(row: Row) -> bool:
+    return row.limit is not None and row.ratio > row.limit
 
 
 def pass_through(verb: str, *arguments: str) -> Callable[[Bench, str], Row]:
@@ -336,21 +283,6 @@ def decode(bench: Bench, name: str) -> Row:
     return bar_row(name, statistics.median(taken), DECODE_BAR_S)
 
 
-def bar_row(name: str, seconds: float, bar_s: float) -> Row:
-    """A row without another program: the bar stands in its place."""
-    return Row(name, seconds, bar_s, seconds / bar_s, 1.0, None, "s")
-
-
-def timed(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def allowance_row(name: str, ours: float, theirs: float, allowance_s: float) -> Row:
-    return Row(name, ours, theirs, ours / theirs, (theirs + allowance_s) / theirs, None, "s")
-
-
 def task_dir(pod: Pod) -> str:
     """The bundle of the pod's counter."""
     container_id = pod.container_ids["counter"]
@@ -366,6 +298,7 @@ ROWS: dict[str, Callable[[Bench, str], Row]] = {
     "wrapper.digest": digest_large,
     "control.plan": plan,
     "control.decode": decode,
+    **benchmark_shim.ROWS,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from integration import images, kubelet, rootfs
 from integration.network import Network
-from integration.node import Node
+from integration.node import HANDLER, SHIM_HANDLER, Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +70,16 @@ def fresh_nodes(nodes: Nodes) -> None:
     """What the tests of another file have left on the nodes by name is gone."""
     for node in nodes:
         node.run(["sh", "-c", "rm -rf /mnt/grit-agent/* /run/by-hand"])
+
+
+@pytest.fixture(scope="module")
+def shim_handler(nodes: Nodes) -> Iterator[None]:
+    """Pods of the module's tests run under grit's own shim, unless they say otherwise."""
+    for node in nodes:
+        node.runtime_handler = SHIM_HANDLER
+    yield
+    for node in nodes:
+        node.runtime_handler = HANDLER
 
 
 @pytest.fixture

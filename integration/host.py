@@ -17,6 +17,7 @@ class Host(Protocol):
     """A place with containerd on it."""
 
     name: str
+    runtime_handler: str
     root: Path
     cri: Cri
 

@@ -85,7 +85,8 @@ class Pod:
                 self._make_empty_dir(volume)
         self._make_token_volume()
         request = cri_pb2.RunPodSandboxRequest(
-            config=self._config, runtime_handler=self.spec.runtime_handler
+            config=self._config,
+            runtime_handler=self.spec.runtime_handler or self.node.runtime_handler,
         )
         reply = self.node.cri.call(
             "RunPodSandbox", request, cri_pb2.RunPodSandboxResponse, timeout_s=timeout_s

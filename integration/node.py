@@ -44,7 +44,10 @@ CRIU_LAUNCHER = f"""\
 LD_PRELOAD={CRIU_PRELOAD} exec /usr/sbin/criu "$@"
 """
 
-RUNTIME_LAUNCHER = rootfs.REPO / "runtime-config/grit-runtime"
+HANDLER = "grit"  # with containerd's stock shim
+SHIM_HANDLER = "grit-shim"  # with grit's own
+
+RUNTIME_CONFIG = rootfs.REPO / "runtime-config"
 CLI_LAUNCHER = """\
 #!{python} -I
 import sys
@@ -66,6 +69,7 @@ class Node:
         self.edition = edition
         self.name = name
         self.network = network
+        self.runtime_handler = HANDLER
         self.id = f"{keeper.NAME_PREFIX}{name}-{secrets.token_hex(4)}"
 
     def __enter__(self) -> Self:
@@ -233,13 +237,16 @@ class Node:
     def _configure(self) -> None:
         config_dir = self.root / "etc/containerd"
         config = Path(__file__).with_name(f"containerd-{self.edition.containerd}.toml").read_text()
-        handler = f"runtime-config/containerd-{self.edition.containerd}.toml"
-        handler = (rootfs.REPO / handler).read_text()
-        if self.edition.containerd == "1.7":
-            config += handler
-        else:
-            (config_dir / "conf.d").mkdir(parents=True, exist_ok=True)
-            (config_dir / "conf.d/grit.toml").write_text(handler)
+        for name, suffix in ((HANDLER, ""), (SHIM_HANDLER, "-shim")):
+            file = f"containerd-{self.edition.containerd}{suffix}.toml"
+            handler = (
+                (RUNTIME_CONFIG / file).read_text().replace("runtimes.grit", f"runtimes.{name}")
+            )
+            if self.edition.containerd == "1.7":
+                config += handler
+            else:
+                (config_dir / "conf.d").mkdir(parents=True, exist_ok=True)
+                (config_dir / f"conf.d/{name}.toml").write_text(handler)
         (config_dir / "config.toml").write_text(config)
         cni_dir = self.root / "etc/cni/net.d"
         cni_dir.mkdir(parents=True, exist_ok=True)
@@ -282,21 +289,24 @@ class Node:
 
 
 def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) -> None:
-    """Write grit-runtime and grit for the node at *root*, whose other paths are its own."""
+    """Write the three launchers for the node at *root*, whose other paths are its own."""
+    paths = {"python": python, "packages": str(site_packages)}
     launchers = {
-        "grit-runtime": runtime_launcher(python=python, packages=str(site_packages), runc=runc),
+        "grit-runtime": launcher("grit-runtime", **paths, runc=runc),
+        "containerd-shim-grit-v1": launcher("containerd-shim-grit-v1", **paths),
         "grit": CLI_LAUNCHER.format(python=f"/{rootfs.VENV}/bin/python"),
     }
     for name, text in launchers.items():
         _write_script(root / "usr/local/bin" / name, text)
 
 
-def runtime_launcher(**paths: str) -> str:
-    """runtime-config/grit-runtime with the paths in it replaced."""
-    text = RUNTIME_LAUNCHER.read_text()
-    for name, path in paths.items():
-        text, count = re.subn(f"^{name}=.*$", f"{name}={path}", text, flags=re.MULTILINE)
-        assert count == 1, f"{RUNTIME_LAUNCHER} does not say {name}= once"
+def launcher(name: str, **paths: str) -> str:
+    """The file *name* of runtime-config with the paths in it replaced."""
+    file = RUNTIME_CONFIG / name
+    text = file.read_text()
+    for variable, path in paths.items():
+        text, count = re.subn(f"^{variable}=.*$", f"{variable}={path}", text, flags=re.MULTILINE)
+        assert count == 1, f"{file} does not say {variable}= once"
     return text
 
 

@@ -1,8 +1,8 @@
 """Runs on a node, by the node's own python: times two ways to do a thing, turn and turn about.
 
 Reads {"pairs": N, "ours": SIDE, "theirs": SIDE} as JSON, where a SIDE has "before" and "after"
-(shell, not timed) and "calls" (a list of argv, timed together). Writes {"ours": [SECONDS...],
-"theirs": [SECONDS...]}.
+(shell, not timed), "calls" (a list of argv, timed together) and the "directory" to make them in.
+Writes {"ours": [SECONDS...], "theirs": [SECONDS...]}.
 """
 
 import json
@@ -19,7 +19,11 @@ def seconds(side: dict[str, Any]) -> float:
     for argv in side["calls"]:
         # A container's standard streams are pipes, as containerd makes them.
         with subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            argv,
+            cwd=side["directory"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         ) as process:
             if process.wait() != 0:
                 sys.exit(f"{argv} ended {process.returncode}: {process.communicate()}")

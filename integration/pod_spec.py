@@ -85,7 +85,7 @@ class PodSpec:
     namespace: str = "default"
     uid: str = field(default_factory=lambda: str(uuid.uuid4()))
     annotations: tuple[tuple[str, str], ...] = ()
-    runtime_handler: str = "grit"
+    runtime_handler: str = ""  # the one that its host has pods run by
     volumes: tuple[EmptyDir | HostPath, ...] = ()
     token_volume: str = field(default_factory=lambda: f"kube-api-access-{secrets.token_hex(3)}")
     host_network: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -254,22 +253,6 @@ def test_open_files_that_are_deleted_or_locked_arrive(nodes: Nodes, run_pod: Run
     _, target = move(nodes, run_pod, container)
     target.exec_sync("files", ["/bin/sh", "-c", "touch /go"])
     target.wait_for_log("files", f"{3 << 20} still locked\n")
-
-
-def test_criu_loads_no_plugin_of_its_own(nodes: Nodes, run_pod: RunPod) -> None:
-    pod = run_pod(nodes.a, workload.counter_pod("plugins"))
-    workload.wait_for_count(pod, 3)
-    plugins_dir = nodes.a.path(Path("/usr/lib/criu"))
-    plugins_dir.mkdir()
-    (plugins_dir / "broken_plugin.so").write_text("no library")
-    try:
-        by_hand = ["checkpoint", "--leave-running", "--image-path", "/tmp/by-hand"]
-        runc = ["runc", "--root", "/run/containerd/runc/k8s.io"]
-        failed = nodes.a.run([*runc, *by_hand, pod.container_ids["counter"]], check=False)
-        assert failed.returncode != 0
-        checkpoints.take(pod, "plugins")
-    finally:
-        shutil.rmtree(plugins_dir)
 
 
 def test_a_directory_that_others_can_write_to_is_copied_before_it_is_believed(

@@ -52,7 +52,7 @@ with Network() as network, Node(
 """
 
 
-def shell_pod(name: str, script: str, *, handler: str = "runc") -> PodSpec:
+def shell_pod(name: str, script: str, *, handler: str = "") -> PodSpec:
     """A pod whose one container, "main", runs *script* and ends at once when told to."""
     command = ("sh", "-c", f"trap exit TERM; {script}")
     main = ContainerSpec(name="main", image=images.BUSYBOX, command=command)
@@ -67,7 +67,7 @@ def test_pod_runs_and_logs_under_each_runtime_handler(
     assert pod.wait_for_log("main", "count 3\n").startswith("count 1\ncount 2\n")
 
 
-@pytest.mark.parametrize("handler", ["runc", "grit"])
+@pytest.mark.parametrize("handler", ["runc", ""])
 def test_exec_sees_what_kubelet_gave_the_container(
     nodes: Nodes, run_pod: RunPod, handler: str
 ) -> None:

@@ -55,7 +55,7 @@ def counter_pod(
     *,
     annotations: tuple[tuple[str, str], ...] = (),
     ballast_mib: int = 1,
-    runtime_handler: str = "grit",
+    runtime_handler: str = "",
 ) -> PodSpec:
     """A pod of one container that counts; each call makes another pod (uid, volume names)."""
     container = ContainerSpec(

@@ -6,14 +6,18 @@ every controller is a hierarchy of its own; on v2 there is one.
 
 import os
 
+from grit_runtime.errors import NotFoundError
 from grit_runtime.host import process
 
 _ROOT = "/sys/fs/cgroup"
 
 
 def directories(cgroups_path: str) -> list[str]:
-    """The existing directories of this cgroup, in all mounted hierarchies."""
+    """The existing directories of this cgroup, in all mounted hierarchies; none for the top one,
+    which is no container's."""
     relative = cgroups_path.strip("/")
+    if not relative:
+        return []
     roots = [_ROOT, *(f"{_ROOT}/{name}" for name in os.listdir(_ROOT))]
     candidates = (f"{root}/{relative}" for root in roots)
     return [path for path in candidates if os.path.exists(f"{path}/cgroup.procs")]
@@ -30,6 +34,42 @@ def of(pid: int) -> str:
             if controllers == "":
                 found = path
     return found
+
+
+def is_unified() -> bool:
+    """Whether all controllers are v2's."""
+    return os.path.exists(f"{_ROOT}/cgroup.controllers")
+
+
+def enter(cgroups_path: str) -> None:
+    """Move this process into a cgroup, in every hierarchy that has it."""
+    found = directories(cgroups_path)
+    if not found:
+        raise NotFoundError(f"cgroup {cgroups_path}: not found in any hierarchy below {_ROOT}")
+    for directory in found:
+        _enter(directory)
+
+
+def enter_that_of(pid: int) -> None:
+    """Move this process to where *pid* is, in every hierarchy that they are not together in."""
+    ours, theirs = (_memberships(who) for who in ("self", pid))
+    for controllers in theirs.keys() - {key for key in ours if ours[key] == theirs.get(key)}:
+        name = controllers.removeprefix("name=")
+        roots = [f"{_ROOT}/{name}"] if name else [f"{_ROOT}/unified", _ROOT]
+        root = next(path for path in roots if os.path.exists(f"{path}/cgroup.procs"))
+        _enter(f"{root}{theirs[controllers]}")
+
+
+def _enter(directory: str) -> None:
+    with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:
+        file.write("0")
+
+
+def _memberships(who: int | str) -> dict[str, str]:
+    """A process's cgroup in each hierarchy, which is known by its controllers."""
+    with open(f"/proc/{who}/cgroup", encoding="utf-8") as file:
+        lines = (line.rstrip("\n").split(":", 2) for line in file)
+        return {controllers: path for _, controllers, path in lines}
 
 
 def memory_left_bytes(cgroups_path: str) -> int | None:

@@ -196,7 +196,9 @@ def held_nodes(pid: int) -> list[str]:
     """The NVIDIA device nodes that a process has open or mapped."""
     maps = process.proc_text(pid, "maps").splitlines()
     mapped = [line.split(None, 5)[5] for line in maps if "/dev/nvidia" in line]
-    return sorted({link for link in (*process.open_links(pid), *mapped) if _NODE.fullmatch(link)})
+    return sorted(
+        {link for link in (*process.open_links(pid).values(), *mapped) if _NODE.fullmatch(link)}
+    )
 
 
 class _Worker:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from grit_runtime.host import cgroup, overlay
-from grit_runtime.host.process import open_links, proc_text
+from grit_runtime.host.process import open_links, proc_text, tracer
 from grit_runtime.model.gpu_preflight import ContainerFacts, ProcessFacts, driver_mounts
 from grit_runtime.model.manifest import Gpu
 
@@ -44,7 +44,7 @@ def container_facts(
     return ContainerFacts(
         name=name,
         assumes_nccl_safe=spec.get("annotations", {}).get(_NCCL) == "assume-safe",
-        foreign_mounts=driver_mounts(_mountpoints(init_pid), ordered),
+        foreign_mounts=driver_mounts(overlay.mountpoints(init_pid), ordered),
         mig_cards=tuple(card.uuid for card in given(spec, cards) if card.mig),
         needed_bytes=sum(process.size_bytes for process in processes),
         limit_left_bytes=cgroup.memory_left_bytes(cgroup.of(init_pid)),
@@ -52,15 +52,14 @@ def container_facts(
 
 
 def process_facts(process: CudaProcess, container: str) -> ProcessFacts:
-    links = open_links(process.pid)
+    links = open_links(process.pid).values()
     return ProcessFacts(
         pid=process.pid,
         container=container,
         environ=_environ(process.pid),
         maps_nccl="/libnccl" in proc_text(process.pid, "maps"),
         devices=len(process.used_bytes),
-        has_io_uring=any("[io_uring]" in link for link in links),
-        tracer_pid=_tracer(process.pid),
+        tracer_pid=tracer(process.pid),
         talks_to_mps=any("/nvidia-mps/" in link for link in links),
     )
 
@@ -82,18 +81,6 @@ def pids_by_container_pid(pids: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def _mountpoints(pid: int) -> list[str]:
-    data = proc_text(pid, "mountinfo").encode(errors="surrogateescape")
-    return [mount.path for mount in overlay.parse_mountinfo(data)]
-
-
 def _environ(pid: int) -> dict[str, str]:
     words = proc_text(pid, "environ").split("\0")
     return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def _tracer(pid: int) -> int:
-    lines = [
-        line for line in proc_text(pid, "status").splitlines() if line.startswith("TracerPid:")
-    ]
-    return int(lines[0].split()[1]) if lines else 0

@@ -5,7 +5,7 @@ as root, in the container's mounts, but with descriptors of its own that lead to
 link to /proc/self/fd a forged name would reach all that they do.
 
 Spec: checkpoint-restore/criu criu/files-reg.c open_path and do_open_reg_noseek, criu/servicefd.c
-@2cf8f13; proc_pid(5).
+@2cf8f13, criu/fsnotify.c get_mark_path; proc_pid(5).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from grit_runtime.wire.criu_image import text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from grit_runtime.model.privilege import Dump, Live
+    from grit_runtime.proto import criu_pb2 as criu
 
 _PROC, _TMPFS = 1, 5  # enum fstype of mnt.proto
 _PROC_LINKS = frozenset({"self", "thread-self", "mounts", "net", "cwd", "root", "exe"})
@@ -48,10 +49,8 @@ def check(rootfs_dir: str, dump: Dump, live: Live) -> None:
     """
     by_place = {tree.destination: tree for tree in trees(rootfs_dir, dump, live)}
     known: dict[str, bool] = {"/": False}
-    for file in dump.files:
-        if not file.HasField("reg"):
-            continue
-        parts = [part for part in text(file.reg.name).split("/") if part not in {"", "."}]
+    for file, name in _names(dump):
+        parts = [part for part in name.split("/") if part not in {"", "."}]
         if file.reg.flags & os.O_NOFOLLOW:  # it is the link itself
             parts = parts[:-1]
         for end in range(1, len(parts) + 1):
@@ -60,9 +59,25 @@ def check(rootfs_dir: str, dump: Dump, live: Live) -> None:
                 known[path] = _is_link(path, by_place)
             if known[path]:
                 raise PrivilegeError(
-                    f"file {file.id}: {text(file.reg.name)!r} leads through the link {path}; "
+                    f"file {file.id}: {name!r} leads through the link {path}; "
                     "expected a resolved name"
                 )
+
+
+def _names(dump: Dump) -> Iterator[tuple[criu.file_entry, str]]:
+    """Files with the names that they have or watch.
+
+    PrivilegeError for a watch without one: its handle could open what is not in the container.
+    """
+    for file in dump.files:
+        if file.HasField("reg"):
+            yield file, text(file.reg.name)
+        for watch in file.ify.wd:
+            if not watch.f_handle.HasField("path"):
+                raise PrivilegeError(
+                    f"file {file.id}: watches inode {watch.i_ino} by its handle; expected a name"
+                )
+            yield file, text(watch.f_handle.path)
 
 
 def trees(rootfs_dir: str, dump: Dump, live: Live) -> list[Tree]:

@@ -5,6 +5,8 @@ import os
 import signal
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -16,6 +18,16 @@ def die_with_parent(parent_pid: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before prctl
         os._exit(1)
+
+
+def adopt_orphans(*, wanted: bool) -> None:
+    """Let orphans below this process become its children, or their next ancestor's."""
+    call("prctl", "PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
+
+
+def set_name(name: str) -> None:
+    """What this process is called in /proc/PID/comm; at most 15 bytes."""
+    call("prctl", "PR_SET_NAME", _PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def setns(path: str) -> None:

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from grit_runtime.errors import FailedPreconditionError, NotFoundError
-from grit_runtime.host import linux
+from grit_runtime.host import linux, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +86,12 @@ def mounts_below(directory: str) -> list[str]:
     with open("/proc/self/mountinfo", "rb") as file:
         mounts = parse_mountinfo(file.read())
     return [mount.path for mount in mounts if mount.path.startswith(f"{directory}/")]
+
+
+def mountpoints(pid: int) -> list[str]:
+    """Where something is mounted, as the process *pid* sees it."""
+    data = process.proc_text(pid, "mountinfo").encode(errors="surrogateescape")
+    return [mount.path for mount in parse_mountinfo(data)]
 
 
 def mount_layers(lower: Sequence[str], path: str) -> None:

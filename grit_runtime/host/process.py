@@ -4,6 +4,7 @@ Every program that grit runs carries a token in its environment. A child of a ch
 runc) inherits it, so that after a crash the survivors are found by it, whoever their parent is.
 """
 
+import fcntl
 import os
 import select
 import signal
@@ -85,10 +86,12 @@ def spawn(
     stdin: str | int = 0,
     stdout: int = 1,
     stderr: int = 2,
+    passed_fds: tuple[int, ...] = (),
 ) -> int:
     """Start *argv* and return its pid; the caller owns it and the descriptors it gave.
 
-    The child gets SIGKILL when the calling thread ends, also by SIGKILL.
+    It finds *passed_fds* as its descriptors 3 and up, and gets SIGKILL when the calling thread
+    ends, also by SIGKILL.
     """
     environment = {**os.environ, OPERATION: token, **(env or {})}
     parent = os.getpid()
@@ -99,7 +102,8 @@ def spawn(
         linux.die_with_parent(parent)
         if isinstance(stdin, str):
             stdin = os.open(stdin, os.O_RDONLY)
-        for target, source in enumerate((stdin, stdout, stderr)):
+        passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in passed_fds]
+        for target, source in enumerate((stdin, stdout, stderr, *passed)):
             os.dup2(source, target)
         # Python ignores these two, and exec keeps what is ignored.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -121,6 +125,7 @@ def detached(work: "Callable[[], object]", *, kept_fd: int) -> None:
         try:
             if os.fork() == 0:
                 os.setsid()
+                os.chdir("/")
                 null = os.open(os.devnull, os.O_RDWR)
                 for stream in range(3):
                     os.dup2(null, stream)
@@ -208,14 +213,22 @@ def proc_text(pid: int, name: str) -> str:
         return ""
 
 
-def open_links(pid: int) -> list[str]:
+def open_links(pid: int) -> dict[int, str]:
     """What the descriptors of a process lead to; empty when it has gone."""
-    links = []
+    links = {}
     with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
-                links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+                links[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return links
+
+
+def tracer(pid: int) -> int:
+    """The process that traces this one; 0 without."""
+    for line in proc_text(pid, "status").splitlines():
+        if line.startswith("TracerPid:"):
+            return int(line.split()[1])
+    return 0
 
 
 def files(pid: int) -> list[UsedFile]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from grit_runtime.model.dump_check import traced
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +30,6 @@ class ProcessFacts(NamedTuple):
     environ: dict[str, str]
     maps_nccl: bool
     devices: int
-    has_io_uring: bool
     tracer_pid: int
     talks_to_mps: bool
 
@@ -108,14 +109,7 @@ def _process_refusals(process: ProcessFacts) -> list[str]:
     where = f"process {process.pid} in container {process.container}"
     if process.talks_to_mps:
         reasons.append(f"{where} uses MPS, which the driver cannot checkpoint; run it without MPS")
-    if process.has_io_uring:
-        reasons.append(
-            f"{where} has an io_uring, which CRIU cannot dump; disable it (UV_USE_IO_URING=0 for "
-            "libuv)"
-        )
-    if process.tracer_pid:
-        reasons.append(f"{where} is traced by process {process.tracer_pid}; detach the debugger")
-    return reasons
+    return reasons + traced(where, process.tracer_pid)
 
 
 def _nccl_refusals(process: ProcessFacts, *, several: bool) -> list[str]:

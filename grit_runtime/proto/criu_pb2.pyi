@@ -408,13 +408,42 @@ class pipe_entry(_message.Message):
     flags: int
     def __init__(self, id: _Optional[int] = ..., pipe_id: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
 
+class fh_entry(_message.Message):
+    __slots__ = ("handle_bytes", "type", "path")
+    HANDLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    handle_bytes: int
+    type: int
+    path: bytes
+    def __init__(self, handle_bytes: _Optional[int] = ..., type: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class inotify_wd_entry(_message.Message):
+    __slots__ = ("id", "i_ino", "f_handle")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    I_INO_FIELD_NUMBER: _ClassVar[int]
+    F_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    i_ino: int
+    f_handle: fh_entry
+    def __init__(self, id: _Optional[int] = ..., i_ino: _Optional[int] = ..., f_handle: _Optional[_Union[fh_entry, _Mapping]] = ...) -> None: ...
+
+class inotify_file_entry(_message.Message):
+    __slots__ = ("id", "wd")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WD_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    wd: _containers.RepeatedCompositeFieldContainer[inotify_wd_entry]
+    def __init__(self, id: _Optional[int] = ..., wd: _Optional[_Iterable[_Union[inotify_wd_entry, _Mapping]]] = ...) -> None: ...
+
 class file_entry(_message.Message):
-    __slots__ = ("type", "id", "reg", "isk", "tfd", "ext", "pipe")
+    __slots__ = ("type", "id", "reg", "isk", "tfd", "ify", "ext", "pipe")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     REG_FIELD_NUMBER: _ClassVar[int]
     ISK_FIELD_NUMBER: _ClassVar[int]
     TFD_FIELD_NUMBER: _ClassVar[int]
+    IFY_FIELD_NUMBER: _ClassVar[int]
     EXT_FIELD_NUMBER: _ClassVar[int]
     PIPE_FIELD_NUMBER: _ClassVar[int]
     type: int
@@ -422,9 +451,10 @@ class file_entry(_message.Message):
     reg: reg_file_entry
     isk: inet_sk_entry
     tfd: timerfd_entry
+    ify: inotify_file_entry
     ext: ext_file_entry
     pipe: pipe_entry
-    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., reg: _Optional[_Union[reg_file_entry, _Mapping]] = ..., isk: _Optional[_Union[inet_sk_entry, _Mapping]] = ..., tfd: _Optional[_Union[timerfd_entry, _Mapping]] = ..., ext: _Optional[_Union[ext_file_entry, _Mapping]] = ..., pipe: _Optional[_Union[pipe_entry, _Mapping]] = ...) -> None: ...
+    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., reg: _Optional[_Union[reg_file_entry, _Mapping]] = ..., isk: _Optional[_Union[inet_sk_entry, _Mapping]] = ..., tfd: _Optional[_Union[timerfd_entry, _Mapping]] = ..., ify: _Optional[_Union[inotify_file_entry, _Mapping]] = ..., ext: _Optional[_Union[ext_file_entry, _Mapping]] = ..., pipe: _Optional[_Union[pipe_entry, _Mapping]] = ...) -> None: ...
 
 class fdinfo_entry(_message.Message):
     __slots__ = ("id", "flags", "type", "fd")

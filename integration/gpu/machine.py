@@ -50,6 +50,7 @@ class Machine:
     """The machine, from entering its context to leaving it."""
 
     name = "machine"
+    runtime_handler = "grit"
     root = Path("/")
 
     def __init__(self, *, library_dirs: Sequence[Path] = ()) -> None:

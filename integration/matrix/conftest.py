@@ -1,7 +1,7 @@
 """The table of all cases: what became of each on each edition.
 
 A case is a test with the mark ``case(text, ends)``: what is moved, and how that ends when the test
-passes: RESTORED, REFUSED, or a known limit with its reason.
+passes: RESTORED, REFUSED, or a known limit with its reason; or a dictionary of these, by edition.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def pytest_runtest_makereport(
     edition = item.funcargs.get("edition")
     if mark is not None and isinstance(edition, rootfs.Edition):
         text, ends = mark.args
+        if isinstance(ends, dict):
+            ends = ends[edition.suite]
         report.user_properties.append((CASE, (text, edition.suite, ends)))
     return report
 

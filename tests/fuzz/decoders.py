@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from grit_runtime.errors import GritError
 from grit_runtime.model import checkpointctl, manifest, runc_dump, seccomp_filter
-from grit_runtime.wire import criu_image, layer, tar, tmpfs_image
+from grit_runtime.proto import ttrpc_pb2
+from grit_runtime.wire import criu_image, layer, tar, tmpfs_image, ttrpc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,9 +68,36 @@ def seccomp_filters(data: bytes) -> None:
     seccomp_filter.permitted(data, arch=0xC000003E, numbers=range(0, 450, 7))
 
 
+def ttrpc_frames(data: bytes) -> None:
+    """Sent to either end, in pieces whose size the first byte chooses and in one."""
+    size_bytes = data[0] + 1 if data else 1
+    pieces = [data[i : i + size_bytes] for i in range(1, len(data), size_bytes)]
+    ends = [_ttrpc_ends(), _ttrpc_ends()]
+    events = [[event for piece in pieces for event in end.feed(piece)] for end in ends[0]]
+    assert events == [end.feed(data[1:]) for end in ends[1]]
+    for end in (*ends[0], *ends[1]):
+        _or_none(end.end)
+
+
+def _ttrpc_ends() -> tuple[ttrpc.Server, ttrpc.Client]:
+    """A server, and a client that waits for the end of a unary call and of a stream."""
+    client = ttrpc.Client()
+    for flags in (0, ttrpc.REMOTE_OPEN):
+        client.call(ttrpc_pb2.Request(), flags=flags)
+    return ttrpc.Server(), client
+
+
 DECODERS: dict[str, Callable[[bytes], object]] = {
     function.__name__: function
-    for function in (criu_images, tmpfs_archives, layers, manifests, metadata, seccomp_filters)
+    for function in (
+        criu_images,
+        tmpfs_archives,
+        layers,
+        manifests,
+        metadata,
+        seccomp_filters,
+        ttrpc_frames,
+    )
 }
 
 

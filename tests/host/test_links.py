@@ -37,8 +37,19 @@ def rootfs(tmp_path: Path) -> Path:
     return tmp_path / "rootfs"
 
 
-def check(rootfs: Path, name: str, *, flags: int = 0) -> None:
+def opened(name: str, *, flags: int = 0) -> criu.file_entry:
     reg = criu.reg_file_entry(id=7, flags=flags, pos=0, name=os.fsencode(name))
+    return criu.file_entry(type=1, id=7, reg=reg)
+
+
+def watching(**fields: bytes) -> criu.file_entry:
+    watch = criu.inotify_wd_entry(
+        id=7, i_ino=5, f_handle=criu.fh_entry(handle_bytes=8, type=1, **fields)
+    )
+    return criu.file_entry(type=8, id=7, ify=criu.inotify_file_entry(id=7, wd=[watch]))
+
+
+def check(rootfs: Path, file: criu.file_entry) -> None:
     mounts = (
         mount("/", 17, dev=1),
         mount("/proc", 1, dev=2),
@@ -58,7 +69,7 @@ def check(rootfs: Path, name: str, *, flags: int = 0) -> None:
         cores={},
         ids={},
         mounts=mounts,
-        files=(criu.file_entry(type=1, id=7, reg=reg), criu.file_entry(type=2, id=8)),
+        files=(file, criu.file_entry(type=2, id=8)),
         devices=(),
         links={"tmpfs-dev-3.tar.gz.img": frozenset({b"fd", b"deep/\xff"})},
         seccomp=None,
@@ -91,7 +102,7 @@ def check(rootfs: Path, name: str, *, flags: int = 0) -> None:
 )
 def test_a_name_through_a_link_is_refused(rootfs: Path, name: str, link: str) -> None:
     with pytest.raises(PrivilegeError, match=rf"^file 7: .* leads through the link {link}"):
-        check(rootfs, name)
+        check(rootfs, opened(name))
 
 
 @pytest.mark.parametrize(
@@ -111,10 +122,18 @@ def test_a_name_through_a_link_is_refused(rootfs: Path, name: str, link: str) ->
     ],
 )
 def test_a_name_as_the_kernel_gives_it_is_taken(rootfs: Path, name: str) -> None:
-    check(rootfs, name)
+    check(rootfs, opened(name))
 
 
 def test_a_link_that_was_opened_itself_is_taken(rootfs: Path) -> None:
-    check(rootfs, "/data/out", flags=os.O_NOFOLLOW)
+    check(rootfs, opened("/data/out", flags=os.O_NOFOLLOW))
     with pytest.raises(PrivilegeError):
-        check(rootfs, "/data/out/x", flags=os.O_NOFOLLOW)
+        check(rootfs, opened("/data/out/x", flags=os.O_NOFOLLOW))
+
+
+def test_what_is_watched_is_held_to_the_same(rootfs: Path) -> None:
+    check(rootfs, watching(path=b"/data/sub"))
+    with pytest.raises(PrivilegeError, match=r"^file 7: .* leads through the link /data/out"):
+        check(rootfs, watching(path=b"/data/out/etc"))
+    with pytest.raises(PrivilegeError, match=r"^file 7: watches inode 5 by its handle"):
+        check(rootfs, watching())

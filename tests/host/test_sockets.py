@@ -12,6 +12,10 @@ from grit_runtime.host import sockets
 from grit_runtime.model import connections
 from grit_runtime.model.connections import Endpoint
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.mark.parametrize(
     ("listening", "family", "address"),
@@ -62,3 +66,23 @@ def test_the_peer_of_another_process_is_outside() -> None:
 def test_a_process_without_connections_has_none() -> None:
     with socket.create_server(("127.0.0.1", 0)):
         assert sockets.connections([os.getpid()]) == []
+
+
+def test_a_unix_socket_whose_other_end_is_elsewhere_is_found(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        child = os.fork()
+        if child == 0:
+            listener.close()
+            both = socket.socketpair()
+            held = socket.socket(socket.AF_UNIX)
+            held.connect(path)
+            signal.pause()
+            del both, held
+        with listener.accept()[0]:
+            assert sockets.unix_peers([child]) == [(child, path)]
+            assert sockets.unix_peers([child, os.getpid()]) == []
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

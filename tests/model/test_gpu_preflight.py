@@ -20,7 +20,6 @@ def process(pid: int = 7, **facts: Any) -> ProcessFacts:
         environ={},
         maps_nccl=False,
         devices=1,
-        has_io_uring=False,
         tracer_pid=0,
         talks_to_mps=False,
     )
@@ -87,9 +86,8 @@ def test_a_container_that_could_not_come_back_is_refused(
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"talks_to_mps": True}, "uses MPS"),
-        ({"has_io_uring": True}, "UV_USE_IO_URING=0"),
         ({"tracer_pid": 99}, "traced by process 99; detach the debugger"),
+        ({"talks_to_mps": True}, "uses MPS"),
     ],
 )
 def test_a_process_that_could_not_come_back_is_refused(facts: dict[str, Any], reason: str) -> None:

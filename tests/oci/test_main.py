@@ -9,7 +9,7 @@ import pytest
 
 from grit_runtime.host import journal
 from grit_runtime.oci import main
-from integration.node import RUNTIME_LAUNCHER, runtime_launcher
+from integration import node
 
 REPO = Path(__file__).parents[2]
 
@@ -24,7 +24,8 @@ def wrapper(tmp_path: Path) -> list[str]:
     )
     runc.chmod(0o755)
     launcher = tmp_path / "grit-runtime"
-    launcher.write_text(runtime_launcher(python=sys.executable, packages=str(REPO), runc=str(runc)))
+    paths = {"python": sys.executable, "packages": str(REPO), "runc": str(runc)}
+    launcher.write_text(node.launcher("grit-runtime", **paths))
     launcher.chmod(0o755)
     return [str(launcher)]
 
@@ -107,4 +108,4 @@ def test_runcs_option_forms_are_read(
 
 def test_the_wrapper_looks_where_the_engine_writes() -> None:
     assert main.PODS_DIR == journal.PODS_DIR
-    assert f"\npods={journal.PODS_DIR}\n" in RUNTIME_LAUNCHER.read_text()
+    assert f"\npods={journal.PODS_DIR}\n" in (node.RUNTIME_CONFIG / "grit-runtime").read_text()

@@ -1,0 +1,82 @@
+"""What containerd asks of a shim's program: to start a shim, to clean up after one, to describe it.
+
+Spec: containerd v2.1.9 core/runtime/v2/README.md, pkg/shim/shim.go.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import signal
+import time
+from contextlib import suppress
+
+from google.protobuf.any_pb2 import Any
+
+from grit_runtime.errors import InvalidArgumentError
+from grit_runtime.host import journal, mounts, process
+from grit_runtime.host.process import new_token
+from grit_runtime.model import runtime_options
+from grit_runtime.proto import containerd_types_pb2 as types
+from grit_runtime.proto import task_pb2
+from grit_runtime.shim import bundle
+from grit_runtime.wire.well_known import timestamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.shim.request import Request
+
+VERSION = "0.1.0"  # as in pyproject.toml
+RUNTIME_NAME = "io.containerd.grit.v1"
+FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+
+def answer(request: Request) -> bytes:
+    """The answer to all that is asked but `start`, which leaves a shim behind."""
+    if "v" in request.flags or "version" in request.flags:
+        return f"containerd-shim-grit-v1:\n  Version:  {VERSION}\n".encode()
+    if "info" in request.flags:
+        return _info(request.stdin)
+    if request.action == "delete":
+        return _delete(request)
+    raise InvalidArgumentError(f"action {request.action!r} is unknown, expected start or delete")
+
+
+def _delete(request: Request) -> bytes:
+    """Take away what a container left whose shim has died, and say that it was killed.
+
+    containerd asks this of every shim that has gone, so that most have left nothing.
+    """
+    namespace, container_id = request.flags["namespace"], request.flags["id"]
+    bundle_dir = f"{os.path.dirname(request.directory)}/{container_id}"
+    options = bundle.read_options(bundle_dir)
+    states = (f"{options.root}/{namespace}/{container_id}", f"{journal.PODS_DIR}/*/{container_id}")
+    if any(glob.glob(pattern) for pattern in states):
+        argv = options.argv(namespace, f"{bundle_dir}/log.json", "delete", "--force", container_id)
+        process.run(argv, token=new_token())
+    mounts.unmount_all(f"{bundle_dir}/rootfs")
+    return task_pb2.DeleteResponse(
+        pid=_init_pid(bundle_dir),
+        exit_status=128 + signal.SIGKILL,
+        exited_at=timestamp(time.time_ns()),
+    ).SerializeToString()
+
+
+def _init_pid(bundle_dir: str) -> int:
+    """The container's first process, 0 if it never had one."""
+    with suppress(FileNotFoundError), open(f"{bundle_dir}/init.pid", encoding="ascii") as file:
+        return int(file.read())
+    return 0
+
+
+def _info(options_bytes: bytes) -> bytes:
+    """What this runtime is called and can do, as runc says."""
+    options = Any.FromString(options_bytes)
+    program = runtime_options.decode(options).binary_name
+    features = process.run([program, "features"], token=new_token())
+    return types.RuntimeInfo(
+        name=RUNTIME_NAME,
+        version=types.RuntimeVersion(version=VERSION),
+        options=options,
+        features=Any(type_url=FEATURES_TYPE, value=features),
+    ).SerializeToString()

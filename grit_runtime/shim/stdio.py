@@ -1,0 +1,278 @@
+"""Standard streams of a process: pipes or a terminal for it, relays to the client's end.
+
+The client names fifos, files, or a program that takes logs. The process never gets these
+themselves: when it is restored, runc puts new streams in the place of those that were pipes, and
+of no others (libcontainer/criu_linux.go). Spec: containerd v2.1.9 cmd/containerd-shim-runc-v2/
+process/io.go, core/runtime/v2/README.md (Logging).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import stat
+import struct
+import termios
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from grit_runtime.errors import CommandError, InvalidArgumentError, NotFoundError
+from grit_runtime.host.process import new_token
+from grit_runtime.shim.relay import Relay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from grit_runtime.shim.children import Children, Exit
+
+RUN_DIR = "/run/grit"
+CONSOLE_TIMEOUT_S = 30
+LOGGER_READY_TIMEOUT_S = 10
+LOGGER_STOP_TIMEOUT_S = 12
+
+_OURSELVES = (-1, -1)  # chown(2): as it is
+
+
+class Names(NamedTuple):
+    """What the client calls the streams: paths or URLs; "" for none."""
+
+    stdin: str
+    stdout: str
+    stderr: str
+    terminal: bool
+
+
+class Ends(NamedTuple):
+    """The descriptors that a process gets."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class Streams:
+    """The shim's side of one process's streams, until the process is deleted."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self._outputs: list[Relay] = []
+        self._input: Relay | None = None
+        self._input_fd = -1  # keeps the fifo from ending when a client disconnects
+        self._console_fd = -1
+        self._logger: asyncio.Future[Exit] | None = None
+        self._logger_pid = 0
+
+    @asynccontextmanager
+    async def pipes(
+        self, owner: tuple[int, int], children: Children, identity: dict[str, str]
+    ) -> AsyncIterator[Ends]:
+        """What a process started in the block gets; its ends of pipes belong to *owner*.
+
+        *identity* is the environment of a program that takes the output.
+        """
+        names = self.names
+        with ExitStack() as theirs:
+            stdin, stdout, stderr = (_null(theirs) for _ in range(3))
+            if names.stdin:
+                source_fd = self._open_input()
+                sink_fd, stdin = _pipe(owner, theirs, to_us=False)
+                self._input = Relay(source_fd, sink_fd)
+            if _takes_output(names.stdout):
+                stdout, stderr = await self._start_logger(owner, theirs, children, identity)
+            else:
+                if names.stdout:
+                    stdout = self._open_output(names.stdout, owner, theirs)
+                if names.stderr:
+                    stderr = self._open_output(_stderr(names), owner, theirs)
+            yield Ends(stdin, stdout, stderr)
+
+    async def take_console(
+        self, master_fd: int, children: Children, identity: dict[str, str]
+    ) -> None:
+        """Relay between a terminal, whose master becomes ours, and the client."""
+        os.set_blocking(master_fd, False)  # of all its duplicates too
+        self._console_fd = master_fd
+        name = self.names.stdout
+        with ExitStack() as theirs:
+            if _takes_output(name):
+                out, _ = await self._start_logger(_OURSELVES, theirs, children, identity)
+                os.set_blocking(out, False)
+                self._outputs.append(Relay(os.dup(master_fd), os.dup(out)))
+            elif name:
+                sink_fd = _sink(name)
+                self._outputs.append(Relay(os.dup(master_fd), sink_fd))
+        if self.names.stdin:
+            self._input = Relay(self._open_input(), os.dup(master_fd))
+
+    def resize(self, width: int, height: int) -> None:
+        """Tell the terminal its size; nothing for a process without one."""
+        if self._console_fd >= 0:
+            size = struct.pack("HHHH", height, width, 0, 0)
+            fcntl.ioctl(self._console_fd, termios.TIOCSWINSZ, size)
+
+    def close_input(self) -> None:
+        """Let the input end once no client holds it open either."""
+        if self._input_fd >= 0:
+            os.close(self._input_fd)
+            self._input_fd = -1
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until all output has reached the client; a process left behind may hold it open."""
+        if outputs := [relay.done for relay in self._outputs]:
+            await asyncio.wait(outputs, timeout=timeout_s)
+
+    async def close(self) -> None:
+        """Give up what is left of the streams, and end a program that took the output."""
+        for relay in self._outputs:
+            relay.close()
+        if self._input:
+            self._input.close()
+        self.close_input()
+        if self._console_fd >= 0:
+            os.close(self._console_fd)
+            self._console_fd = -1
+        if self._logger:
+            await self._stop_logger(self._logger)
+
+    def _open_output(self, name: str, owner: tuple[int, int], theirs: ExitStack) -> int:
+        sink_fd = _sink(name)
+        ours, its = _pipe(owner, theirs, to_us=True)
+        self._outputs.append(Relay(ours, sink_fd))
+        return its
+
+    def _open_input(self) -> int:
+        """The client's input to read from; its fifo is held open for writing too."""
+        path = self.names.stdin
+        source_fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._input_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return source_fd
+
+    async def _start_logger(
+        self,
+        owner: tuple[int, int],
+        theirs: ExitStack,
+        children: Children,
+        identity: dict[str, str],
+    ) -> tuple[int, int]:
+        """Run the program of a ``binary:///PROGRAM?NAME=VALUE`` URL until it is ready.
+
+        The ends of pipes that it reads both outputs from; *theirs* closes them.
+        """
+        url = urlsplit(self.names.stdout)
+        if not os.access(url.path, os.X_OK):
+            raise NotFoundError(f"logging program {url.path}: not found, or not executable")
+        words = (word for pair in parse_qsl(url.query, keep_blank_values=True) for word in pair)
+        with ExitStack() as its:
+            out, stdout = _pipe(owner, theirs, to_us=True)
+            its.callback(os.close, out)
+            err, stderr = _pipe(owner, theirs, to_us=True)
+            its.callback(os.close, err)
+            for fd in (out, err):
+                os.set_blocking(fd, True)
+            ready_fd, ready = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            waiting = theirs.enter_context(open(ready_fd, "rb"))
+            its.callback(os.close, ready)
+            self._logger_pid, self._logger = children.spawn(
+                [url.path, *words], stdout=2, stderr=2, passed_fds=(out, err, ready), env=identity
+            )
+        await _readable(waiting.fileno(), LOGGER_READY_TIMEOUT_S, f"logging program {url.path}")
+        if self._logger.done():
+            raise CommandError(f"logging program {url.path} ended before it was ready")
+        return stdout, stderr
+
+    async def _stop_logger(self, ended: asyncio.Future[Exit]) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            done, _ = await asyncio.wait([ended], timeout=LOGGER_STOP_TIMEOUT_S)
+            if done:
+                return
+            os.kill(self._logger_pid, number)
+
+
+@contextmanager
+def console_socket() -> Iterator[tuple[str, socket.socket]]:
+    """A path for runc's ``--console-socket``, and the socket that listens on it."""
+    # Not in the bundle: the path of a socket is at most 107 bytes long.
+    path = f"{RUN_DIR}/console-{new_token()}"
+    os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        try:
+            listener.listen()
+            yield path, listener
+        finally:
+            os.unlink(path)
+
+
+async def receive_console(listener: socket.socket) -> int:
+    """The master of the terminal that runc has made."""
+    await _readable(listener.fileno(), CONSOLE_TIMEOUT_S, "runc's connection to the console socket")
+    connection, _ = listener.accept()
+    with connection:
+        await _readable(connection.fileno(), CONSOLE_TIMEOUT_S, "the terminal from runc")
+        _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+    if not fds:
+        raise CommandError("runc sent no terminal over the console socket")
+    return fds[0]
+
+
+async def _readable(fd: int, timeout_s: float, what: str) -> None:
+    """Wait until *fd* can be read; CommandError, naming *what*, after *timeout_s*."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await asyncio.wait_for(ready.wait(), timeout_s)
+    except TimeoutError:
+        raise CommandError(f"waited {timeout_s} s for {what}") from None
+    finally:
+        loop.remove_reader(fd)
+
+
+def _takes_output(name: str) -> bool:
+    """Whether an output is a program that takes it, and the other with it."""
+    return urlsplit(name).scheme == "binary"
+
+
+def _null(closing: ExitStack) -> int:
+    fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    closing.callback(os.close, fd)
+    return fd
+
+
+def _pipe(owner: tuple[int, int], theirs: ExitStack, *, to_us: bool) -> tuple[int, int]:
+    """Our end of a pipe, which never blocks, and the process's, which *theirs* closes."""
+    read_fd, write_fd = os.pipe()
+    ours, its = (read_fd, write_fd) if to_us else (write_fd, read_fd)
+    theirs.callback(os.close, its)
+    os.fchown(its, *owner)  # whom the process runs as may open its /dev/stdout anew
+    os.set_blocking(ours, False)
+    return ours, its
+
+
+def _stderr(names: Names) -> str:
+    """Both outputs go to the one file of a ``file`` URL."""
+    return names.stdout if urlsplit(names.stdout).scheme == "file" else names.stderr
+
+
+def _sink(name: str) -> int:
+    """The client's end of an output: a fifo or a file.
+
+    A fifo is held open for reading too, so that a client which goes away neither ends the relay
+    nor blocks its start.
+    """
+    url = urlsplit(name)
+    if url.scheme == "file":
+        os.makedirs(os.path.dirname(url.path), mode=0o755, exist_ok=True)
+        return os.open(url.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if url.scheme not in ("", "fifo"):
+        raise InvalidArgumentError(
+            f"stream {name}: scheme {url.scheme} is unknown, expected fifo, file or binary"
+        )
+    if stat.S_ISFIFO(os.stat(url.path).st_mode):
+        return os.open(url.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.open(url.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)

@@ -1,0 +1,134 @@
+"""The zygote: a process that has imported all that a shim needs, and becomes one by fork.
+
+So a pod's shim starts in a few milliseconds, and shares its memory with the others. The launcher
+hands calls over to it: it writes its pid into a fifo, and is ended by a signal when the answer is
+in its standard output. Where there is no zygote, or one of other packages, main.py does it all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import signal
+import sys
+from contextlib import suppress
+
+from grit_runtime import log
+from grit_runtime.errors import GritError, one_line
+from grit_runtime.host import linux, process
+from grit_runtime.shim import actions, rehearsal, request, start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+# The launcher knows these names, and the signals that end it.
+FIFO = "/run/grit/zygote"
+NAME = "grit-zygote"
+ANSWERED = signal.SIGUSR1
+FAILED = signal.SIGUSR2
+REFUSED = signal.SIGHUP
+
+LOCK = f"{FIFO}.lock"
+LISTEN_FDS_START = 3  # sd_listen_fds(3)
+
+
+def launch(launcher: str) -> None:
+    """Have a zygote for the next `start`: systemd's, if it holds the fifo, or one of our own."""
+    try:
+        fd = os.open(FIFO, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # there is none, or nobody reads from it
+        process.detached(lambda: os.execv(launcher, [launcher, "zygote"]), kept_fd=2)  # noqa: S606
+    else:
+        os.write(fd, b"\n")
+        os.close(fd)
+
+
+def run() -> NoReturn:
+    """Serve until the package has become another one, then make way for a zygote of that."""
+    packages = sys.path[0]
+    born = _version()
+    fifo_fd = _fifo()
+    try:
+        rehearsal.run()
+    except (GritError, OSError) as error:
+        log.warning("rehearsal failed, shims will take more memory", reason=error)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a shim has ended
+    linux.set_name(NAME)
+    with open(f"{FIFO}.pid.new", "w", encoding="utf-8") as file:
+        file.write(f"{os.getpid()} {packages}\n")
+    os.replace(f"{FIFO}.pid.new", f"{FIFO}.pid")
+    gc.collect()
+    gc.freeze()  # else a collection in a child would copy every page that it looks at
+    while True:
+        for pid in map(int, os.read(fifo_fd, 4096).split()):
+            if _version() != born:
+                os.kill(pid, REFUSED)
+                sys.exit(0)
+            if os.fork() == 0:
+                os.close(fifo_fd)
+                _answer(pid)
+
+
+def _answer(pid: int) -> NoReturn:
+    """Do what the launcher *pid* was asked; become the shim if one is to be started."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    caller_fd = os.pidfd_open(pid)
+    if os.stat(f"/proc/{pid}").st_uid != os.getuid() or not _shares_mounts(pid):
+        _tell(caller_fd, REFUSED)
+        os._exit(1)
+    out_fd = os.open(f"/proc/{pid}/fd/{request.LAUNCHER_STDOUT}", os.O_WRONLY)
+    listener = None
+    try:
+        asked = request.of_launcher(pid)
+        if asked.action == "start":
+            address, listener = start.find(asked)
+            answer = address.encode()
+            if listener is not None:
+                start.take_place(asked)
+        else:
+            answer = actions.answer(asked)
+    except (GritError, OSError) as error:
+        os.write(out_fd, f"containerd-shim-grit-v1: {one_line(error)}\n".encode())
+        _tell(caller_fd, FAILED)
+        os._exit(1)
+    os.write(out_fd, answer)
+    _tell(caller_fd, ANSWERED)
+    os.close(out_fd)
+    os.close(caller_fd)
+    if listener is not None:
+        start.serve(asked, listener)
+    os._exit(0)
+
+
+def _tell(pidfd: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # containerd has stopped waiting for it
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _shares_mounts(pid: int) -> bool:
+    """Whether what we mount is where *pid* looks for it."""
+    ours, theirs = (os.readlink(f"/proc/{who}/ns/mnt") for who in ("self", pid))
+    return ours == theirs
+
+
+def _version() -> tuple[int, int]:
+    """What an upgrade of the package changes."""
+    status = os.stat(__file__)
+    return status.st_ino, status.st_mtime_ns
+
+
+def _fifo() -> int:
+    """systemd's fifo, or our own; the process ends if another zygote serves there."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return LISTEN_FDS_START
+    os.makedirs(os.path.dirname(FIFO), mode=0o700, exist_ok=True)
+    lock_fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(0)
+    with suppress(FileExistsError):
+        os.mkfifo(FIFO, 0o600)
+    return os.open(FIFO, os.O_RDWR | os.O_CLOEXEC)

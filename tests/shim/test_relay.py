@@ -1,0 +1,120 @@
+"""Relays between real pipes, fifos, terminals and files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import threading
+
+import pytest
+
+from grit_runtime.shim.relay import Relay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIMEOUT_S = 20
+
+
+def pipe(*, ours: str) -> tuple[int, int]:
+    """A pipe whose end *ours*, "read" or "write", does not block."""
+    ends = os.pipe()
+    os.set_blocking(ends[0 if ours == "read" else 1], False)
+    return ends
+
+
+def read_all(fd: int) -> bytes:
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def test_all_that_goes_in_comes_out_though_the_reader_is_slow() -> None:
+    data = os.urandom(3 << 20)
+    source, feeding = pipe(ours="read")
+    drained, sink = pipe(ours="write")
+    got: list[bytes] = []
+
+    def feed() -> None:
+        with open(feeding, "wb") as file:
+            file.write(data)
+
+    async def run() -> None:
+        relay = Relay(source, sink)
+        threads = [
+            threading.Thread(target=feed),
+            threading.Thread(target=lambda: got.append(read_all(drained))),
+        ]
+        for thread in threads:
+            thread.start()
+        await asyncio.wait_for(relay.done, TIMEOUT_S)
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+
+    asyncio.run(run())
+    assert got == [data]
+
+
+def test_nothing_is_lost_while_nobody_reads() -> None:
+    async def run() -> bytes:
+        source, feeding = pipe(ours="read")
+        drained, sink = pipe(ours="write")
+        relay = Relay(source, sink)
+        os.set_blocking(feeding, False)
+        written = 0
+        try:
+            while True:
+                written += os.write(feeding, b"x" * 4096)
+                await asyncio.sleep(0)
+        except BlockingIOError:
+            os.close(feeding)
+        assert not relay.done.done()
+        got = await asyncio.to_thread(read_all, drained)
+        await asyncio.wait_for(relay.done, TIMEOUT_S)
+        assert len(got) == written
+        return got
+
+    assert set(asyncio.run(run())) == set(b"x")
+
+
+def test_a_reader_that_goes_away_ends_the_relay() -> None:
+    async def run() -> None:
+        source, feeding = pipe(ours="read")
+        drained, sink = pipe(ours="write")
+        relay = Relay(source, sink)
+        os.close(drained)
+        os.write(feeding, b"for nobody")
+        await asyncio.wait_for(relay.done, TIMEOUT_S)
+        with pytest.raises(BrokenPipeError):
+            os.write(feeding, b"more")
+        os.close(feeding)
+
+    asyncio.run(run())
+
+
+def test_output_of_a_terminal_ends_when_its_last_user_closes_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        master, slave = pty.openpty()
+        os.set_blocking(master, False)
+        sink = os.open(tmp_path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        relay = Relay(master, sink)
+        os.write(slave, b"hello\n")
+        os.close(slave)
+        await asyncio.wait_for(relay.done, TIMEOUT_S)
+
+    asyncio.run(run())
+    assert (tmp_path / "log").read_bytes() == b"hello\r\n"
+
+
+def test_a_closed_relay_has_closed_both_ends() -> None:
+    async def run() -> None:
+        source, feeding = pipe(ours="read")
+        drained, sink = pipe(ours="write")
+        Relay(source, sink).close()
+        assert await asyncio.to_thread(read_all, drained) == b""
+        with pytest.raises(BrokenPipeError):
+            os.write(feeding, b"x")
+        os.close(feeding)
+
+    asyncio.run(run())

@@ -221,6 +221,14 @@ def resume(pod: Pod) -> None:
     undo(held)
 
 
+def is_held(path: str) -> bool:
+    """Whether the journal at *path* is of a checkpoint that has left its pod frozen."""
+    try:
+        return any(step["step"] == "frozen" for step in journal.read(path))
+    except FileNotFoundError:  # it has just ended
+        return False
+
+
 def forget_pod(pod_dir: str) -> None:
     """The sandbox is being deleted, and what a checkpoint had frozen in it goes too."""
     held = journal.adopt(f"{pod_dir}/{JOURNAL}")
@@ -259,7 +267,7 @@ def _begin(pod: Pod) -> Journal:
     path = _journal_path(pod)
     left = journal.adopt(path)
     if left is not None:
-        if _is_frozen(left):
+        if is_held(left.path):
             left.close()
             raise FailedPreconditionError(
                 f"pod {pod.namespace}/{pod.name} is held frozen by a checkpoint; "
@@ -295,8 +303,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
-    asked_flags = runc.ask_flags(tool, "checkpoint")
     lines = preflight.refuse_undumpable(containers)
+    asked_flags = runc.ask_flags(tool, "checkpoint")
     tcp = _tcp_options(containers)
     # These refuse before anything is touched; the volumes are chosen again below.
     _check_room(staging_dir, containers, _choose_volumes(order, containers))
@@ -730,7 +738,7 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
     held = journal.adopt(path, wait=wait)
     if held is None:
         return False
-    if _is_frozen(held):
+    if is_held(held.path):
         held.close()
         return False
     steps = held.steps()
@@ -755,10 +763,6 @@ def _outcome(order: Order, config: Config, outcome: str, reason: str) -> Outcome
         container_id="",
         checkpoint=f"{config.checkpoint_root}/{pod.namespace}/{order.name}",
     )
-
-
-def _is_frozen(held: Journal) -> bool:
-    return any(step["step"] == "frozen" for step in held.steps())
 
 
 def _journal_path(pod: Pod) -> str:

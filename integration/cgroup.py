@@ -20,10 +20,10 @@ class Hierarchy(NamedTuple):
     unified: bool
 
 
-def hierarchies() -> list[Hierarchy]:
-    """The hierarchies mounted under /sys/fs/cgroup, of either version."""
+def hierarchies(mounts: str | None = None) -> list[Hierarchy]:
+    """The hierarchies, of either version, in *mounts*, the text of /proc/self/mounts; or ours."""
     found = {}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in (mounts or Path("/proc/self/mounts").read_text()).splitlines():
         _, target, kind, *_ = line.split()
         if kind in {"cgroup", "cgroup2"}:
             found[target] = Hierarchy(Path(target), kind == "cgroup2")

@@ -251,7 +251,8 @@ class Pod:
 
     def _cgroup_dirs(self) -> list[Path]:
         below = self._cgroup_parent.lstrip("/")
-        return [self.node.path(hierarchy.path / below) for hierarchy in cgroup.hierarchies()]
+        mounts = self.node.run(["cat", "/proc/self/mounts"]).stdout
+        return [self.node.path(one.path / below) for one in cgroup.hierarchies(mounts)]
 
     def _make_empty_dir(self, volume: EmptyDir) -> None:
         path = self._volume_dir(volume)

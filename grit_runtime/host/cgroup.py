@@ -24,16 +24,11 @@ def directories(cgroups_path: str) -> list[str]:
 
 
 def of(pid: int) -> str:
-    """The cgroup of a process: that of the freezer on v1, the only one on v2."""
-    found = ""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            if controllers == "freezer":
-                return path
-            if controllers == "":
-                found = path
-    return found
+    """The cgroup of a process: that of the freezer on v1, the only one on v2.
+
+    Which of them counts is told as runc tells it: beside v2, v1 may be mounted elsewhere.
+    """
+    return _memberships(pid).get("" if is_unified() else "freezer", "")
 
 
 def is_unified() -> bool:

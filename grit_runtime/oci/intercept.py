@@ -1,4 +1,5 @@
 """The calls that a restore changes: `create` becomes it, `start` finds it done, `delete` ends it.
+And `kill` of a container that a checkpoint holds frozen, which has to thaw to die.
 
 containerd's shim reads a runtime's failure from the file of ``--log`` (the last line of level
 error) and its exit code, so ours are written as runc writes its own.
@@ -13,7 +14,14 @@ import sys
 from grit_runtime import config, log
 from grit_runtime.errors import GritError, one_line
 from grit_runtime.host import config_json
-from grit_runtime.oci.main import PODS_DIR, exec_runc, global_options, options, pod_dirs_of
+from grit_runtime.oci.main import (
+    PODS_DIR,
+    exec_runc,
+    global_options,
+    journals_of,
+    options,
+    pod_dirs_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +109,28 @@ def _delete(argv: list[str], at: int, _runc: str) -> None:
             attempts.forget(path)
 
 
+def _kill(argv: list[str], at: int, runc: str) -> int | None:
+    """SIGKILL reaches what is held frozen on cgroup v1 only when it is thawed.
+
+    runc does so itself for a container with a process namespace of its own, and some for all
+    (libcontainer/container_linux.go Signal, signalAllProcesses).
+    """
+    container_id, *words = options(argv[at + 1 :])[1]
+    if "".join(words).upper().removeprefix("SIG") not in ("KILL", "9"):
+        return None
+
+    from grit_runtime import checkpoint  # noqa: PLC0415
+    from grit_runtime.host import process  # noqa: PLC0415
+    from grit_runtime.host.runc import Runc, resume  # noqa: PLC0415
+
+    if not any(checkpoint.is_held(path) for path in journals_of(container_id)):
+        return None
+    tool = Runc(runc, _kept_options(argv, at), process.new_token())
+    status = process.run_attached([runc, *argv[1:]], token=tool.token)
+    resume(tool, container_id)
+    return status
+
+
 def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:
     named, operands = options(argv[at + 1 :])
     if not operands:
@@ -135,6 +165,7 @@ _COMMANDS = {
     "create": _create,
     "start": _start,
     "delete": _delete,
+    "kill": _kill,
     "checkpoint": _checkpoint,
     "restore": _restore,
 }

@@ -3,7 +3,8 @@
 The launcher (runtime-config/grit-runtime) hands the words to runc where none can be a command of
 ours; the others start here, for every pod. So this module imports nothing but os and sys, and
 decides by the cheapest look that is right: `create` of a bundle whose config.json never says
-``grit.dev/``, and `start` and `delete` of a container that no restore has touched, are runc's.
+``grit.dev/``, `start` and `delete` of a container that no restore has touched, and `kill` of one
+that no checkpoint holds, are runc's.
 """
 
 import os
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 PODS_DIR = "/run/grit/pods"
 
-_OURS = ("create", "start", "delete", "checkpoint", "restore")
+CHECKPOINT_JOURNAL = "checkpoint.journal"
+
+_OURS = ("create", "start", "delete", "kill", "checkpoint", "restore")
 _DRIVER = "/proc/driver/nvidia"
 
 # runc's options that take a value, by the place where they may stand (runc main.go, create.go).
@@ -65,13 +68,22 @@ def global_options(argv: list[str], end: int) -> dict[str, str]:
 
 def pod_dirs_of(container_id: str) -> list[str]:
     """Where grit keeps state of this container, or of its pod if it is a sandbox."""
-    try:
-        pods = os.listdir(PODS_DIR)
-    except FileNotFoundError:
-        return []
-    found = [f"{PODS_DIR}/{pod}/{container_id}" for pod in pods]
+    found = [f"{pod}/{container_id}" for pod in _pods()]
     found.append(f"{PODS_DIR}/{container_id}")
     return [path for path in found if os.path.isdir(path)]
+
+
+def journals_of(container_id: str) -> list[str]:
+    """The journal of a checkpoint that has this container, if there is one."""
+    journals = [f"{pod}/{CHECKPOINT_JOURNAL}" for pod in _pods()]
+    return [path for path in journals if _mentions(path, container_id)]
+
+
+def _pods() -> list[str]:
+    try:
+        return [f"{PODS_DIR}/{pod}" for pod in os.listdir(PODS_DIR)]
+    except FileNotFoundError:
+        return []
 
 
 def _is_ours(command: str, arguments: list[str]) -> bool:
@@ -80,16 +92,18 @@ def _is_ours(command: str, arguments: list[str]) -> bool:
     named, operands = options(arguments)
     if command == "create":
         bundle = named.get("bundle") or named.get("b") or "."
-        return _mentions_grit(os.path.join(bundle, "config.json"))
+        return _mentions(os.path.join(bundle, "config.json"), "grit.dev/")
+    if command == "kill":
+        return bool(operands) and bool(journals_of(operands[0]))
     return bool(operands) and bool(pod_dirs_of(operands[0]))
 
 
-def _mentions_grit(config_path: str) -> bool:
+def _mentions(path: str, text: str) -> bool:
     try:
-        with open(config_path, "rb") as file:
-            return b"grit.dev/" in file.read()
+        with open(path, "rb") as file:
+            return text.encode(errors="surrogateescape") in file.read()
     except OSError:
-        return False  # runc says what is wrong with the bundle, in its own words
+        return False  # of a bundle runc says what is wrong, in its own words
 
 
 def _options_end(words: list[str], at: int, with_value: frozenset[str]) -> int:

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 
 from grit_runtime import log
-from grit_runtime.errors import GritError, one_line
+from grit_runtime.errors import GritError
 from grit_runtime.host import linux, process
 from grit_runtime.shim import actions, rehearsal, request, start
 
@@ -49,6 +49,7 @@ def run() -> NoReturn:
     """Serve until the package has become another one, then make way for a zygote of that."""
     packages = sys.path[0]
     born = _version()
+    lock_fd = _lock()
     fifo_fd = _fifo()
     try:
         rehearsal.run()
@@ -62,13 +63,14 @@ def run() -> NoReturn:
     gc.collect()
     gc.freeze()  # else a collection in a child would copy every page that it looks at
     while True:
-        for pid in map(int, os.read(fifo_fd, 4096).split()):
+        for word in filter(bytes.isdigit, os.read(fifo_fd, 4096).split()):
             if _version() != born:
-                os.kill(pid, REFUSED)
+                os.kill(int(word), REFUSED)
                 sys.exit(0)
             if os.fork() == 0:
                 os.close(fifo_fd)
-                _answer(pid)
+                os.close(lock_fd)
+                _answer(int(word))
 
 
 def _answer(pid: int) -> NoReturn:
@@ -89,8 +91,8 @@ def _answer(pid: int) -> NoReturn:
                 start.take_place(asked)
         else:
             answer = actions.answer(asked)
-    except (GritError, OSError) as error:
-        os.write(out_fd, f"containerd-shim-grit-v1: {one_line(error)}\n".encode())
+    except Exception as error:  # noqa: BLE001  containerd shows its user whatever is said here
+        os.write(out_fd, f"containerd-shim-grit-v1: {error}\n".encode())
         _tell(caller_fd, FAILED)
         os._exit(1)
     os.write(out_fd, answer)
@@ -119,16 +121,21 @@ def _version() -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def _fifo() -> int:
-    """systemd's fifo, or our own; the process ends if another zygote serves there."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()):
-        return LISTEN_FDS_START
-    os.makedirs(os.path.dirname(FIFO), mode=0o700, exist_ok=True)
-    lock_fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock() -> int:
+    """Hold what only one zygote holds; the process ends if another one does."""
+    os.makedirs(os.path.dirname(LOCK), mode=0o700, exist_ok=True)
+    fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(0)
+    return fd
+
+
+def _fifo() -> int:
+    """systemd's fifo, or our own."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return LISTEN_FDS_START
     with suppress(FileExistsError):
         os.mkfifo(FIFO, 0o600)
     return os.open(FIFO, os.O_RDWR | os.O_CLOEXEC)

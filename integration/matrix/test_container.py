@@ -52,6 +52,7 @@ ALL = (
     shell("user", security=Security(user=1000, group=1001, groups=(2000, 3000))),
     shell("readonly", security=Security(readonly_rootfs=True)),
     shell("seccomp", security=Security(seccomp=RUNTIME_DEFAULT)),
+    shell("all", COUNT, security=Security(user=1000, readonly_rootfs=True), tty=True, stdin=True),
     shell("limited", resources=Resources(memory_bytes=64 << 20, cpu_quota_us=50_000)),
 )
 
@@ -124,6 +125,15 @@ def test_a_filter_is_in_place_again(moved: Pod) -> None:
     assert "Seccomp:\t2\n" in inside(moved, "seccomp", "cat /proc/1/status")
 
 
+@pytest.mark.case("runAsUser, readOnlyRootFilesystem, tty and stdin at once", cases.RESTORED)
+def test_all_of_these_come_back_together(moved: Pod) -> None:
+    goes_on(moved, "all")
+    script = "readlink /proc/1/fd/0; id -u; touch /tmp/x 2>&1"
+    said = inside(moved, "all", script)
+    assert said.startswith("/dev/pts/0\n1000\n")
+    assert "Read-only file system" in said
+
+
 @pytest.mark.case("resource limits", cases.RESTORED)
 def test_limits_are_the_new_pods(moved: Pod) -> None:
     goes_on(moved, "limited")
@@ -166,3 +176,9 @@ def test_a_pod_on_the_nodes_network_keeps_the_nodes_name(nodes: Nodes, run_pod: 
     goes_on(target, "main")
     assert inside(target, "main", "hostname") == "node-b\n"
     assert nodes.b.run(["hostname"]).stdout == "node-b\n"
+
+
+@pytest.mark.case("the systemd cgroup driver", cases.RESTORED)
+@pytest.mark.usefixtures("edition")
+def test_a_container_is_restored_by_the_systemd_driver() -> None:
+    pytest.skip("the nodes run no systemd, which makes the cgroups for that driver")

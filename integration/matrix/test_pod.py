@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from integration import checkpoints, images, kubelet, workload
+from integration import checkpoints, images, kubelet, rootfs, workload
 from integration.cri import CriError
 from integration.matrix import cases
+from integration.matrix.test_connections import netns
 from integration.pod_spec import ContainerSpec, EmptyDir, PodSpec, Resources, VolumeMount
 
 TYPE_CHECKING = False
@@ -194,22 +196,12 @@ def sharing(name: str, *annotations: tuple[str, str], sidecar: str = "") -> PodS
     )
 
 
-def carry(nodes: Nodes, source: Pod, name: str) -> None:
-    """Checkpoint *source*, which goes on, and carry the checkpoint to node B.
-
-    Held frozen it could not be stopped on cgroup v1: runc thaws for SIGKILL only what has a process
-    namespace of its own (libcontainer/container_linux.go, Signal).
-    """
-    checkpoints.take(source, name)
-    checkpoints.carry(nodes.a, nodes.b, name)
-
-
 @pytest.mark.case("shareProcessNamespace", cases.RESTORED)
 def test_a_shared_process_namespace_is_shared_again(nodes: Nodes, run_pod: RunPod) -> None:
     source = run_pod(nodes.a, sharing("shared-a"))
     for name in ("counter", "other"):
         source.wait_for_log(name, "\n5\n")
-    carry(nodes, source, "shared")
+    cases.move(nodes, source, "shared")  # held frozen, and killed so
     target = run_pod(nodes.b, sharing("shared-b", *restoring("shared")))
     for name in ("counter", "other"):
         goes_on(target, name)
@@ -243,7 +235,7 @@ def test_a_process_number_that_is_taken_is_named(nodes: Nodes) -> None:
         source.start("other")
         source.wait_for_log("other", "\n5\n")
         number = number_in_pod(source, "other")
-        carry(nodes, source, "busy")
+        cases.move(nodes, source, "busy")
     spec = sharing("busy-b", *restoring("busy"), sidecar="sleep 1000")
     with kubelet.sandbox(nodes.b, spec) as pod:
         pod.create("sidecar")
@@ -327,3 +319,54 @@ def test_a_connection_between_containers_goes_on(nodes: Nodes, run_pod: RunPod, 
         goes_on(target, "client")
         held = nodes.b.path(Path("/run/grit/pods") / target.sandbox_id / "loopback.journal")
         assert not held.exists()
+
+
+def passes_on_loopback(pod: Pod) -> bool:
+    """Whether anything passes on the pod's loopback interface."""
+    shown = pod.node.run([*netns(pod), "tc", "qdisc", "show", "dev", "lo"]).stdout
+    return "blackhole" not in shown
+
+
+@pytest.mark.case("TCP between two containers, one of which fails to come back", cases.REFUSED)
+def test_the_first_failure_lets_loopback_traffic_pass(nodes: Nodes, run_pod: RunPod) -> None:
+    def spec(name: str, memory_bytes: int, *annotations: tuple[str, str]) -> PodSpec:
+        client = python("client", CLIENT, resources=Resources(memory_bytes=memory_bytes))
+        return PodSpec(
+            name=name, containers=(python("server", SERVER), client), annotations=annotations
+        )
+
+    source = run_pod(nodes.a, spec("failing-a", 0))
+    source.wait_for_log("client", "\n5\n")
+    cases.move(nodes, source, "failing")
+    with kubelet.sandbox(nodes.b, spec("failing-b", 1 << 20, *restoring("failing"))) as target:
+        target.create("server")
+        target.start("server")
+        assert not passes_on_loopback(target)
+        target.create("client")
+        with pytest.raises(CriError, match="memory limit"):
+            target.start("client")
+        assert passes_on_loopback(target)
+
+
+# Runs by grit's own Python on a node: holds the traffic of a network for a moment.
+HOLD_FOR_A_MOMENT = """
+import sys
+from grit_runtime.host import loopback
+loopback._LIMIT_S = 0.2
+loopback.hold(*sys.argv[1:])
+"""
+
+
+@pytest.mark.case("TCP between two containers, one of which never comes", cases.RESTORED)
+def test_loopback_traffic_passes_again_after_a_time(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.b, workload.counter_pod("held"))
+    state = Path("/run/grit/pods") / pod.sandbox_id
+    network = f"/proc/{pod.pid('counter')}/ns/net"
+    nodes.b.run(["mkdir", "-p", str(state)])
+    hold = [f"/{rootfs.VENV}/bin/python", "-c", HOLD_FOR_A_MOMENT, str(state), network]
+    assert "holding loopback traffic" in nodes.b.run(hold).stderr
+    deadline = time.monotonic() + 30
+    while nodes.b.path(state / "loopback.journal").exists():
+        assert time.monotonic() < deadline
+        time.sleep(kubelet.POLL_S)
+    assert passes_on_loopback(pod)

@@ -1,0 +1,213 @@
+"""How a shim comes to be: by the zygote, or without one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from integration import rootfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from integration.conftest import Nodes
+    from integration.node import Node
+
+SHIM = "/usr/local/bin/containerd-shim-grit-v1"
+ADDRESS = "/run/containerd/containerd.sock"
+BUNDLES = Path("/run/bundles")
+TIMEOUT_S = 30
+POLL_S = 0.02
+
+# What containerd does: a directory, an environment, and nothing on standard input.
+START = f"""
+cd "$1" && shift
+export TTRPC_ADDRESS={ADDRESS}.ttrpc
+exec {SHIM} -namespace test -address {ADDRESS} -id "$@"
+"""
+
+
+class Shims(NamedTuple):
+    """Starts shims on a node, for bundles that are empty but for what a shim looks at."""
+
+    node: Node
+
+    def call(
+        self, name: str, *words: str, config: str | None = "{}"
+    ) -> subprocess.CompletedProcess[str]:
+        """Call the shim's program for the bundle *name*."""
+        bundle_dir = self.node.path(BUNDLES / name)
+        bundle_dir.mkdir(parents=True, exist_ok=True)
+        if not (bundle_dir / "log").exists():
+            os.mkfifo(bundle_dir / "log")
+        if config is not None:
+            (bundle_dir / "config.json").write_text(config)
+        argv = ["sh", "-c", START, "sh", str(BUNDLES / name), name, *words]
+        return self.node.run(argv, check=False)
+
+    def start(self, name: str, *, config: str = "{}") -> str:
+        done = self.call(name, "start", config=config)
+        assert done.returncode == 0, done
+        assert done.stderr == ""
+        assert done.stdout.startswith("unix:///run/containerd/s/")
+        return done.stdout
+
+    def pids(self, name: str) -> list[int]:
+        """The shims of a bundle: those that have it for a directory."""
+        found = [pid for pid in self.processes() if self.link(pid, "cwd") == str(BUNDLES / name)]
+        return [pid for pid in found if self.text(pid, "comm") == "grit-shim\n"]
+
+    def processes(self) -> list[int]:
+        names = self.node.run(["ls", "/proc"]).stdout.split()
+        return [int(name) for name in names if name.isdigit()]
+
+    def link(self, pid: int, name: str) -> str:
+        return self.node.run(["readlink", f"/proc/{pid}/{name}"], check=False).stdout.strip()
+
+    def text(self, pid: int, name: str) -> str:
+        return self.node.run(["cat", f"/proc/{pid}/{name}"], check=False).stdout
+
+    def zygote(self) -> int:
+        """The zygote's pid, once one serves."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            said = self.node.run(["cat", "/run/grit/zygote.pid"], check=False).stdout.split()
+            if said and self.text(int(said[0]), "comm") == "grit-zygote\n":
+                return int(said[0])
+            assert time.monotonic() < deadline, "no zygote"
+            time.sleep(POLL_S)
+
+    def end_all(self) -> None:
+        for pid in self.processes():
+            if self.link(pid, "cwd").startswith(str(BUNDLES)):
+                self.node.run(["kill", "-KILL", str(pid)], check=False)
+        self.node.run(["sh", "-c", f"rm -rf {BUNDLES} /run/containerd/s/*"])
+
+
+@pytest.fixture
+def shims(nodes: Nodes) -> Iterator[Shims]:
+    shims = Shims(nodes.a)
+    try:
+        yield shims
+    finally:
+        shims.end_all()
+
+
+@pytest.fixture
+def zygote(shims: Shims) -> int:
+    """A zygote that serves, left by the first start if there was none."""
+    shims.start("first")
+    return shims.zygote()
+
+
+def test_the_zygote_becomes_the_shim(shims: Shims, zygote: int) -> None:
+    shims.start("one")
+    (pid,) = shims.pids("one")
+    assert f"PPid:\t{zygote}\n" in shims.text(pid, "status")
+
+
+def test_a_shim_is_where_a_child_of_its_caller_would_be(shims: Shims, zygote: int) -> None:
+    del zygote
+    shims.start("one")
+    (pid,) = shims.pids("one")
+    (containerd,) = shims.node.run(["pgrep", "-x", "containerd"]).stdout.split()
+    assert shims.text(pid, "cgroup") == shims.text(int(containerd), "cgroup")
+    score = int(shims.text(int(containerd), "oom_score_adj"))
+    assert int(shims.text(pid, "oom_score_adj")) == score + 1
+    assert [shims.link(pid, f"fd/{number}") for number in range(3)] == [
+        "/dev/null",
+        "/dev/null",
+        str(BUNDLES / "one/log"),
+    ]
+
+
+def test_the_containers_of_a_pod_share_a_shim(shims: Shims, zygote: int) -> None:
+    del zygote
+    config = '{"annotations": {"io.kubernetes.cri.sandbox-id": "one"}}'
+    assert shims.start("one", config=config) == shims.start("two", config=config)
+    assert len(shims.pids("one")) == 1
+    assert shims.pids("two") == []
+    assert (shims.node.path(BUNDLES) / "two/address").read_text() == shims.start("one")
+
+
+def test_a_dead_zygote_costs_nothing_but_speed(shims: Shims, zygote: int) -> None:
+    shims.start("one")
+    shims.node.run(["kill", "-KILL", str(zygote)])
+    shims.start("two")
+    assert len(shims.pids("one")) == len(shims.pids("two")) == 1
+    assert shims.zygote() != zygote  # the next one, for the next start
+
+
+def test_a_zygote_that_does_not_answer_is_not_waited_for_long(shims: Shims, zygote: int) -> None:
+    shims.node.run(["kill", "-STOP", str(zygote)])
+    try:
+        shims.start("one")
+        assert len(shims.pids("one")) == 1
+    finally:
+        shims.node.run(["kill", "-KILL", str(zygote)])
+
+
+def test_an_upgrade_replaces_the_zygote_and_leaves_shims_alone(shims: Shims, zygote: int) -> None:
+    shims.start("one")
+    (pid,) = shims.pids("one")
+    code = f"/{rootfs.site_packages(shims.node.edition)}/grit_runtime/shim/zygote.py"
+    shims.node.run(["touch", code])
+    shims.start("two")
+    assert shims.zygote() != zygote
+    assert shims.pids("one") == [pid]
+
+
+def test_noise_in_the_fifo_is_not_heard(shims: Shims, zygote: int) -> None:
+    shims.node.run(["sh", "-c", "echo noise 999999999 -1 0 >/run/grit/zygote"])
+    shims.start("one")
+    assert shims.zygote() == zygote
+
+
+def test_the_fifo_is_for_root_alone(shims: Shims, zygote: int) -> None:
+    del zygote
+    modes = shims.node.run(["stat", "-c", "%a", "/run/grit", "/run/grit/zygote"]).stdout.split()
+    assert modes == ["700", "600"]
+
+
+def test_a_zygote_takes_the_fifo_that_systemd_holds(shims: Shims, zygote: int) -> None:
+    shims.node.run(["kill", "-KILL", str(zygote)])
+    script = f"exec 3<>/run/grit/zygote; LISTEN_PID=$$ LISTEN_FDS=1 exec {SHIM} zygote"
+    held = shims.node.popen(["sh", "-c", script])
+    try:
+        assert shims.zygote() != zygote
+        shims.start("one")
+        (pid,) = shims.pids("one")
+        assert f"PPid:\t{shims.zygote()}\n" in shims.text(pid, "status")
+    finally:
+        os.killpg(held.pid, signal.SIGKILL)
+        held.wait()
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["zygote", "alone"])
+def test_a_start_that_cannot_be_is_told_in_one_line(
+    shims: Shims, zygote: int, *, alone: bool
+) -> None:
+    if alone:
+        shims.node.run(["kill", "-KILL", str(zygote)])
+    done = shims.call("one", "start", config=None)
+    assert done.returncode == 1
+    said = done.stdout + done.stderr  # containerd reads both
+    assert said.count("\n") == 1
+    assert f"'{BUNDLES}/one/config.json'" in said
+    assert shims.pids("one") == []
+
+
+def test_delete_of_what_has_left_nothing_says_that_it_was_killed(shims: Shims, zygote: int) -> None:
+    del zygote
+    shims.start("gone")
+    script = f"cd {BUNDLES}/gone && {SHIM} -namespace test -id gone -bundle . delete | od -An -tx1"
+    done = shims.node.run(["sh", "-c", script])
+    assert done.stdout.split()[:3] == ["10", "89", "01"]  # exit_status 137
+    assert done.stderr == ""

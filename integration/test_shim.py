@@ -163,19 +163,6 @@ def test_an_exec_that_takes_too_long_is_killed_and_the_next_one_runs(
     assert pod.exec_sync("main", ["sh", "-c", "echo alive"]).stdout == b"alive\n"
 
 
-def test_an_exec_ends_though_it_leaves_a_process_with_its_streams(
-    nodes: Nodes, run_pod: RunPod
-) -> None:
-    pod = run_pod(nodes.a, shell_pod("left", IDLE))
-
-    async def two(client: ShimClient) -> float:
-        begin = time.monotonic()
-        assert await client.run_exec("first", "sh", "-c", "sleep 1000 &") == 0
-        return time.monotonic() - begin
-
-    assert shim_client.talk(nodes.a, pod.container_ids["main"], two) < 5
-
-
 # Ends
 
 

@@ -13,19 +13,18 @@ if TYPE_CHECKING:
     from grit_runtime.model.manifest import Container
 
 
-def inspect(directory: str) -> dict[str, Any]:
+def inspect(path: str) -> dict[str, Any]:
     """The manifest as plain JSON values, and for each dumped container its processes."""
-    dir_fd = confine.open_dir(directory)
-    sealed = checkpoint_dir.read(dir_fd, directory)
-    found: dict[str, Any] = manifests.plain(sealed.manifest)
-    for container, shown in zip(sealed.manifest.containers, found["containers"], strict=True):
-        shown["tasks"] = _tasks(dir_fd, container) if container.state == "running" else []
-        shown["size_bytes"] = sum(
-            file.size_bytes
-            for file in sealed.manifest.files
-            if file.path.startswith(f"{container.name}/")
-        )
-    return {"directory": directory, "manifest_sha256": sealed.sha256, **found}
+    with checkpoint_dir.opened(path) as (dir_fd, sealed):
+        found: dict[str, Any] = manifests.plain(sealed.manifest)
+        for container, shown in zip(sealed.manifest.containers, found["containers"], strict=True):
+            shown["tasks"] = _tasks(dir_fd, container) if container.state == "running" else []
+            shown["size_bytes"] = sum(
+                file.size_bytes
+                for file in sealed.manifest.files
+                if file.path.startswith(f"{container.name}/")
+            )
+    return {"directory": path, "manifest_sha256": sealed.sha256, **found}
 
 
 def tree(found: dict[str, Any]) -> str:

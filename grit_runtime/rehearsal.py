@@ -41,22 +41,21 @@ class Target(NamedTuple):
     bundle_dir: str
 
 
-def against(directory: str, target: str, config: Config) -> list[dict[str, Any]]:
+def against(path: str, target: str, config: Config) -> list[dict[str, Any]]:
     """What a restore on this node would do with each container, as plain JSON values.
 
     *target* is a bundle's directory, or a running pod as for `Containerd.find`; nothing is changed.
     An entry is "container"; "kept", "remapped", "missing" and "extra" mounts; and "refusals", the
     reasons for which the restore would end before it began.
     """
-    dir_fd = confine.open_dir(directory)
-    sealed = checkpoint_dir.read(dir_fd, directory)
     here = this_node.facts(criu.version(criu.ask_version(process.new_token())))
-    running = {c.name for c in sealed.manifest.containers if c.state == "running"}
-    if os.path.isdir(target):
-        targets = [_of_bundle(target, running)]
-    else:
-        targets = list(_of_pod(target, config))
-    return [_held(sealed, dir_fd, here, each) for each in targets if each.container in running]
+    with checkpoint_dir.opened(path) as (dir_fd, sealed):
+        running = {c.name for c in sealed.manifest.containers if c.state == "running"}
+        if os.path.isdir(target):
+            targets = [_of_bundle(target, running)]
+        else:
+            targets = list(_of_pod(target, config))
+        return [_held(sealed, dir_fd, here, each) for each in targets if each.container in running]
 
 
 def plans(held: list[dict[str, Any]]) -> str:

@@ -56,7 +56,7 @@ def start_side(name: str, *program: str) -> Side:
         # The shim is the process that has its bundle for a directory.
         after=f"""
         for process in /proc/[0-9]*; do
-            if [ "$(readlink $process/cwd)" = {bundle_dir} ]; then kill ${{process#/proc/}}; fi
+            if [ "$(readlink $process/cwd)" = {bundle_dir} ]; then kill ${{process#/proc/}} || :; fi
         done
         """,
         directory=bundle_dir,

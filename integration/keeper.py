@@ -42,6 +42,8 @@ def main() -> None:
         cgroup.create(node_dir.name)
         _keep(node_dir, rootfs, hostname)
     finally:
+        # A sweep would make the lock's file anew in a directory that is being removed.
+        _lock(node_dir.parent / "lock")
         _remove(node_dir)
 
 

@@ -215,9 +215,9 @@ def test_a_frozen_source_leaves_the_card_until_it_is_resumed(gpus: Gpus, source:
 
 
 def test_a_frozen_source_can_be_deleted(gpus: Gpus, run_pod: RunPod) -> None:
-    pod = run_pod(gpus.a.node, cuda_workload.pod("doomed", gpus.a.cards[1:]))
+    pod = run_pod(gpus.a.node, cuda_workload.pod("doomed-gpu", gpus.a.cards[1:]))
     cuda_workload.wait_for_counts(pod, 3)
-    checkpoints.take(pod, "doomed", "--after", "frozen")
+    checkpoints.take(pod, "doomed-gpu", "--after", "frozen")
     pod.stop(grace_period_s=0)
     pod.remove()
     assert checkpoints.left_by_checkpoints(gpus.a.node) == []

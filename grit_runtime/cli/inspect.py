@@ -7,7 +7,7 @@ from grit_runtime import config, inspection
 
 
 @click.command()
-@click.argument("directory")
+@click.argument("checkpoint")
 @click.option(
     "--against",
     "target",
@@ -16,19 +16,19 @@ from grit_runtime import config, inspection
     "running NAMESPACE/POD, would do; exits 1 if it would be refused.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(directory: str, target: str | None, as_json: bool) -> None:
-    """Show what the checkpoint in DIRECTORY holds: pod, node, containers, processes, mounts.
+def inspect(checkpoint: str, target: str | None, as_json: bool) -> None:
+    """Show what CHECKPOINT, a directory or an archive, holds: pod, node, processes, mounts.
 
     Nothing is verified; "grit verify" reads every byte.
     """
     if target is None:
-        found = inspection.inspect(directory)
+        found = inspection.inspect(checkpoint)
         click.echo(json.dumps(found, indent=1) if as_json else inspection.tree(found))
         return
 
     from grit_runtime import rehearsal  # noqa: PLC0415  asks containerd, a plain look does not
 
-    held = rehearsal.against(directory, target, config.load())
+    held = rehearsal.against(checkpoint, target, config.load())
     click.echo(json.dumps(held, indent=1) if as_json else rehearsal.plans(held))
     if any(container["refusals"] for container in held):
         sys.exit(1)

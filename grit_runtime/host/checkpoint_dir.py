@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import ExitStack, contextmanager
 from stat import S_ISDIR
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from grit_runtime.wire.layer import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from grit_runtime.model.manifest import Manifest
 
@@ -135,12 +136,33 @@ def unsealed(dir_fd: int, containers: list[str]) -> Sealed:
     return Sealed(manifests.of_strangers(containers, files), told.hexdigest(), is_verifiable=False)
 
 
-def unpack(archive_fd: int, path: str, container: str) -> tuple[int, Sealed]:
+@contextmanager
+def opened(path: str) -> Iterator[tuple[int, Sealed]]:
+    """The checkpoint in the directory or archive at *path*, to be looked at: its fd, what it is.
+
+    An archive is unpacked in a private directory, for as long as the block lasts.
+    """
+    from tempfile import TemporaryDirectory  # noqa: PLC0415  a restore has a place of its own
+
+    with ExitStack() as stack:
+        if os.path.isfile(path):
+            directory = stack.enter_context(TemporaryDirectory())
+            archive_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            dir_fd, sealed = unpack(archive_fd, f"{directory}/checkpoint", None)
+        else:
+            dir_fd = confine.open_dir(path)
+            sealed = read(dir_fd, path)
+        stack.callback(os.close, dir_fd)
+        yield dir_fd, sealed
+
+
+def unpack(archive_fd: int, path: str, container: str | None) -> tuple[int, Sealed]:
     """Unpack an archive into the new directory *path*: the checkpoint's directory in it, and what
     it is.
 
     An archive in checkpointctl's layout is of one container. Where it does not say which (podman's
-    do not) it is of *container*. One of a whole checkpoint of ours is taken as that.
+    do not) it is of *container*; and it is not taken for any other, where one is named. One of a
+    whole checkpoint of ours is taken as that.
     """
     os.makedirs(path, mode=0o700)
     os.mkdir(f"{path}/{_UNNAMED}", mode=0o700)
@@ -158,8 +180,9 @@ def unpack(archive_fd: int, path: str, container: str) -> tuple[int, Sealed]:
     with open(confine.open_regular(dir_fd, "spec.dump"), "rb") as file:
         meant = checkpointctl.container_name(file.read(_SPEC_LIMIT_BYTES))
     os.close(dir_fd)
-    if meant in {None, container}:
-        os.rename(f"{path}/{_UNNAMED}", f"{path}/{container}")
+    known = container or meant
+    if known and meant in {None, known}:
+        os.rename(f"{path}/{_UNNAMED}", f"{path}/{known}")
     dir_fd = confine.open_dir(path)
     return dir_fd, unsealed(dir_fd, os.listdir(dir_fd))
 

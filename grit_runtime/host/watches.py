@@ -1,4 +1,4 @@
-"""What processes watch with inotify: inodes, and the names that lead to them.
+"""What processes watch with inotify and fanotify: inodes, and the names that lead to them.
 
 The kernel gives CRIU a handle of each watched inode. A handle in an overlay, a container's root,
 opens nothing, so there CRIU must be told the name. Of other filesystems it finds it by itself.
@@ -19,8 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Set
 
-_INOTIFY = "anon_inode:inotify"
-_WATCH = re.compile(r"^inotify wd:\S+ ino:(\S+) sdev:(\S+)", re.MULTILINE)
+_GROUPS = ("anon_inode:inotify", "anon_inode:[fanotify]")
+_WATCH = re.compile(r"^(?:inotify wd:\S+|fanotify) ino:(\S+) sdev:(\S+)", re.MULTILINE)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MINOR_BITS = 20  # of a device's number inside the kernel
 
@@ -29,7 +29,7 @@ def on_root(pids: Iterable[int]) -> dict[int, set[int]]:
     """The inodes of their own root filesystem that processes watch, less the root itself."""
     found = {}
     for pid in pids:
-        fds = [fd for fd, link in open_links(pid).items() if link == _INOTIFY]
+        fds = [fd for fd, link in open_links(pid).items() if link in _GROUPS]
         if not fds:
             continue
         with suppress(FileNotFoundError):  # it has ended

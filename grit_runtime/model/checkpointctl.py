@@ -7,6 +7,7 @@ internal/container.go (getContainerdInfo, getCRIOInfo).
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from grit_runtime.errors import ImageError
@@ -14,6 +15,7 @@ from grit_runtime.errors import ImageError
 # Where an engine keeps the name that the pod's spec has for the container.
 _CONTAINERD_NAME = "io.kubernetes.cri.container-name"
 _CRIO_METADATA = "io.kubernetes.cri-o.Metadata"
+_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")  # a DNS label, as Kubernetes has it
 
 
 def config_dump(
@@ -50,13 +52,17 @@ def status_dump(*, created_ns: int, started_ns: int) -> dict[str, object]:
 def container_name(spec_dump: bytes) -> str | None:
     """What the pod called the container whose spec.dump this is; None if it was in no pod.
 
-    ImageError for what is no OCI runtime spec.
+    ImageError for what is no OCI runtime spec, or a name that no pod can give.
     """
     annotations = _object(_object(spec_dump).get("annotations") or {})
-    if _CRIO_METADATA in annotations:
-        return _text(_object(annotations[_CRIO_METADATA]).get("name"))
     name = annotations.get(_CONTAINERD_NAME)
-    return None if name is None else _text(name)
+    if _CRIO_METADATA in annotations:
+        name = _object(annotations[_CRIO_METADATA]).get("name")
+    elif name is None:
+        return None
+    if not _NAME.fullmatch(_text(name)):
+        raise ImageError(f"spec.dump: {name!r:.60} is no name of a container")
+    return _text(name)
 
 
 def deleted_files(data: bytes) -> list[bytes]:

@@ -97,8 +97,8 @@ def _process_refusals(process: ProcessFacts) -> list[str]:
         for name in process.unix_peers
     ]
     reasons += [
-        f"{where} watches inode {inode} with inotify, and no name in the container leads to it; "
-        "end the watch, or put what it watches into a volume"
+        f"{where} watches inode {inode} (inotify), to which no name in the container leads; end "
+        "the watch, or put what it watches into a volume"
         for inode in process.nameless_watches
     ]
     return reasons

@@ -76,6 +76,7 @@ _ALIVE, _DEAD, _STOPPED = 1, 2, 3  # compel/include/uapi/task-state.h
 _KEEP_CAPS = 1 << 4  # the one securebit that needs no CAP_SETPCAP
 _REALTIME = {1: "SCHED_FIFO", 2: "SCHED_RR", 6: "SCHED_DEADLINE"}
 _SOCK_RAW = 3
+_MADE_ANEW = frozenset({1, 2})  # GHOST and PROCFS of remap-file-path.proto
 _INETSK = 4
 _FILE_NEEDS = {  # fd_types of fdinfo.proto, by what opening one takes
     10: ("packet socket", "CAP_NET_RAW"),
@@ -183,6 +184,7 @@ def check(dump: Dump, live: Live) -> None:
     _check_namespaces(dump, live, is_admin=is_admin)
     _check_policies(dump)
     _check_files(dump, allowed)
+    _check_remaps(dump)
     check_devices(dump.devices, live.spec)
     cgroup_check.check(dump.cgroup, own_set=dump.inventory.root_cg_set)
     mount_check.check(dump.mounts, live.spec, live.mounts, live.exposed, is_admin=is_admin)
@@ -370,6 +372,20 @@ def _check_files(dump: Dump, allowed: Allowed) -> None:
             kind, capability = "raw socket", "CAP_NET_RAW"
         if kind and not _has(allowed.reach, capability):
             _refuse(f"file {file.id}", f"a {kind}", f"none without {capability}")
+
+
+def _check_remaps(dump: Dump) -> None:
+    """CRIU removes the names that it opens deleted files by: they must be its own, of the dump."""
+    names = {file.id: text(file.reg.name) for file in dump.files if file.HasField("reg")}
+    for remap in dump.remaps:
+        name = names.get(remap.remap_id, "")
+        if remap.remap_type not in _MADE_ANEW and not name.endswith(
+            f"/link_remap.{remap.remap_id}"
+        ):
+            raise PrivilegeError(
+                f"file {remap.orig_id}: deleted, to be found as {name!r}, which the restore would "
+                f"remove; expected a file called link_remap.{remap.remap_id}"
+            )
 
 
 def _init(dump: Dump) -> criu.pstree_entry:

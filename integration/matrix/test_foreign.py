@@ -138,6 +138,7 @@ def test_an_archive_in_podmans_layout_goes_on(
     path = checkpoints.ROOT / "default/podman.tar.gz"
     nodes.b.path(path).parent.mkdir(mode=0o700, exist_ok=True)
     foreign.pack_as_podman(dumped.external / "main", nodes.b.path(path), deleted=["/etc/group"])
+    assert "1 python3 (uid 0)" in nodes.b.run(["grit", "inspect", str(path)]).stdout
     assert_goes_on(run_pod(nodes.b, count_pod("target", checkpoint=str(path))), dumped.process)
     assert list(nodes.b.path(cases.COPIES_DIR).iterdir()) == []
 

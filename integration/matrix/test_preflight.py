@@ -48,6 +48,13 @@ held = socket.socket(socket.AF_UNIX)
 held.connect("/sockets/service")
 {TICK}
 """
+NAMELESS = f"""
+import ctypes, os, time
+held = open("/deleted", "w")
+assert ctypes.CDLL(None).inotify_add_watch(ctypes.CDLL(None).inotify_init(), b"/deleted", 2) == 1
+os.unlink("/deleted")
+{TICK}
+"""
 COUNTED = f"import time\n{TICK}"
 SERVICE = f"""
 import socket, time
@@ -91,6 +98,24 @@ while True:
     time.sleep(0.05)
 """
 
+# Marks a directory and counts the files that are opened in it; must be privileged.
+MARK = """
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None)
+os.makedirs("/marked", exist_ok=True)
+group = libc.fanotify_init(0, os.O_RDONLY)
+assert libc.fanotify_mark(group, 1, ctypes.c_uint64(0x08000020), -100, b"/marked") == 0
+count = 0
+while True:
+    count += 1
+    open("/marked/file", "w").close()
+    length, *_, mask, fd, pid = struct.unpack("IBBHQii", os.read(group, 24))
+    assert (length, mask, pid) == (24, 0x20, os.getpid())
+    os.close(fd)
+    print(count, flush=True)
+    time.sleep(0.05)
+"""
+
 
 def python(
     name: str, program: str, *mounts: VolumeMount, privileged: bool = False
@@ -113,6 +138,7 @@ def refused(nodes: Nodes, fresh_nodes: None) -> Iterator[str]:  # noqa: ARG001 -
         python("uring", URING),
         python("connected", CONNECTED, VolumeMount("sockets", "/sockets")),
         python("traced", COUNTED),
+        python("nameless", NAMELESS),
         python("shared", COUNTED, shared, privileged=True),
         python("below", COUNTED, slave),
     )
@@ -159,6 +185,11 @@ def test_a_debugger_is_named(refused: str) -> None:
     assert "in container traced is traced by process " in refused
 
 
+@pytest.mark.case("a watch on a file that is deleted", cases.REFUSED)
+def test_a_watch_without_a_name_is_named(refused: str) -> None:
+    assert "in container nameless watches inode " in refused
+
+
 @pytest.mark.case("mountPropagation: Bidirectional", cases.REFUSED)
 def test_propagation_to_the_node_is_named(refused: str) -> None:
     assert "container shared: /shared is mounted with mountPropagation Bidirectional" in refused
@@ -169,19 +200,24 @@ def test_what_the_node_has_mounted_since_is_named(refused: str) -> None:
     assert "container below: /below/late was mounted by the node" in refused
 
 
-@pytest.mark.case("inotify watches in the image, the rw layer and a volume", cases.RESTORED)
+@pytest.mark.case("inotify watches everywhere, a fanotify mark", cases.RESTORED)
 def test_a_watch_goes_on_watching(nodes: Nodes, run_pod: RunPod) -> None:
     def spec(name: str, *annotations: tuple[str, str]) -> PodSpec:
         return PodSpec(
             name=name,
-            containers=(python("watcher", WATCH, VolumeMount("volume", "/volume")),),
+            containers=(
+                python("watcher", WATCH, VolumeMount("volume", "/volume")),
+                python("marker", MARK, privileged=True),
+            ),
             volumes=(EmptyDir("volume"),),
             annotations=annotations,
         )
 
     source = run_pod(nodes.a, spec("watching-a"))
-    source.wait_for_log("watcher", "\n5\n")
+    for name in ("watcher", "marker"):
+        source.wait_for_log(name, "\n5\n")
     cases.move(nodes, source, "watching", "--capture", "emptydir:volume")
     target = run_pod(nodes.b, spec("watching-b", ("grit.dev/restore-name", "watching")))
-    reached = int(target.logs("watcher").split()[-1])
-    target.wait_for_log("watcher", f"\n{reached + 10}\n")
+    for name in ("watcher", "marker"):
+        reached = int(target.logs(name).split()[-1])
+        target.wait_for_log(name, f"\n{reached + 10}\n")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import gzip
 import os
 import random
 import shutil
+import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,34 @@ def told(*arguments: str) -> tuple[int, str]:
 def test_a_sound_checkpoint_is_as_sealed(sealed: Path) -> None:
     assert told("verify", str(sealed))[0] == 0
     assert "1 python3 (uid 0, 3 threads)" in told("inspect", str(sealed))[1]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        (b'{"annotations": {"io.kubernetes.cri.container-name": "main"}}', "container main: "),
+        (b"{}", "container _: "),
+    ],
+)
+def test_an_archive_is_shown_as_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, spec: bytes, shown: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "unpacked"))
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "spec.dump").write_bytes(spec)
+    archive = tmp_path / f"exported.{suffix}"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(GOLDENS / "criu-4.2/root", "checkpoint")
+        tar.add(tmp_path / "spec.dump", "spec.dump")
+    if suffix.endswith("gz"):
+        archive.write_bytes(gzip.compress(archive.read_bytes(), compresslevel=1))
+    status, text = told("inspect", str(archive))
+    assert status == 0
+    assert "of another program, without a manifest" in text
+    assert shown in text
+    assert "1 python3 (uid 0, 3 threads)" in text
+    assert list((tmp_path / "unpacked").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["verify", "inspect"])

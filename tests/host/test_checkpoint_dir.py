@@ -40,7 +40,7 @@ def test_without_a_manifest_the_directories_with_images_are_the_containers(tmp_p
     (tmp_path / "download-state").touch()
     found = read(tmp_path)
     assert not found.is_verifiable
-    assert [container.name for container in found.manifest.containers] == ["main", "sidecar"]
+    assert [one.name for one in found.manifest.containers] == ["main", "sidecar"]
 
 
 def test_the_name_of_a_dump_is_its_own_wherever_it_is_copied(tmp_path: Path) -> None:
@@ -115,16 +115,22 @@ IMAGES = {"checkpoint/inventory.img": b"a dump"}
 
 @pytest.mark.parametrize(
     ("spec", "container", "listed"),
-    [(SPEC, "main", "main"), (b"{}", "main", "main"), (SPEC, "sidecar", "_")],
-    ids=["it is the one that asks", "it does not say", "it is another"],
+    [
+        (SPEC, "main", "main"),
+        (b"{}", "main", "main"),
+        (SPEC, "sidecar", "_"),
+        (SPEC, None, "main"),
+        (b"{}", None, "_"),
+    ],
+    ids=["the one that asks", "it does not say", "another", "nobody asks", "nobody knows"],
 )
 def test_an_archive_is_of_the_container_that_its_spec_names(
-    tmp_path: Path, spec: bytes, container: str, listed: str
+    tmp_path: Path, spec: bytes, container: str | None, listed: str
 ) -> None:
     archive_fd = packed(tmp_path, {"spec.dump": spec, **IMAGES})
     dir_fd, found = checkpoint_dir.unpack(archive_fd, str(tmp_path / "private"), container)
     os.close(dir_fd)
-    assert [container.name for container in found.manifest.containers] == [listed]
+    assert [one.name for one in found.manifest.containers] == [listed]
     assert (tmp_path / "private" / listed / "checkpoint/inventory.img").read_bytes() == b"a dump"
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
 

@@ -9,23 +9,10 @@ import pytest
 
 from grit_runtime.host import records
 from grit_runtime.model import lifecycle
-from grit_runtime.model.lifecycle import Outcome
+from tests.outcomes import NOW
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-NOW = Outcome(
-    time="2026-11-25T03:00:00Z",
-    outcome=lifecycle.RESTORED,
-    reason="",
-    namespace="default",
-    pod="counter",
-    pod_uid="uid",
-    sandbox_id="sandbox",
-    container="main",
-    container_id="id",
-    checkpoint="/c/nightly",
-)
 
 
 @pytest.fixture

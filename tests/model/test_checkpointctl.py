@@ -38,7 +38,11 @@ def test_each_engine_keeps_the_containers_name_in_its_own_place(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b'{"annotations": [1]}', spec(crio="{}"), spec(crio="["), b"[" * 100_000]
+    "data",
+    [
+        *(b"", b"[]", b'{"annotations": [1]}', spec(crio="{}"), spec(crio="["), b"[" * 100_000),
+        *(spec(crio='{"name": "../main"}'), spec(crio='{"name": ""}'), spec(crio='{"name": "A"}')),
+    ],
 )
 def test_what_is_no_spec_is_refused(data: bytes) -> None:
     with pytest.raises(ImageError, match=r"^spec\.dump: "):

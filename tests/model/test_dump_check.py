@@ -22,7 +22,7 @@ def container(*mountpoints: str, options: str = "rprivate") -> ContainerFacts:
         ({"has_io_uring": True}, "has an io_uring, which CRIU cannot dump; disable it"),
         ({"tracer_pid": 99}, "is traced by process 99; detach the debugger"),
         ({"unix_peers": ("/run/x",)}, "over the unix socket /run/x, whose other end is not"),
-        ({"nameless_watches": (5,)}, "watches inode 5 with inotify, and no name"),
+        ({"nameless_watches": (5,)}, "watches inode 5 (inotify), to which no name"),
     ],
 )
 def test_a_process_that_could_not_be_dumped_is_refused(facts: dict[str, Any], reason: str) -> None:

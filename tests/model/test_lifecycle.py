@@ -7,20 +7,8 @@ from hypothesis import strategies as st
 
 from grit_runtime.model import lifecycle
 from grit_runtime.model.lifecycle import COLD, FAILED, RESTORED, Outcome
+from tests.outcomes import NOW
 
-NOW = Outcome(
-    time="2026-11-25T03:00:00Z",
-    outcome=RESTORED,
-    reason="",
-    namespace="default",
-    pod="counter",
-    pod_uid="uid",
-    sandbox_id="sandbox",
-    container="main",
-    container_id="id",
-    checkpoint="/c/nightly",
-    manifest_sha256="1" * 64,
-)
 SIDE = NOW._replace(container="side")
 
 OUTCOMES = st.builds(

@@ -105,6 +105,25 @@ def test_a_real_dump_may_be_restored_into_the_pod_it_came_from(container: str) -
     privilege.check(read(container), pod(container))
 
 
+def test_only_a_name_of_the_dumps_own_may_be_removed_by_its_restore() -> None:
+    dump, live = read("criu-4.2/root"), pod("criu-4.2/root")
+    for remap_id, name, remap_type, allowed in (
+        (900, b"/data/link_remap.900", 0, True),
+        (900, b"/data/link_remap.900", None, True),
+        (901, b"/data/link_remap.900", 0, False),
+        (900, b"/data/precious", 0, False),
+        (900, b"/data/precious", 1, True),  # a ghost's is a number of its image
+    ):
+        reg = criu.reg_file_entry(id=900, flags=0, pos=0, name=name)
+        file = criu.file_entry(type=1, id=900, reg=reg)
+        remap = criu.remap_file_path_entry(orig_id=1, remap_id=remap_id, remap_type=remap_type)
+        forged = dump._replace(files=(*dump.files, file), remaps=(remap,))
+        if allowed:
+            privilege.check(forged, live)
+        else:
+            assert "expected a file called link_remap.9" in refusal(forged, live)
+
+
 def test_a_dump_with_a_terminal_may_be_restored_into_its_pod() -> None:
     live = pod("criu-4.2/tty")
     del live.spec["linux"]["seccomp"]  # the golden has no seccomp.img

@@ -275,3 +275,21 @@ def test_a_thousand_execs_leave_nothing_in_the_shim(nodes: Nodes, run_pod: RunPo
     assert memory_now_kib - memory_kib < 512
     bundle_dir = nodes.a.path(shim_client.TASKS_DIR / container_id)
     assert not [path for path in bundle_dir.iterdir() if "exec-" in path.name]
+
+
+def test_containers_that_come_and_go_leave_nothing_in_the_shim(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    pod = run_pod(nodes.a, shell_pod("transient", "echo gone"))
+    shim_pid = shim_client.shim_pid(nodes.a, pod.container_ids["main"])
+
+    def replace() -> int:
+        pod.wait_exited("main")
+        request = cri_pb2.RemoveContainerRequest(container_id=pod.container_ids["main"])
+        nodes.a.cri.call("RemoveContainer", request, cri_pb2.RemoveContainerResponse)
+        files, _ = open_files_and_memory_kib(nodes.a, shim_pid)
+        pod.restart("main")
+        return files
+
+    files = replace()
+    assert {replace() for _ in range(10)} == {files}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from grit_runtime import checkpoint as engine
-from grit_runtime import gpu, log
+from grit_runtime import gpu, holds, log
 from grit_runtime.errors import CommandError
 from grit_runtime.host import cgroup, devices, journal, process, runc
 from grit_runtime.host import gpu as host_gpu
@@ -43,18 +42,18 @@ def checkpoint(call: Call, *, leave_running: bool) -> int | None:
     if not container.has_users():
         return None
     pod_dir = f"{journal.PODS_DIR}/{call.container_id}"
-    held = journal.begin(f"{pod_dir}/{engine.JOURNAL}")
+    held = journal.begin(f"{pod_dir}/{holds.JOURNAL}")
     try:
         held.record("begin", token=call.runc.token, runc_root=_root(call.runc))
         status = _suspended(call, container, held)
     except BaseException:
-        engine.undo(held)
+        holds.undo(held)
         raise
     if status == 0 and not leave_running:
         held.end()
         os.rmdir(pod_dir)
     else:
-        engine.undo(held)
+        holds.undo(held)
     return status
 
 

@@ -37,7 +37,7 @@ LAYERS = (
     {"shim", "oci", "agent", "manager"},
     {"plain"},
     {"checkpoint", "restore", "inspection", "rehearsal", "gpu_control"},
-    {"attempts", "preflight"},
+    {"attempts", "dumps", "holds", "preflight"},
     {"gpu", "volumes"},
     {"host"},
     {"model"},

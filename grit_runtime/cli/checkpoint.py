@@ -3,7 +3,7 @@ from typing import cast
 
 import click
 
-from grit_runtime import attempts, config
+from grit_runtime import attempts, config, holds
 from grit_runtime import checkpoint as engine
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.model import annotations
@@ -58,7 +58,7 @@ def checkpoint(
     the source runs on as before and nothing half-written is left.
     """
     settings = config.load()
-    engine.recover()
+    holds.recover()
     attempts.recover()
     with Containerd(settings.containerd_address) as containerd:
         pod = containerd.find(target)

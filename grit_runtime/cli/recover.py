@@ -1,6 +1,6 @@
 import click
 
-from grit_runtime import attempts, checkpoint, log
+from grit_runtime import attempts, holds, log
 
 
 @click.command()
@@ -14,8 +14,8 @@ def recover(journal: str | None) -> None:
     """
     if journal:
         log.to_file(f"{log.DIR}/supervisor.log")
-        checkpoint.supervise(journal)
+        holds.supervise(journal)
         return
-    for path in checkpoint.recover():
+    for path in holds.recover():
         click.echo(f"undone: {path}")
     attempts.recover()

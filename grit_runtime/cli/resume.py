@@ -1,6 +1,6 @@
 import click
 
-from grit_runtime import checkpoint, config
+from grit_runtime import config, holds
 from grit_runtime.host.containerd import Containerd
 
 
@@ -13,4 +13,4 @@ def resume(target: str) -> None:
     """
     with Containerd(config.load().containerd_address) as containerd:
         pod = containerd.find(target)
-    checkpoint.resume(pod)
+    holds.resume(pod)

@@ -97,14 +97,14 @@ def _start(argv: list[str], at: int, _runc: str) -> int | None:
 
 
 def _delete(argv: list[str], at: int, _runc: str) -> None:
-    from grit_runtime import attempts, checkpoint  # noqa: PLC0415
+    from grit_runtime import attempts, holds  # noqa: PLC0415
 
     container_id = options(argv[at + 1 :])[1][0]
     log.to_file(_LOG)
     for path in pod_dirs_of(container_id):
         if path == f"{PODS_DIR}/{container_id}":
             attempts.forget_pod(path)
-            checkpoint.forget_pod(path)
+            holds.forget_pod(path)
         else:
             attempts.forget(path)
 
@@ -119,11 +119,11 @@ def _kill(argv: list[str], at: int, runc: str) -> int | None:
     if "".join(words).upper().removeprefix("SIG") not in ("KILL", "9"):
         return None
 
-    from grit_runtime import checkpoint  # noqa: PLC0415
+    from grit_runtime import holds  # noqa: PLC0415
     from grit_runtime.host import process  # noqa: PLC0415
     from grit_runtime.host.runc import Runc, resume  # noqa: PLC0415
 
-    if not any(checkpoint.is_held(path) for path in journals_of(container_id)):
+    if not any(holds.is_held(path) for path in journals_of(container_id)):
         return None
     tool = Runc(runc, _kept_options(argv, at), process.new_token())
     status = process.run_attached([runc, *argv[1:]], token=tool.token)

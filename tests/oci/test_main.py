@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grit_runtime import checkpoint
+from grit_runtime import holds
 from grit_runtime.host import journal
 from grit_runtime.oci import main
 from integration import node
@@ -109,5 +109,5 @@ def test_runcs_option_forms_are_read(
 
 def test_the_wrapper_looks_where_the_engine_writes() -> None:
     assert main.PODS_DIR == journal.PODS_DIR
-    assert main.CHECKPOINT_JOURNAL == checkpoint.JOURNAL
+    assert main.CHECKPOINT_JOURNAL == holds.JOURNAL
     assert f"\npods={journal.PODS_DIR}\n" in (node.RUNTIME_CONFIG / "grit-runtime").read_text()

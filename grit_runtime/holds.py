@@ -1,0 +1,144 @@
+"""The journal of a checkpoint, and giving back what it says was taken of the pod.
+
+Whoever finds the journal without a living writer (the supervisor, a later grit command) undoes it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+
+from grit_runtime import gpu, log
+from grit_runtime.errors import FailedPreconditionError
+from grit_runtime.host import huge_pages, journal, link_remaps, network, process, records, runc
+from grit_runtime.host.runc import Runc
+from grit_runtime.model.lifecycle import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.host.containerd import Pod
+    from grit_runtime.host.journal import Journal
+
+JOURNAL = "checkpoint.journal"
+
+# How long an interrupted CRIU may take to let go of its tasks by itself. Killed in the middle it
+# would leave its parasite code in them.
+_CRIU_LETS_GO_S = 30.0
+
+
+def begin(pod: Pod) -> Journal:
+    """The pod's journal, with the supervisor watching it."""
+    path = _journal_path(pod)
+    left = journal.adopt(path)
+    if left is not None:
+        if is_held(left.path):
+            left.close()
+            raise FailedPreconditionError(
+                f"pod {pod.namespace}/{pod.name} is held frozen by a checkpoint; "
+                "run grit resume first"
+            )
+        undo(left)
+    held = journal.begin(path)
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0)
+    os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "grit_runtime.cli.main", "recover", "--wait", path],
+        os.environ,
+        file_actions=[null, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)],
+        setsid=True,
+    )
+    return held
+
+
+def undo(held: Journal) -> None:
+    """Take back what the journal records, newest first; a stop that had begun is completed."""
+    steps = held.steps()
+    if steps:
+        first = steps[0]
+        tool = Runc("runc", ("--root", first["runc_root"]), first["token"])
+        process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S)
+        stopping = any(step["step"] == "stop" for step in steps)
+        for step in reversed(steps):
+            match step["step"]:
+                case "freeze" if stopping:
+                    runc.stop(tool, step["container"])
+                case "freeze":
+                    runc.resume(tool, step["container"])
+                case "thaw" if not stopping:
+                    runc.pause(tool, step["container"])
+                case "gpu" if not stopping:
+                    gpu.revive_pids(tool.token, step["pids"])
+                case "silence" if not stopping:
+                    network.let_speak(step["path"])
+                case link_remaps.STEP:
+                    link_remaps.drop([step])
+                case "directory":
+                    shutil.rmtree(step["path"], ignore_errors=True)
+                case _:
+                    pass  # nothing to take back
+    end(held)
+
+
+def recover() -> list[str]:
+    """Undo every checkpoint whose engine has died; the journals that were undone."""
+    huge_pages.recover()
+    return [
+        path for path in journal.beneath(journal.PODS_DIR, f"*/{JOURNAL}") if _recover_one(path)
+    ]
+
+
+def supervise(path: str) -> None:
+    """Wait for the engine that writes the journal at *path*, and undo it if the engine has died."""
+    _recover_one(path, wait=True)
+
+
+def resume(pod: Pod) -> None:
+    """Let a pod that a checkpoint left frozen run on; FailedPreconditionError if none did."""
+    held = journal.adopt(_journal_path(pod))
+    if held is None:
+        raise FailedPreconditionError(
+            f"pod {pod.namespace}/{pod.name} is not held frozen by a checkpoint"
+        )
+    undo(held)
+
+
+def is_held(path: str) -> bool:
+    """Whether the journal at *path* is of a checkpoint that has left its pod frozen."""
+    try:
+        return any(step["step"] == "frozen" for step in journal.read(path))
+    except FileNotFoundError:  # it has just ended
+        return False
+
+
+def forget_pod(pod_dir: str) -> None:
+    """The sandbox is being deleted, and what a checkpoint had frozen in it goes too."""
+    held = journal.adopt(f"{pod_dir}/{JOURNAL}")
+    if held is not None:
+        end(held)
+
+
+def end(held: Journal) -> None:
+    held.end()
+    with suppress(OSError):  # the pod may have other state
+        os.rmdir(os.path.dirname(held.path))
+
+
+def _recover_one(path: str, *, wait: bool = False) -> bool:
+    held = journal.adopt(path, wait=wait)
+    if held is None:
+        return False
+    if is_held(held.path):
+        held.close()
+        return False
+    steps = held.steps()
+    undo(held)
+    for begin in steps[:1]:
+        if "outcome" in begin:
+            records.append(Outcome(**begin["outcome"])._replace(time=log.rfc3339()))
+    return True
+
+
+def _journal_path(pod: Pod) -> str:
+    return f"{journal.PODS_DIR}/{pod.sandbox_id}/{JOURNAL}"

@@ -163,19 +163,6 @@ def test_an_exec_that_takes_too_long_is_killed_and_the_next_one_runs(
     assert pod.exec_sync("main", ["sh", "-c", "echo alive"]).stdout == b"alive\n"
 
 
-def test_an_exec_ends_though_it_leaves_a_process_with_its_streams(
-    nodes: Nodes, run_pod: RunPod
-) -> None:
-    pod = run_pod(nodes.a, shell_pod("left", IDLE))
-
-    async def two(client: ShimClient) -> float:
-        begin = time.monotonic()
-        assert await client.run_exec("first", "sh", "-c", "sleep 1000 &") == 0
-        return time.monotonic() - begin
-
-    assert shim_client.talk(nodes.a, pod.container_ids["main"], two) < 5
-
-
 # Ends
 
 
@@ -288,3 +275,21 @@ def test_a_thousand_execs_leave_nothing_in_the_shim(nodes: Nodes, run_pod: RunPo
     assert memory_now_kib - memory_kib < 512
     bundle_dir = nodes.a.path(shim_client.TASKS_DIR / container_id)
     assert not [path for path in bundle_dir.iterdir() if "exec-" in path.name]
+
+
+def test_containers_that_come_and_go_leave_nothing_in_the_shim(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    pod = run_pod(nodes.a, shell_pod("transient", "echo gone"))
+    shim_pid = shim_client.shim_pid(nodes.a, pod.container_ids["main"])
+
+    def replace() -> int:
+        pod.wait_exited("main")
+        request = cri_pb2.RemoveContainerRequest(container_id=pod.container_ids["main"])
+        nodes.a.cri.call("RemoveContainer", request, cri_pb2.RemoveContainerResponse)
+        files, _ = open_files_and_memory_kib(nodes.a, shim_pid)
+        pod.restart("main")
+        return files
+
+    files = replace()
+    assert {replace() for _ in range(10)} == {files}

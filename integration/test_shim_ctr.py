@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grit_runtime.proto import runc_options_pb2
+from grit_runtime.proto import runc_options_pb2, task_pb2
 from grit_runtime.wire.well_known import pack
 from integration import images, shim_client, task_events
 
@@ -135,6 +136,22 @@ def test_what_has_ended_is_not_there_to_be_killed(nodes: Nodes) -> None:
         assert "process already finished" in failed.stderr
         refused = ctr(nodes.a, "task", "exec", "--exec-id", "x", "ended", "true", check=False)
         assert "it is stopped" in refused.stderr
+
+
+def test_a_task_is_deleted_once_by_many_at_once(nodes: Nodes) -> None:
+    async def delete(client: ShimClient) -> list[str]:
+        await client.tell("Kill", signal=9)
+        await client.tell("Wait")
+        answers = (client.ask("Delete", task_pb2.DeleteResponse) for _ in range(3))
+        done = await asyncio.gather(*answers, return_exceptions=True)
+        return sorted(type(answer).__name__ for answer in done)
+
+    with task_events.watching(nodes.a) as events:
+        with task(nodes.a, "once-only", "sleep 1000"):
+            answers = shim_client.talk(nodes.a, "once-only", delete)
+        told = [event.what for event in events.of("once-only", "delete")]
+    assert answers == ["DeleteResponse", "NotFoundError", "NotFoundError"]
+    assert told == ["create", "start", "exit", "delete"]
 
 
 def test_metrics_are_those_of_the_cgroup(nodes: Nodes) -> None:

@@ -222,6 +222,22 @@ def test_many_execs_at_once_are_all_answered(asked: Pod) -> None:
     assert shim_client.talk(asked.node, asked.container_ids["main"], live) == list(range(40))
 
 
+def test_execs_and_pauses_at_once_end_all_the_same(asked: Pod) -> None:
+    async def live(client: ShimClient) -> None:
+        async def execute(number: int) -> None:
+            with suppress(FailedPreconditionError):  # it is paused just now
+                assert await client.run_exec(f"paused-{number}", "true") == 0
+
+        execs = [asyncio.create_task(execute(number)) for number in range(30)]
+        for _ in range(5):
+            await client.tell("Pause")
+            await client.tell("Resume")
+        await asyncio.gather(*execs)
+
+    shim_client.talk(asked.node, asked.container_ids["main"], live)
+    assert asked.exec_sync("main", ["true"]).exit_code == 0
+
+
 @pytest.mark.parametrize("data", [os.urandom(4096), bytes(4096), b"GET / HTTP/1.1\r\n\r\n"])
 def test_garbage_on_the_socket_disturbs_nobody(asked: Pod, data: bytes) -> None:
     path = shim_client.socket_of(asked.node, asked.container_ids["main"])

@@ -1,45 +1,28 @@
-"""What reaches the shim of the tests of pods, migration and GPU faults, under grit's own."""
+"""What reaches the shim of the tests of pods and of their migration, under grit's own."""
 
 from __future__ import annotations
 
 import pytest
 
-from integration import test_gpu, test_migrate, test_node
-
-# What the tests of test_gpu ask for by name.
-carried, gpus, source = test_gpu.carried, test_gpu.gpus, test_gpu.source
+from integration import test_migrate, test_node
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes", "shim_handler")
 
-POD_TESTS = (
+for test in (
     test_node.test_exec_sees_what_kubelet_gave_the_container,
     test_node.test_failed_exec_has_its_exit_code_and_both_streams,
     test_node.test_ended_container_tells_its_exit_code_and_starts_again_in_the_same_sandbox,
     test_node.test_sandbox_without_containers_can_be_removed,
     test_node.test_containers_go_on_while_containerd_restarts,
     test_node.test_pods_of_two_nodes_reach_each_other,
-)
-GPU_TESTS = (
-    test_gpu.test_memory_goes_on_in_a_new_pod_on_the_card_of_another_node,
-    test_gpu.test_a_frozen_source_can_be_deleted,
-    test_gpu.test_a_killed_grit_is_undone_by_its_supervisor,
-    test_gpu.test_a_restore_that_fails_leaves_nothing,
-    test_gpu.test_a_restore_that_failed_can_be_tried_again,
-)
-MIGRATE_TESTS = (
     test_migrate.test_the_count_goes_on_in_a_new_pod_on_another_node,
     test_migrate.test_the_new_pod_keeps_its_own_hostname_and_ipc_limits,
-    test_migrate.test_a_restored_pod_can_go_back_where_it_came_from,
     test_migrate.test_a_frozen_source_holds_its_count_until_it_is_resumed,
     test_migrate.test_a_frozen_pod_can_be_deleted,
     test_migrate.test_stopping_a_pod_that_kubelet_restarts_must_be_meant,
     test_migrate.test_a_container_that_ends_after_its_restore_starts_cold,
-    test_migrate.test_a_container_that_the_checkpoint_does_not_list_starts_as_ever,
     test_migrate.test_the_rw_layer_arrives_as_it_was,
-    test_migrate.test_open_files_that_are_deleted_or_locked_arrive,
     test_migrate.test_an_ordinary_pod_is_not_touched,
-)
-
-for test in (*POD_TESTS, *MIGRATE_TESTS, *GPU_TESTS):
+):
     globals()[test.__name__] = test
 del test

@@ -210,7 +210,8 @@ class Container:
     async def pause(self) -> None:
         async with self._changing:
             self._expect(self.init, RUNNING, doing="pause")
-            self.init.status = PAUSING
+            self.init.status = PAUSING  # which refuses starts from now on
+            await self._wait_for_starts()  # none is to be frozen half made
             try:
                 await self.call("pause", self.id)
             except BaseException:
@@ -420,16 +421,19 @@ class Container:
     async def _end_others(self) -> None:
         """After the first process: see all others of the container out."""
         self._oom.close()
-        others = list(self.execs.values())
-        for process in others:
-            async with process.starting:  # those that come later are refused
-                pass
+        await self._wait_for_starts()  # those that come later are refused
         if not any(one["type"] == "pid" and not one.get("path") for one in self._namespaces):
             with suppress(CommandError):  # there are none
                 await self.call("kill", "--all", self.id, str(int(signal.SIGKILL)))
-        for process in others:
+        for process in list(self.execs.values()):
             if process.status == RUNNING:
                 await asyncio.shield(process.exited)
+
+    async def _wait_for_starts(self) -> None:
+        """Wait until the runtime has done with all execs that it was asked to start."""
+        for process in list(self.execs.values()):
+            async with process.starting:
+                pass
 
     def _publish_oom(self) -> None:
         self.shim.publish(events.TaskOOM(container_id=self.id))

@@ -112,7 +112,7 @@ class Streams:
     def resize(self, width: int, height: int) -> None:
         """Tell the terminal its size; nothing for a process without one."""
         if self._console_fd >= 0:
-            size = struct.pack("HHHH", height, width, 0, 0)
+            size = struct.pack("HHHH", height & 0xFFFF, width & 0xFFFF, 0, 0)  # as in Go's shim
             fcntl.ioctl(self._console_fd, termios.TIOCSWINSZ, size)
 
     def close_input(self) -> None:

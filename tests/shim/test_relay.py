@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import threading
+import tty
 
 import pytest
 
@@ -118,3 +119,37 @@ def test_a_closed_relay_has_closed_both_ends() -> None:
         os.close(feeding)
 
     asyncio.run(run())
+
+
+def test_a_full_disk_costs_what_is_written_and_not_the_writer() -> None:
+    async def run() -> None:
+        source, feeding = pipe(ours="read")
+        relay = Relay(source, os.open("/dev/full", os.O_WRONLY))
+        for _ in range(8):  # more than the pipe holds
+            await asyncio.to_thread(os.write, feeding, bytes(32 << 10))
+        assert not relay.done.done()
+        os.close(feeding)
+        await asyncio.wait_for(relay.done, TIMEOUT_S)
+
+    asyncio.run(run())
+
+
+def test_a_terminal_gets_all_that_was_pasted_at_once() -> None:
+    data = b"x" * 20_000  # several times what a terminal takes in before its program reads
+
+    async def run() -> bytes:
+        source, feeding = pipe(ours="read")
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        os.set_blocking(master, False)
+        relay = Relay(source, os.dup(master))
+        os.write(feeding, data)  # and nothing comes after it
+        got = b""
+        while len(got) < len(data):
+            got += await asyncio.wait_for(asyncio.to_thread(os.read, slave, 4096), TIMEOUT_S)
+        relay.close()
+        for fd in (master, slave, feeding):
+            os.close(fd)
+        return got
+
+    assert asyncio.run(run()) == data

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -174,7 +175,10 @@ class Node:
 
     def stop_containerd(self) -> None:
         """Stop containerd alone, as an upgrade does: the shims and their containers go on."""
-        os.killpg(self._containerd.pid, signal.SIGTERM)
+        # What waits for it on this machine may end before it.
+        with open(os.pidfd_open(self.command_pid(self._containerd)), "rb") as ended:
+            os.killpg(self._containerd.pid, signal.SIGTERM)
+            assert select.select([ended], [], [], STOP_TIMEOUT_S)[0], "containerd does not stop"
         self._containerd.wait(STOP_TIMEOUT_S)
 
     def command_pid(self, process: subprocess.Popen[str]) -> int:

@@ -4,7 +4,6 @@ Every program that grit runs carries a token in its environment. A child of a ch
 runc) inherits it, so that after a crash the survivors are found by it, whoever their parent is.
 """
 
-import fcntl
 import os
 import select
 import signal
@@ -87,12 +86,10 @@ def spawn(
     stdin: str | int = 0,
     stdout: int = 1,
     stderr: int = 2,
-    passed_fds: tuple[int, ...] = (),
 ) -> int:
     """Start *argv* and return its pid; the caller owns it and the descriptors it gave.
 
-    It finds *passed_fds* as its descriptors 3 and up, and gets SIGKILL when the calling thread
-    ends, also by SIGKILL.
+    The child gets SIGKILL when the calling thread ends, also by SIGKILL.
     """
     environment = {**os.environ, OPERATION: token, **(env or {})}
     parent = os.getpid()
@@ -103,8 +100,7 @@ def spawn(
         linux.die_with_parent(parent)
         if isinstance(stdin, str):
             stdin = os.open(stdin, os.O_RDONLY)
-        passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in passed_fds]
-        for target, source in enumerate((stdin, stdout, stderr, *passed)):
+        for target, source in enumerate((stdin, stdout, stderr)):
             os.dup2(source, target)
         # Python ignores these two, and exec keeps what is ignored.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

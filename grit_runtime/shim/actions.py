@@ -5,7 +5,6 @@ Spec: containerd v2.1.9 core/runtime/v2/README.md, pkg/shim/shim.go.
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ from contextlib import suppress
 from google.protobuf.any_pb2 import Any
 
 from grit_runtime.errors import InvalidArgumentError
-from grit_runtime.host import journal, mounts, process
+from grit_runtime.host import mounts, process
 from grit_runtime.host.process import new_token
 from grit_runtime.model import runtime_options
 from grit_runtime.proto import containerd_types_pb2 as types
@@ -49,13 +48,17 @@ def _delete(request: Request) -> bytes:
     """
     namespace, container_id = request.flags["namespace"], request.flags["id"]
     bundle_dir = f"{os.path.dirname(request.directory)}/{container_id}"
+    dead_socket = bundle.dead_socket(bundle_dir)
     options = bundle.read_options(bundle_dir)
-    states = (f"{options.root}/{namespace}/{container_id}", f"{journal.PODS_DIR}/*/{container_id}")
-    if any(glob.glob(pattern) for pattern in states):
+    if options is not None:
+        if dead_socket is not None:
+            process.wait_gone(bundle.token(dead_socket), deadline_s=0)
         argv = options.argv(namespace, f"{bundle_dir}/log.json", "delete", "--force", container_id)
         process.run(argv, token=new_token())
-    mounts.unmount_all(f"{bundle_dir}/rootfs")
-    bundle.remove_dead_socket(bundle_dir)
+        mounts.unmount_all(f"{bundle_dir}/rootfs")
+    if dead_socket is not None:
+        with suppress(FileNotFoundError):
+            os.unlink(dead_socket)
     return task_pb2.DeleteResponse(
         pid=_init_pid(bundle_dir),
         exit_status=128 + signal.SIGKILL,

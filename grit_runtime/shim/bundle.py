@@ -19,13 +19,16 @@ def write_options(bundle_dir: str, options: RuntimeOptions) -> None:
     os.replace(f"{path}.new", path)
 
 
-def read_options(bundle_dir: str) -> RuntimeOptions:
-    """The options that the container was created with; the defaults if it never was."""
-    try:
-        with open(f"{bundle_dir}/{_NAME}", encoding="utf-8") as file:
-            return RuntimeOptions(**json.load(file))
-    except FileNotFoundError:
-        return RuntimeOptions()
+def read_options(bundle_dir: str) -> RuntimeOptions | None:
+    """The options that the container was created with; None if it was not, or is deleted."""
+    with suppress(FileNotFoundError), open(f"{bundle_dir}/{_NAME}", encoding="utf-8") as file:
+        return RuntimeOptions(**json.load(file))
+    return None
+
+
+def forget_options(bundle_dir: str) -> None:
+    """Nothing is left of the container."""
+    os.unlink(f"{bundle_dir}/{_NAME}")
 
 
 def serves(path: str) -> bool:
@@ -38,10 +41,15 @@ def serves(path: str) -> bool:
     return True
 
 
-def remove_dead_socket(bundle_dir: str) -> None:
-    """Take away the socket that a container's shim had, unless one serves others there."""
+def token(socket_path: str) -> str:
+    """What all commands carry that the shim at this socket runs (host/process.py)."""
+    return os.path.basename(socket_path)
+
+
+def dead_socket(bundle_dir: str) -> str | None:
+    """The socket of a container's shim, if none serves there any more."""
     with suppress(FileNotFoundError):
         with open(f"{bundle_dir}/address", encoding="ascii") as file:
             path = file.read().removeprefix("unix://")
-        if not serves(path):
-            os.unlink(path)
+        return None if serves(path) else path
+    return None

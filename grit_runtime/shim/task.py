@@ -111,8 +111,10 @@ class Task:
         )
 
     async def _delete(self, request: task_pb2.DeleteRequest) -> task_pb2.DeleteResponse:
-        process = await self._of(request.id).delete(request.exec_id)
+        container = self._of(request.id)
+        process = await container.delete(request.exec_id)
         if not request.exec_id:
+            bundle.forget_options(container.bundle_dir)
             del self._containers[request.id]
         return task_pb2.DeleteResponse(
             pid=process.pid,

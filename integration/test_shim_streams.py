@@ -1,0 +1,76 @@
+"""What `kubectl exec -it` and `kubectl attach` do, with pods under containerd-shim-grit-v1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grit_runtime.proto import cri_pb2
+from integration import images
+from integration.pod_spec import ContainerSpec, PodSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from integration.conftest import Nodes, RunPod
+    from integration.kubelet import Pod
+
+pytestmark = pytest.mark.usefixtures("fresh_nodes", "shim_handler")
+
+CLIENT = Path(__file__).with_name("stream.py").read_text()
+
+
+def talking(name: str, *command: str, tty: bool = False) -> PodSpec:
+    """A pod whose container reads its standard input."""
+    main = ContainerSpec(name="main", image=images.BUSYBOX, command=command, stdin=True, tty=tty)
+    return PodSpec(name=name, containers=(main,))
+
+
+def talk(pod: Pod, url: str, typed: str, *, until: str = "") -> dict[str, str]:
+    """Type into a stream of containerd's; its output until it has said *until*, or all of it."""
+    return dict(json.loads(pod.node.run(["python3", "-c", CLIENT, url, typed, until]).stdout))
+
+
+def attach(pod: Pod, *, tty: bool) -> str:
+    request = cri_pb2.AttachRequest(
+        container_id=pod.container_ids["main"], stdin=True, stdout=True, stderr=not tty, tty=tty
+    )
+    return pod.node.cri.call("Attach", request, cri_pb2.AttachResponse).url
+
+
+def exec_stream(pod: Pod, *command: str, tty: bool) -> str:
+    request = cri_pb2.ExecRequest(
+        container_id=pod.container_ids["main"],
+        cmd=command,
+        stdin=True,
+        stdout=True,
+        stderr=not tty,
+        tty=tty,
+    )
+    return pod.node.cri.call("Exec", request, cri_pb2.ExecResponse).url
+
+
+def test_attach_reaches_a_container_that_reads(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, talking("cat", "cat"))
+    assert talk(pod, attach(pod, tty=False), "one\n", until="one\n")["out"] == "one\n"
+    # who attaches may leave and come back: the container's input goes on
+    assert talk(pod, attach(pod, tty=False), "two\n", until="two\n")["out"] == "two\n"
+    assert pod.logs("main") == "one\ntwo\n"
+
+
+def test_attach_reaches_a_containers_terminal(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, talking("shell", "sh", tty=True))
+    said = talk(pod, attach(pod, tty=True), "echo $((6 * 7)) $(tty)\n", until="42 /dev/pts/0\r\n")
+    assert "42 /dev/pts/0\r\n" in said["out"]
+
+
+@pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
+def test_a_streaming_exec_has_its_input_and_its_exit_code(
+    nodes: Nodes, run_pod: RunPod, *, tty: bool
+) -> None:
+    pod = run_pod(nodes.a, talking("exec", "cat"))
+    url = exec_stream(pod, "sh", "-c", "read line; echo $line back; exit 3", tty=tty)
+    said = talk(pod, url, "there\n")
+    assert said["out"].endswith("there back\r\n" if tty else "there back\n")
+    assert '"message":"3"' in said["error"]  # the exit code, in Kubernetes' words

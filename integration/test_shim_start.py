@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,3 +212,16 @@ def test_delete_of_what_has_left_nothing_says_that_it_was_killed(shims: Shims, z
     done = shims.node.run(["sh", "-c", script])
     assert done.stdout.split()[:3] == ["10", "89", "01"]  # exit_status 137
     assert done.stderr == ""
+
+
+def test_starts_of_one_pod_at_once_make_one_shim(shims: Shims, zygote: int) -> None:
+    del zygote
+    config = '{"annotations": {"io.kubernetes.cri.sandbox-id": "crowd"}}'
+    names = [f"crowd-{number}" for number in range(8)]
+    address = shims.start("crowd", config=config)
+    (pid,) = shims.pids("crowd")
+    shims.node.run(["kill", "-KILL", str(pid)])  # and its socket is left for all to find
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(lambda name: shims.start(name, config=config), names))
+    assert set(found) == {address}
+    assert len([pid for name in names for pid in shims.pids(name)]) == 1

@@ -18,7 +18,7 @@ from grit_runtime.host.process import new_token
 from grit_runtime.model import runtime_options
 from grit_runtime.proto import containerd_types_pb2 as types
 from grit_runtime.proto import task_pb2
-from grit_runtime.shim import bundle
+from grit_runtime.shim import bundle, sockets
 from grit_runtime.wire.well_known import timestamp
 
 TYPE_CHECKING = False
@@ -48,22 +48,25 @@ def _delete(request: Request) -> bytes:
     """
     namespace, container_id = request.flags["namespace"], request.flags["id"]
     bundle_dir = f"{os.path.dirname(request.directory)}/{container_id}"
-    dead_socket = bundle.dead_socket(bundle_dir)
-    options = bundle.read_options(bundle_dir)
-    if options is not None:
-        if dead_socket is not None:
-            process.wait_gone(bundle.token(dead_socket), deadline_s=0)
-        argv = options.argv(namespace, f"{bundle_dir}/log.json", "delete", "--force", container_id)
-        process.run(argv, token=new_token())
-        mounts.unmount_all(f"{bundle_dir}/rootfs")
-    if dead_socket is not None:
-        with suppress(FileNotFoundError):
-            os.unlink(dead_socket)
+    address = bundle.read_address(bundle_dir)
+    if address is not None:
+        _clean_up(bundle_dir, address.removeprefix("unix://"), namespace, container_id)
     return task_pb2.DeleteResponse(
         pid=_init_pid(bundle_dir),
         exit_status=128 + signal.SIGKILL,
         exited_at=timestamp(time.time_ns()),
     ).SerializeToString()
+
+
+def _clean_up(bundle_dir: str, socket_path: str, namespace: str, container_id: str) -> None:
+    options = bundle.read_options(bundle_dir)
+    if options is not None:
+        if not sockets.serves(socket_path):
+            process.wait_gone(sockets.token(socket_path), deadline_s=0)
+        argv = options.argv(namespace, f"{bundle_dir}/log.json", "delete", "--force", container_id)
+        process.run(argv, token=new_token())
+        mounts.unmount_all(f"{bundle_dir}/rootfs")
+    sockets.remove_dead(socket_path)
 
 
 def _init_pid(bundle_dir: str) -> int:

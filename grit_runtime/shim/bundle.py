@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from contextlib import suppress
 
 from grit_runtime.model.runtime_options import RuntimeOptions
@@ -31,25 +30,13 @@ def forget_options(bundle_dir: str) -> None:
     os.unlink(f"{bundle_dir}/{_NAME}")
 
 
-def serves(path: str) -> bool:
-    """Whether a shim listens at *path*."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
+def write_address(bundle_dir: str, address: str) -> None:
+    with open(f"{bundle_dir}/address", "w", encoding="ascii") as file:
+        file.write(address)
 
 
-def token(socket_path: str) -> str:
-    """What all commands carry that the shim at this socket runs (host/process.py)."""
-    return os.path.basename(socket_path)
-
-
-def dead_socket(bundle_dir: str) -> str | None:
-    """The socket of a container's shim, if none serves there any more."""
-    with suppress(FileNotFoundError):
-        with open(f"{bundle_dir}/address", encoding="ascii") as file:
-            path = file.read().removeprefix("unix://")
-        return None if serves(path) else path
+def read_address(bundle_dir: str) -> str | None:
+    """The address of the container's shim; None if none was ever started for it."""
+    with suppress(FileNotFoundError), open(f"{bundle_dir}/address", encoding="ascii") as file:
+        return file.read()
     return None

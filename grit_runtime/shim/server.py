@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 
 from grit_runtime import log
-from grit_runtime.shim import bundle
+from grit_runtime.shim import sockets
 from grit_runtime.shim.children import Children
 from grit_runtime.shim.container import Shim
 from grit_runtime.shim.events import Publisher
@@ -39,7 +39,7 @@ async def _serve(listener: socket.socket, namespace: str, events_address: str) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     publisher = Publisher(events_address, namespace)
-    children = Children(bundle.token(listener.getsockname()))
+    children = Children(sockets.token(listener.getsockname()))
     shim = Shim(namespace, children, publisher.publish)
     server = Server(Task(shim, ended.set).methods)
     await server.listen(listener)

@@ -1,15 +1,12 @@
 """Starts a shim: finds or binds its socket, takes the caller's place, and serves in the background.
 
 One shim serves the containers of a pod: the first `start` begins it, the others find its socket.
-Spec: containerd v2.1.9 cmd/containerd-shim-runc-v2/manager/manager_linux.go, pkg/shim/util_unix.go.
+Spec: containerd v2.1.9 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import socket
-from contextlib import suppress
 from typing import NamedTuple
 
 from google.protobuf.any_pb2 import Any
@@ -19,15 +16,15 @@ from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import cgroup, config_json, linux
 from grit_runtime.model import runtime_options
 from grit_runtime.proto import bootstrap_pb2
-from grit_runtime.shim import bundle, server
+from grit_runtime.shim import bundle, server, sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import NoReturn
 
     from grit_runtime.shim.request import Request
 
-SOCKETS_DIR = "/run/containerd/s"
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 OOM_SCORE_ADJ_MAX = 1000
 
@@ -72,14 +69,10 @@ def find(request: Request) -> Place:
     annotations = config_json.read(request.directory).get("annotations") or {}
     flags = request.flags
     group = next((annotations[key] for key in GROUP_ANNOTATIONS if key in annotations), flags["id"])
-    name = os.path.normpath(f"{flags.get('address', '')}/{flags['namespace']}/{group}")
-    path = f"{SOCKETS_DIR}/{hashlib.sha256(name.encode()).hexdigest()}"
-    os.makedirs(SOCKETS_DIR, mode=0o700, exist_ok=True)
-    listener = None if bundle.serves(path) else _bind(path)
-    address = f"unix://{path}"
-    with open(f"{request.directory}/address", "w", encoding="ascii") as file:
-        file.write(address)
-    return Place(address, listener)
+    path = sockets.path_of(flags.get("address", ""), flags["namespace"], group)
+    place = Place(f"unix://{path}", sockets.claim(path))
+    bundle.write_address(request.directory, place.address)
+    return place
 
 
 def take_place(request: Request) -> None:
@@ -117,17 +110,3 @@ def _runtime_options(request: Request) -> runtime_options.RuntimeOptions:
         return runtime_options.decode(Any.FromString(request.stdin))
     except DecodeError as error:
         raise InvalidArgumentError(f"standard input: {error}") from None
-
-
-def _bind(path: str) -> socket.socket:
-    """A listening socket at *path*, in the place of one that a dead shim has left."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(path)
-    finally:
-        os.umask(mask)
-    listener.listen()
-    return listener

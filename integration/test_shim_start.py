@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,6 @@ from integration import rootfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from integration.conftest import Nodes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHIM = "/usr/local/bin/containerd-shim-grit-v1"
 ADDRESS = "/run/containerd/containerd.sock"
 BUNDLES = Path("/run/bundles")
+SOCKETS_DIR = "/run/containerd/s"
 TIMEOUT_S = 30
 POLL_S = 0.02
 
@@ -214,14 +215,28 @@ def test_delete_of_what_has_left_nothing_says_that_it_was_killed(shims: Shims, z
     assert done.stderr == ""
 
 
-def test_starts_of_one_pod_at_once_make_one_shim(shims: Shims, zygote: int) -> None:
+def test_a_start_waits_for_one_that_looks_at_the_sockets(shims: Shims, zygote: int) -> None:
     del zygote
-    config = '{"annotations": {"io.kubernetes.cri.sandbox-id": "crowd"}}'
-    names = [f"crowd-{number}" for number in range(8)]
-    address = shims.start("crowd", config=config)
-    (pid,) = shims.pids("crowd")
-    shims.node.run(["kill", "-KILL", str(pid)])  # and its socket is left for all to find
-    with ThreadPoolExecutor() as threads:
-        found = list(threads.map(lambda name: shims.start(name, config=config), names))
-    assert set(found) == {address}
-    assert len([pid for name in names for pid in shims.pids(name)]) == 1
+    before = shims.node.run(["ls", SOCKETS_DIR]).stdout
+    hold = ["flock", SOCKETS_DIR, "sh", "-c", "echo held; cat"]
+    held = shims.node.popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert held.stdout is not None
+    try:
+        assert held.stdout.readline() == "held\n"
+        with ThreadPoolExecutor() as threads:
+            starting = threads.submit(shims.start, "one")
+            wait_for_a_waiter(shims.node)
+            assert shims.node.run(["ls", SOCKETS_DIR]).stdout == before
+            held.communicate()
+            starting.result()
+    finally:
+        held.kill()
+        held.wait()
+
+
+def wait_for_a_waiter(node: Node) -> None:
+    """Wait until somebody waits for a lock: proc_locks(5)."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while "-> FLOCK" not in node.run(["cat", "/proc/locks"]).stdout:
+        assert time.monotonic() < deadline, "nobody waits for a lock"
+        time.sleep(POLL_S)

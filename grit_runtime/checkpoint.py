@@ -220,11 +220,11 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     if driver:
         driver.close()
 
-    exited = [exited(order.pod, c, chosen) for c in order.pod.containers if c.state == "exited"]
+    ended = [exited(order.pod, c, chosen) for c in order.pod.containers if c.state == "exited"]
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
     sync = order.after == "stopped"
     with _written_back(staging_dir, timeline, wanted=sync):
-        manifest = _manifest(order, captured, [*dumped, *exited], dumps)
+        manifest = _manifest(order, captured, [*dumped, *ended], dumps)
     with timeline.phase("seal"):
         _sign(manifest, staging_dir, config.signing_key)
         _seal(manifest, staging_dir, final_dir, sync=sync)

@@ -1,7 +1,7 @@
-"""Runs on a node: speaks the streaming protocol of exec and attach, as `kubectl` does.
+"""Runs on a node: speaks the protocol of exec, attach and port-forward, as `kubectl` does.
 
-Arguments: the URL that CRI gave, what to type, and the text to wait for in the output. Writes
-{"out": ..., "error": ...} as JSON once the text has come or the other side has closed. Spec:
+Arguments: the URL that CRI gave, what to send on channel 0, and the text to wait for on any. Writes
+what came on each channel, as JSON, once the text has come or the other side has closed. Spec:
 RFC 6455 and Kubernetes' v4.channel.k8s.io, in which a message begins with its channel.
 """
 
@@ -11,16 +11,15 @@ import struct
 import sys
 from urllib.parse import urlsplit
 
-STDIN, STDOUT, STDERR, ERROR = range(4)
 BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
 
 
 def main() -> None:
     url, typed, awaited = urlsplit(sys.argv[1]), sys.argv[2], sys.argv[3]
-    received = {STDOUT: b"", STDERR: b"", ERROR: b""}
+    received = dict.fromkeys(range(4), b"")
     with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
         connection.sendall(
-            f"GET {url.path} HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: Upgrade\r\n"
+            f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: Upgrade\r\n"
             "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
             "Sec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n".encode()
@@ -31,8 +30,8 @@ def main() -> None:
         while stream.readline() != b"\r\n":
             pass
         if typed:
-            connection.sendall(frame(BINARY, bytes([STDIN]) + typed.encode()))
-        while not awaited or awaited.encode() not in received[STDOUT]:
+            connection.sendall(frame(BINARY, b"\0" + typed.encode()))
+        while not awaited or not any(awaited.encode() in data for data in received.values()):
             opcode, length = stream.read(2)
             length &= 0x7F
             if length == 126:
@@ -44,8 +43,7 @@ def main() -> None:
                 connection.sendall(frame(PONG, data))
             elif data:
                 received[data[0]] += data[1:]
-    out, error = received[STDOUT] + received[STDERR], received[ERROR]
-    json.dump({"out": out.decode(), "error": error.decode()}, sys.stdout)
+    json.dump([data.decode("latin-1") for data in received.values()], sys.stdout)
 
 
 def frame(opcode: int, data: bytes) -> bytes:

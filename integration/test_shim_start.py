@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from grit_runtime.proto import runc_options_pb2
+from grit_runtime.wire.well_known import pack
 from integration import rootfs
 
 TYPE_CHECKING = False
@@ -31,8 +34,9 @@ POLL_S = 0.02
 # What containerd does: a directory, an environment, and nothing on standard input.
 START = f"""
 cd "$1" && shift
+echo "$1" | base64 -d >/run/options && shift
 export TTRPC_ADDRESS={ADDRESS}.ttrpc
-exec {SHIM} -namespace test -address {ADDRESS} -id "$@"
+exec {SHIM} -namespace test -address {ADDRESS} -id "$@" </run/options
 """
 
 
@@ -42,20 +46,21 @@ class Shims(NamedTuple):
     node: Node
 
     def call(
-        self, name: str, *words: str, config: str | None = "{}"
+        self, name: str, *words: str, config: str | None = "{}", options: bytes = b""
     ) -> subprocess.CompletedProcess[str]:
-        """Call the shim's program for the bundle *name*."""
+        """Call the shim's program for the bundle *name*, with *options* to read."""
         bundle_dir = self.node.path(BUNDLES / name)
         bundle_dir.mkdir(parents=True, exist_ok=True)
         if not (bundle_dir / "log").exists():
             os.mkfifo(bundle_dir / "log")
         if config is not None:
             (bundle_dir / "config.json").write_text(config)
-        argv = ["sh", "-c", START, "sh", str(BUNDLES / name), name, *words]
+        encoded = base64.b64encode(options).decode()
+        argv = ["sh", "-c", START, "sh", str(BUNDLES / name), encoded, name, *words]
         return self.node.run(argv, check=False)
 
-    def start(self, name: str, *, config: str = "{}") -> str:
-        done = self.call(name, "start", config=config)
+    def start(self, name: str, *, config: str = "{}", options: bytes = b"") -> str:
+        done = self.call(name, "start", config=config, options=options)
         assert done.returncode == 0, done
         assert done.stderr == ""
         assert done.stdout.startswith("unix:///run/containerd/s/")
@@ -128,6 +133,25 @@ def test_a_shim_is_where_a_child_of_its_caller_would_be(shims: Shims, zygote: in
         "/dev/null",
         str(BUNDLES / "one/log"),
     ]
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["zygote", "alone"])
+def test_a_shim_is_in_the_cgroup_that_its_options_name(
+    shims: Shims, zygote: int, *, alone: bool
+) -> None:
+    if alone:
+        shims.node.run(["kill", "-KILL", str(zygote)])
+    (containerd,) = shims.node.run(["pgrep", "-x", "containerd"]).stdout.split()
+    there = shims.text(int(containerd), "cgroup")
+    shims.node.run(["mkdir", "/sys/fs/cgroup/pids/shims"])
+    try:
+        options = pack(runc_options_pb2.Options(shim_cgroup="/shims"))
+        shims.start("one", options=options.SerializeToString())
+        (pid,) = shims.pids("one")
+        assert shims.text(pid, "cgroup") == there.replace("pids:/system", "pids:/shims")
+    finally:
+        shims.end_all()
+        shims.node.run(["rmdir", "/sys/fs/cgroup/pids/shims"])
 
 
 def test_the_containers_of_a_pod_share_a_shim(shims: Shims, zygote: int) -> None:

@@ -1,4 +1,4 @@
-"""What `kubectl exec -it` and `kubectl attach` do, with pods under containerd-shim-grit-v1."""
+"""What `kubectl exec -it`, `attach` and `port-forward` do, under containerd-shim-grit-v1."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes", "shim_handler")
 
+STDOUT, ERROR = 1, 3  # channels of exec and attach
+
 CLIENT = Path(__file__).with_name("stream.py").read_text()
 
 
@@ -27,9 +29,10 @@ def talking(name: str, *command: str, tty: bool = False) -> PodSpec:
     return PodSpec(name=name, containers=(main,))
 
 
-def talk(pod: Pod, url: str, typed: str, *, until: str = "") -> dict[str, str]:
-    """Type into a stream of containerd's; its output until it has said *until*, or all of it."""
-    return dict(json.loads(pod.node.run(["python3", "-c", CLIENT, url, typed, until]).stdout))
+def talk(pod: Pod, url: str, typed: str, *, until: str = "") -> list[str]:
+    """Send to a stream of containerd's; what came on each channel until *until*, or in all."""
+    argv = ["python3", "-c", CLIENT, url, typed, until]
+    return list(json.loads(pod.node.run(argv).stdout))
 
 
 def attach(pod: Pod, *, tty: bool) -> str:
@@ -53,16 +56,16 @@ def exec_stream(pod: Pod, *command: str, tty: bool) -> str:
 
 def test_attach_reaches_a_container_that_reads(nodes: Nodes, run_pod: RunPod) -> None:
     pod = run_pod(nodes.a, talking("cat", "cat"))
-    assert talk(pod, attach(pod, tty=False), "one\n", until="one\n")["out"] == "one\n"
+    assert talk(pod, attach(pod, tty=False), "one\n", until="one\n")[STDOUT] == "one\n"
     # who attaches may leave and come back: the container's input goes on
-    assert talk(pod, attach(pod, tty=False), "two\n", until="two\n")["out"] == "two\n"
+    assert talk(pod, attach(pod, tty=False), "two\n", until="two\n")[STDOUT] == "two\n"
     assert pod.logs("main") == "one\ntwo\n"
 
 
 def test_attach_reaches_a_containers_terminal(nodes: Nodes, run_pod: RunPod) -> None:
     pod = run_pod(nodes.a, talking("shell", "sh", tty=True))
     said = talk(pod, attach(pod, tty=True), "echo $((6 * 7)) $(tty)\n", until="42 /dev/pts/0\r\n")
-    assert "42 /dev/pts/0\r\n" in said["out"]
+    assert "42 /dev/pts/0\r\n" in said[STDOUT]
 
 
 @pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
@@ -72,5 +75,17 @@ def test_a_streaming_exec_has_its_input_and_its_exit_code(
     pod = run_pod(nodes.a, talking("exec", "cat"))
     url = exec_stream(pod, "sh", "-c", "read line; echo $line back; exit 3", tty=tty)
     said = talk(pod, url, "there\n")
-    assert said["out"].endswith("there back\r\n" if tty else "there back\n")
-    assert '"message":"3"' in said["error"]  # the exit code, in Kubernetes' words
+    assert said[STDOUT].endswith("there back\r\n" if tty else "there back\n")
+    assert '"message":"3"' in said[ERROR]  # the exit code, in Kubernetes' words
+
+
+def test_a_port_of_the_pod_can_be_forwarded(nodes: Nodes, run_pod: RunPod) -> None:
+    serve = "echo ready; echo from the pod | nc -l -p 8080"
+    pod = run_pod(nodes.a, talking("port", "sh", "-c", serve))
+    pod.wait_for_log("main", "ready\n")
+    request = cri_pb2.PortForwardRequest(pod_sandbox_id=pod.sandbox_id, port=[8080])
+    url = pod.node.cri.call("PortForward", request, cri_pb2.PortForwardResponse).url
+    data, error, *_ = talk(pod, f"{url}?port=8080", "", until="from the pod\n")
+    port = (8080).to_bytes(2, "little").decode("latin-1")  # each channel begins with it
+    assert data == f"{port}from the pod\n"
+    assert error == port

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from integration.host import Host
 
-SERVICE = "containerd.task.v2.Task"
+SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 TASKS_DIR = Path("/run/containerd/io.containerd.runtime.v2.task/k8s.io")
 TIMEOUT_S = 90
 
@@ -44,17 +44,19 @@ class ShimClient:
         self._client = client
         self._container_id = container_id
 
-    async def ask(self, method: str, reply: type[M], **fields: object) -> M:
+    async def ask(
+        self, method: str, reply: type[M], *, service: str = SERVICES[0], **fields: object
+    ) -> M:
         """The answer of *method* to a request of these fields."""
         kind = REQUESTS.get(method) or getattr(task_pb2, f"{method}Request")
         request = kind(**{"id": self._container_id, **fields})
         return await self._client.call(
-            SERVICE, method, request, reply, timeout_s=TIMEOUT_S, metadata={}
+            service, method, request, reply, timeout_s=TIMEOUT_S, metadata={}
         )
 
     async def tell(self, method: str, **fields: object) -> None:
         """Call *method*, whatever it answers."""
-        await self.ask(method, Empty, **fields)
+        await self.ask(method, Empty, service=SERVICES[0], **fields)
 
     async def run_exec(self, exec_id: str, *argv: str) -> int:
         """Have a process added, started, waited for and deleted; its exit status."""

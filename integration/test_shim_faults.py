@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import struct
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.any_pb2 import Any
+from google.protobuf.empty_pb2 import Empty
 
 from grit_runtime.errors import (
     AlreadyExistsError,
@@ -212,6 +214,22 @@ def test_an_exec_that_cannot_start_can_be_waited_for_and_deleted(asked: Pod) -> 
         await client.tell("Delete", exec_id="missing")
 
     shim_client.talk(asked.node, asked.container_ids["main"], live)
+
+
+def test_both_versions_of_the_service_are_one(asked: Pod) -> None:
+    async def work(client: ShimClient) -> None:
+        spec = shim_client.process_spec("sleep", "1000")
+        v2, v3 = shim_client.SERVICES
+        await client.ask("Exec", Empty, service=v3, exec_id="either", spec=spec)
+        began = await client.ask("Start", task_pb2.StartResponse, service=v2, exec_id="either")
+        seen = await client.ask("State", task_pb2.StateResponse, service=v3, exec_id="either")
+        assert seen.pid == began.pid
+        await client.ask("Kill", Empty, service=v2, exec_id="either", signal=signal.SIGKILL)
+        ended = await client.ask("Wait", task_pb2.WaitResponse, service=v3, exec_id="either")
+        assert ended.exit_status == KILLED
+        await client.ask("Delete", Empty, service=v3, exec_id="either")
+
+    shim_client.talk(asked.node, asked.container_ids["main"], work)
 
 
 def test_many_execs_at_once_are_all_answered(asked: Pod) -> None:

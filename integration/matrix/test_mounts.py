@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 
 from integration import images
@@ -68,3 +71,51 @@ def test_a_mount_that_was_writable_stays_no_more_than_the_pod_grants(
     asking = (("grit.dev/restore-name", "writable"),)
     spec = reader(put(nodes.b, "/srv/writable", "old"), (DATA._replace(readonly=True),), asking)
     assert "/data" in cases.refusal(nodes, spec)
+
+
+@pytest.mark.case("a hostPath that is writable in the new pod alone", cases.RESTORED)
+def test_a_mount_that_was_read_only_stays_so(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(
+        nodes.a, reader(put(nodes.a, "/srv/sealed", "old"), (DATA._replace(readonly=True),))
+    )
+    source.wait_for_log(CONTAINER, "old old\n")
+    cases.move(nodes, source, "sealed")
+    asking = (("grit.dev/restore-name", "sealed"),)
+    target = run_pod(nodes.b, reader(put(nodes.b, "/srv/sealed", "new"), (DATA,), asking))
+    target.wait_for_log(CONTAINER, "new new\n")
+    tried = target.exec_sync(CONTAINER, ["sh", "-c", "echo more >>/data/file"])
+    assert b"Read-only file system" in tried.stderr
+
+
+@pytest.mark.case("volumes mounted below another volume, on disk and in memory", cases.RESTORED)
+def test_volumes_below_a_volume_are_the_new_pods(nodes: Nodes, run_pod: RunPod) -> None:
+    below = (VolumeMount("extra", "/data/extra"), VolumeMount("memory", "/data/deep/memory"))
+
+    def spec(directory: HostPath, annotations: tuple[tuple[str, str], ...] = ()) -> PodSpec:
+        plain = reader(directory, (DATA, *below), annotations)
+        return replace(plain, volumes=(*plain.volumes, EmptyDir("memory", in_memory=True)))
+
+    source = run_pod(nodes.a, spec(put(nodes.a, "/srv/above", "old")))
+    source.wait_for_log(CONTAINER, "old old\n")
+    cases.move(nodes, source, "above")
+    asking = (("grit.dev/restore-name", "above"),)
+    target = run_pod(nodes.b, spec(put(nodes.b, "/srv/above", "new"), asking))
+    target.wait_for_log(CONTAINER, "new new\n")
+    seen = target.exec_sync(CONTAINER, ["sh", "-c", "cut -d' ' -f2 /proc/mounts"]).stdout.decode()
+    assert {"/data", "/data/extra", "/data/deep/memory"} <= set(seen.split())
+
+
+@pytest.mark.case("an exec that runs during the dump", cases.RESTORED)
+def test_an_exec_is_no_part_of_what_moves(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, reader(put(nodes.a, "/srv/entered", "old"), (DATA,)))
+    source.wait_for_log(CONTAINER, "old old\n")
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(source.exec_sync, CONTAINER, ["sleep", "1000"])
+        while b"sleep 1000" not in source.exec_sync(CONTAINER, ["ps", "-o", "args"]).stdout:
+            pass
+        cases.move(nodes, source, "entered")
+        assert running.result().exit_code == 137
+    asking = (("grit.dev/restore-name", "entered"),)
+    target = run_pod(nodes.b, reader(put(nodes.b, "/srv/entered", "new"), (DATA,), asking))
+    target.wait_for_log(CONTAINER, "new new\n")
+    assert b"sleep 1000" not in target.exec_sync(CONTAINER, ["ps", "-o", "args"]).stdout

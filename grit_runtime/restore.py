@@ -232,7 +232,10 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         bundle.rootfs(request.bundle_dir, request.spec), dump, live, image=container.image
     )
     with timeline.phase("prepare"):
-        _configure_criu(request, _place_sockets(request, attempt, dump, live))
+        _configure_criu(
+            request,
+            [*_place_sockets(request, attempt, dump, live), *_own_cgroup(request, dump, live)],
+        )
         rewritten = adapted | _rewritten(request.spec, images_fd, dump) | dict.fromkeys(hidden)
         images_dir = _mount_images(request, attempt, images_fd, rewritten)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
@@ -489,6 +492,26 @@ def _place_sockets(request: Request, attempt: Journal, dump: Dump, live: Live) -
         with journal.locked(request.pod_dir):
             loopback.hold(request.pod_dir, paths[0])
     return ["tcp-established"] if any(socket.is_connected for socket in dumped) else []
+
+
+def _own_cgroup(request: Request, dump: Dump, live: Live) -> list[str]:
+    """Show the container its own cgroup on v1, where runc would show that which it is in itself.
+
+    Only for the cgroupfs driver: what systemd calls a cgroup is no path.
+    """
+    cgroups_path = request.spec["linux"].get("cgroupsPath", "")
+    shown = {
+        mount.destination
+        for mount in mount_plan.dumped_mounts(dump.mounts)
+        if mount.key is not None
+    }
+    return [
+        f"external mnt[{top.destination}/{name}]:{directory}{cgroups_path}"
+        for top in live.mounts
+        if top.fs_type == "cgroup" and cgroups_path.startswith("/")
+        for name, directory in cgroup.hierarchies().items()
+        if f"{top.destination}/{name}" in shown
+    ]
 
 
 def _configure_criu(request: Request, lines: list[str]) -> None:

@@ -31,6 +31,13 @@ def of(pid: int) -> str:
     return _memberships(pid).get("" if is_unified() else "freezer", "")
 
 
+def hierarchies() -> dict[str, str]:
+    """Where each of v1's hierarchies is mounted, by its name; none on v2."""
+    if is_unified():
+        return {}
+    return {name: f"{_ROOT}/{name}" for name in os.listdir(_ROOT)}
+
+
 def is_unified() -> bool:
     """Whether all controllers are v2's."""
     return os.path.exists(f"{_ROOT}/cgroup.controllers")

@@ -147,6 +147,8 @@ def test_limits_are_the_new_pods(moved: Pod) -> None:
             ["sh", "-c", f"cat /sys/fs/cgroup/memory/kubepods/*/*/{container_id}/cgroup.procs"]
         ).stdout.split()
     )
+    shown = ["cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+    assert int(moved.exec_sync("limited", shown).stdout) == 64 << 20
 
 
 @pytest.mark.case("a privileged pod", cases.RESTORED)

@@ -230,6 +230,22 @@ def test_a_start_that_cannot_be_is_told_in_one_line(
     assert shims.pids("one") == []
 
 
+def test_the_version_is_told_without_reading_anything(shims: Shims) -> None:
+    asked = shims.node.popen([SHIM, "-v"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert asked.stdout is not None
+    try:
+        assert asked.stdout.readline() == "containerd-shim-grit-v1:\n"
+        assert asked.wait(TIMEOUT_S) == 0
+    finally:
+        asked.communicate()
+
+
+def test_the_description_has_runcs_features(shims: Shims) -> None:
+    done = shims.node.run(["sh", "-c", f"{SHIM} -info </dev/null | tr -cd '[:print:]'"])
+    assert "io.containerd.grit.v1" in done.stdout
+    assert "ociVersionMin" in done.stdout
+
+
 def test_delete_of_what_has_left_nothing_says_that_it_was_killed(shims: Shims, zygote: int) -> None:
     del zygote
     shims.start("gone")

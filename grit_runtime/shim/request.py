@@ -31,9 +31,10 @@ class Request(NamedTuple):
 
 
 def own(words: Sequence[str]) -> Request:
-    """What this process was given. Blocks until its standard input ends."""
-    stdin = sys.stdin.buffer.read()
-    return Request(os.getpid(), *shim_flags.parse(words), os.getcwd(), dict(os.environ), stdin)
+    """What this process was given. What is read at all is read to its end."""
+    flags, action = shim_flags.parse(words)
+    stdin = sys.stdin.buffer.read() if action == "start" or "info" in flags else b""
+    return Request(os.getpid(), flags, action, os.getcwd(), dict(os.environ), stdin)
 
 
 def of_launcher(pid: int) -> Request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import stat
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,10 @@ class Shims(NamedTuple):
     def text(self, pid: int, name: str) -> str:
         return self.node.run(["cat", f"/proc/{pid}/{name}"], check=False).stdout
 
+    def containerd(self) -> int:
+        """The pid of the containerd that runs, and not of one that has ended."""
+        return int(self.node.run(["pgrep", "-x", "-r", "D,R,S", "containerd"]).stdout)
+
     def zygote(self) -> int:
         """The zygote's pid, once one serves."""
         deadline = time.monotonic() + TIMEOUT_S
@@ -124,9 +129,9 @@ def test_a_shim_is_where_a_child_of_its_caller_would_be(shims: Shims, zygote: in
     del zygote
     shims.start("one")
     (pid,) = shims.pids("one")
-    (containerd,) = shims.node.run(["pgrep", "-x", "containerd"]).stdout.split()
-    assert shims.text(pid, "cgroup") == shims.text(int(containerd), "cgroup")
-    score = int(shims.text(int(containerd), "oom_score_adj"))
+    containerd = shims.containerd()
+    assert shims.text(pid, "cgroup") == shims.text(containerd, "cgroup")
+    score = int(shims.text(containerd, "oom_score_adj"))
     assert int(shims.text(pid, "oom_score_adj")) == score + 1
     assert [shims.link(pid, f"fd/{number}") for number in range(3)] == [
         "/dev/null",
@@ -141,8 +146,8 @@ def test_a_shim_is_in_the_cgroup_that_its_options_name(
 ) -> None:
     if alone:
         shims.node.run(["kill", "-KILL", str(zygote)])
-    (containerd,) = shims.node.run(["pgrep", "-x", "containerd"]).stdout.split()
-    there = shims.text(int(containerd), "cgroup")
+    containerd = shims.containerd()
+    there = shims.text(containerd, "cgroup")
     shims.node.run(["mkdir", "/sys/fs/cgroup/pids/shims"])
     try:
         options = pack(runc_options_pb2.Options(shim_cgroup="/shims"))
@@ -198,8 +203,10 @@ def test_noise_in_the_fifo_is_not_heard(shims: Shims, zygote: int) -> None:
 
 def test_the_fifo_is_for_root_alone(shims: Shims, zygote: int) -> None:
     del zygote
-    modes = shims.node.run(["stat", "-c", "%a", "/run/grit", "/run/grit/zygote"]).stdout.split()
-    assert modes == ["700", "600"]
+    directory = shims.node.path(Path("/run/grit")).stat()
+    fifo = shims.node.path(Path("/run/grit/zygote")).stat()
+    assert (directory.st_uid, directory.st_mode & 0o022) == (0, 0)
+    assert (fifo.st_uid, stat.S_IMODE(fifo.st_mode)) == (0, 0o600)
 
 
 def test_a_zygote_takes_the_fifo_that_systemd_holds(shims: Shims, zygote: int) -> None:

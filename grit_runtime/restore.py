@@ -516,10 +516,14 @@ def _own_cgroup(request: Request, dump: Dump, live: Live) -> list[str]:
 
 def _configure_criu(request: Request, lines: list[str]) -> None:
     """Write CRIU's configuration file, and name it in config.json where runc looks for it."""
-    path = f"{request.attempt_dir}/criu.conf"
+    path = _criu_config_path(request)
     criu.write_config(path, lines)
     annotations = {**request.spec["annotations"], "org.criu.config": path}
     config_json.write(request.bundle_dir, {**request.spec, "annotations": annotations})
+
+
+def _criu_config_path(request: Request) -> str:
+    return f"{request.attempt_dir}/criu.conf"
 
 
 def _mount_images(
@@ -648,6 +652,8 @@ def _runc_restore(request: Request, attempt: Journal, manifest: Manifest, images
             f"restore of container {request.container_id} from {request.checkpoint_path} failed: "
             f"{reason}; see {restore_log}"
         )
+    # A dump of this container goes by the same file, and would take the places for the names.
+    os.truncate(_criu_config_path(request), 0)
     if request.spec["root"].get("readonly"):
         # CRIU 4.1 gives a root that was read-only back writable.
         namespaces.make_root_readonly(runc.state(tool, request.container_id).pid)

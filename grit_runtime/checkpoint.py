@@ -38,8 +38,10 @@ from grit_runtime.host import (
     rootfs_diff,
     runc,
     sockets,
+    still,
 )
 from grit_runtime.host import node as this_node
+from grit_runtime.host.process_memory import Saved
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import connections, lifecycle
 from grit_runtime.model import manifest as manifests
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.config import Config
     from grit_runtime.host.containerd import Container, Pod
+    from grit_runtime.host.gpu import Driver
     from grit_runtime.host.journal import Journal
 
 After = Literal["running", "frozen", "stopped"]
@@ -94,8 +97,10 @@ def checkpoint(order: Order, config: Config) -> Sealed:
 def _take_or_undo(order: Order, config: Config) -> Sealed:
     final_dir = _preflight(order, config)
     held = holds.begin(order.pod)
+    token = process.new_token()
     try:
-        sealed = _take(order, config, final_dir, held)
+        with gpu.opened_driver(token) as driver:
+            sealed = _take(order, config, final_dir, token, driver, held)
     except BaseException:
         holds.undo(held)
         raise
@@ -113,23 +118,27 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
     """
     token = process.new_token()
     tool = Runc("runc", ("--root", config.runc_root), token)
-    driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in _running(pod)]
-    found = gpu.survey(driver, containers) if driver else None
-    if found is None or not found.running_pids:
-        raise NotFoundError(f"pod {pod.namespace}/{pod.name}: no running CUDA process")
-    gpu.refuse_unrestorable(found, containers)
     held = holds.begin(pod)
     try:
         held.record("begin", token=token, runc_root=config.runc_root)
-        held.record("gpu", pids=found.running_pids)
-        with huge_pages.enabled(wanted=config.huge_pages):
+        with gpu.opened_driver(token) as driver, huge_pages.enabled(wanted=config.huge_pages):
+            found = _survey_running(driver, containers, pod)
+            gpu.refuse_unrestorable(found, containers)
+            held.record("gpu", pids=found.running_pids)
             gpu.suspend(found, log.Timeline())
     except BaseException:
         holds.undo(held)
         raise
     holds.end(held)
     return sum(process.size_bytes for process in found.all)
+
+
+def _survey_running(driver: Driver | None, containers: list[gpu.Container], pod: Pod) -> gpu.Survey:
+    found = gpu.survey(driver, containers) if driver else None
+    if found is None or not found.running_pids:
+        raise NotFoundError(f"pod {pod.namespace}/{pod.name}: no running CUDA process")
+    return found
 
 
 def _preflight(order: Order, config: Config) -> str:
@@ -158,21 +167,27 @@ def _preflight(order: Order, config: Config) -> str:
     return final_dir
 
 
-def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed:
+def _take(
+    order: Order,
+    config: Config,
+    final_dir: str,
+    token: str,
+    driver: Driver | None,
+    held: Journal,
+) -> Sealed:
     timeline = log.Timeline()
-    token = process.new_token()
     tool = Runc("runc", ("--root", config.runc_root), token)
     running = _running(order.pod)
     staging_dir = f"{os.path.dirname(final_dir)}/.{order.name}.{token}"
+    memory_dir = f"{staging_dir}.memory"  # its files have a second name in the checkpoint later
     work_dir = f"{journal.PODS_DIR}/{order.pod.sandbox_id}/dump"
 
     outcome = _outcome(order, config, lifecycle.FAILED, "the engine was killed")
     held.record("begin", token=token, runc_root=config.runc_root, outcome=outcome._asdict())
-    for path in (staging_dir, work_dir):
+    for path in (staging_dir, memory_dir, work_dir):
         held.record("directory", path=path)
         os.makedirs(path, mode=0o700)
 
-    driver = gpu.open_driver(token)
     containers = [_gpu_container(tool, container) for container in running]
     versions = (criu.ask_version(token), runc.ask_version(tool))
     lines = preflight.refuse_undumpable(containers)
@@ -185,10 +200,9 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     if found and found.all:
         gpu.refuse_unrestorable(found, containers)
     begin = time.monotonic()
-    if found and found.all:
-        found, frozen = _suspend_and_freeze(config, tool, found, containers, thawed, held, timeline)
-    else:
-        frozen = _freeze(tool, containers, thawed, held, timeline)
+    found, saved, frozen = _suspend_and_freeze(
+        config, tool, found, containers, thawed, memory_dir, held, timeline
+    )
     _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
     chosen = _choose_volumes(order, containers)
@@ -206,19 +220,19 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
         lines=lines,
         tcp=tcp,
         gpus=gpus,
+        saved=saved,
         driver_version=found.version if found else "",
     )
     dumped = [dump(dumps, container) for container in running]
     with timeline.phase("volumes"):
         captured = volumes.save(chosen, staging_dir)
     link_remaps.drop(held.steps())
+    if saved and order.after != "stopped":
+        with timeline.phase("gpu memory back"):
+            holds.give_back_memory(held, saved)
     if order.after == "running":
-        _go_on(tool, found, frozen, timeline)
+        _go_on(tool, found, frozen, thawed, timeline)
         timeline.add("paused", seconds=time.monotonic() - begin)
-        for container_id in thawed:
-            runc.pause(tool, container_id)
-    if driver:
-        driver.close()
 
     ended = [exited(order.pod, c, chosen) for c in order.pod.containers if c.state == "exited"]
     # A source that goes on can be checkpointed again; one that ends has nothing but this.
@@ -228,7 +242,8 @@ def _take(order: Order, config: Config, final_dir: str, held: Journal) -> Sealed
     with timeline.phase("seal"):
         _sign(manifest, staging_dir, config.signing_key)
         _seal(manifest, staging_dir, final_dir, sync=sync)
-    shutil.rmtree(work_dir)
+    for path in (memory_dir, work_dir):
+        shutil.rmtree(path)
     _leave_source(order, tool, held, timeline)
     return Sealed(final_dir, manifest)
 
@@ -247,22 +262,37 @@ def _leave_source(order: Order, tool: Runc, held: Journal, timeline: log.Timelin
 def _suspend_and_freeze(
     config: Config,
     tool: Runc,
-    found: gpu.Survey,
+    found: gpu.Survey | None,
     containers: list[gpu.Container],
     thawed: list[str],
+    memory_dir: str,
     held: Journal,
     timeline: log.Timeline,
-) -> tuple[gpu.Survey, list[str]]:
-    """Take the GPUs from the pod, then freeze it; once more if a CUDA process came in between."""
+) -> tuple[gpu.Survey | None, list[Saved], list[str]]:
+    """Take the GPUs from the pod, then freeze it; once more if a CUDA process came in between.
+
+    What the driver has staged is carried out of the processes before CRIU would do it. They are
+    held still from there until they are frozen.
+    """
+    if not (found and found.all):
+        return found, [], _freeze(tool, containers, thawed, held, timeline)
     left: list[str] = []
-    for _ in range(2):
+    for attempt in range(2):
         held.record("gpu", pids=found.running_pids)
         with huge_pages.enabled(wanted=config.huge_pages):
-            gpu.suspend(found, timeline)
-        frozen = _freeze(tool, containers, thawed, held, timeline)
+            staged = gpu.suspend(found, timeline)
+        saved = [Saved(pid, f"{memory_dir}/{attempt}-{pid}", staged[pid]) for pid in staged]
+        if saved:
+            with still.held(list(staged), tool.token) as perform:
+                with timeline.phase("gpu memory", size_bytes=sum(one.size_bytes for one in saved)):
+                    holds.take_memory(held, saved, perform)
+                frozen = _freeze(tool, containers, thawed, held, timeline)
+        else:
+            frozen = _freeze(tool, containers, thawed, held, timeline)
         left = gpu.not_suspended(containers)
         if not left:
-            return found, frozen
+            return found, saved, frozen
+        holds.give_back_memory(held, saved)
         _thaw(tool, frozen)
         gpu.revive(found.driver, found.running_pids)
         found = gpu.survey(found.driver, containers)
@@ -373,12 +403,21 @@ def _freeze(
     return running
 
 
-def _go_on(tool: Runc, found: gpu.Survey | None, frozen: list[str], timeline: log.Timeline) -> None:
+def _go_on(
+    tool: Runc,
+    found: gpu.Survey | None,
+    frozen: list[str],
+    thawed: list[str],
+    timeline: log.Timeline,
+) -> None:
+    """Let the source run, but for what somebody else had paused."""
     with timeline.phase("thaw"):
         _thaw(tool, frozen)
     if found and found.all:
         with timeline.phase("gpu restore"):
             gpu.revive(found.driver, found.running_pids)
+    for container_id in thawed:
+        runc.pause(tool, container_id)
 
 
 def _thaw(tool: Runc, frozen: list[str]) -> None:

@@ -13,10 +13,12 @@ from grit_runtime.host import (
     checkpoint_dir,
     confine,
     criu,
+    gpu_facts,
     images,
     link_remaps,
     overlay,
     rootfs_diff,
+    staged_memory,
 )
 from grit_runtime.model import checkpointctl, connections, mount_plan
 from grit_runtime.model import manifest as manifests
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from grit_runtime.host.containerd import Container, Pod
     from grit_runtime.host.journal import Journal
     from grit_runtime.host.process import Child
+    from grit_runtime.host.process_memory import Saved
     from grit_runtime.host.runc import Runc
 
 _NO_PLUGINS_DIR = "/run/grit/no-plugins"
@@ -53,6 +56,7 @@ class Dumps(NamedTuple):
     lines: dict[str, tuple[str, ...]]  # of CRIU's configuration file, by container
     tcp: dict[str, connections.DumpOptions]
     gpus: dict[str, gpu.Described]
+    saved: list[Saved]  # memory that was taken from processes before
     driver_version: str
 
 
@@ -71,6 +75,7 @@ def dump(dumps: Dumps, container: Container) -> manifests.Container:
         _criu_dump(dumps, container, images_dir, criu_dir)
         _keep_links(dumps, frozen, images_dir)
         entry["size_bytes"] = sum(file.stat().st_size for file in os.scandir(images_dir))
+        _add_saved_memory(dumps, frozen, images_dir)
     with dumps.timeline.phase("rw layer", container=container.name) as entry:
         entry["size_bytes"] = _save_rw_layer(upper_dir, f"{directory}/rootfs-diff.tar")
     for name in ("dump.log", "stats-dump"):
@@ -112,6 +117,14 @@ def _keep_links(dumps: Dumps, frozen: gpu.Container, images_dir: str) -> None:
         raise FailedPreconditionError(f"container {frozen.name}: {error}") from error
     finally:
         os.close(images_fd)
+
+
+def _add_saved_memory(dumps: Dumps, frozen: gpu.Container, images_dir: str) -> None:
+    by_number = gpu_facts.pids_by_container_pid(sorted(frozen.pids()))
+    number = {pid: inside for inside, pid in by_number.items()}
+    own = [one._replace(pid=number[one.pid]) for one in dumps.saved if one.pid in number]
+    if own:
+        staged_memory.add_to_dump(images_dir, own)
 
 
 def _save_rw_layer(upper_dir: str, path: str) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from grit_runtime import log
 from grit_runtime.errors import CommandError, FailedPreconditionError, SourceLostError
-from grit_runtime.host import cgroup, gpu, gpu_facts
+from grit_runtime.host import cgroup, gpu, gpu_facts, process_memory, staged_memory
 from grit_runtime.host.cuda import (
     CHECKPOINTED,
     ERRORS,
@@ -31,11 +31,12 @@ from grit_runtime.model import manifest as manifests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from grit_runtime.host.cuda import Answer
     from grit_runtime.host.gpu import Card, CudaProcess, Driver
     from grit_runtime.model.device_map import Pairs
+    from grit_runtime.model.memory_range import MemoryRange
 
 _LOCK_DEADLINE_S = 60.0
 _FIRST_LOCK_TRY_MS = 500
@@ -112,6 +113,17 @@ def open_driver(token: str, *, processes: int = 1) -> Driver | None:
     return driver
 
 
+@contextmanager
+def opened_driver(token: str) -> Iterator[Driver | None]:
+    """The same, closed when the block ends: an undoing waits for all that carries *token*."""
+    driver = open_driver(token)
+    try:
+        yield driver
+    finally:
+        if driver:
+            driver.close()
+
+
 def survey(driver: Driver, containers: Sequence[Container]) -> Survey:
     """What the driver says of the node and of every process of the containers."""
     version, cards = gpu.cards(driver)
@@ -161,16 +173,18 @@ def refuse_unrestorable(found: Survey, containers: Sequence[Container]) -> None:
         raise FailedPreconditionError("; ".join(reasons))
 
 
-def suspend(found: Survey, timeline: log.Timeline) -> None:
-    """Take the cards from all processes that have any."""
+def suspend(found: Survey, timeline: log.Timeline) -> dict[int, tuple[MemoryRange, ...]]:
+    """Take the cards from all processes that have any; where in each their memory is staged."""
     running = [process for process in found.all if process.state == RUNNING]
     if not running:
-        return
+        return {}
     with timeline.phase("gpu lock"):
         lock(found.driver, found.running_pids)
+    before = {process.pid: process_memory.anonymous(process.pid) for process in running}
     size_bytes = sum(process.size_bytes for process in running)
     with timeline.phase("gpu checkpoint", size_bytes=size_bytes):
         checkpoint(found.driver, running)
+    return staged_memory.appeared(before)
 
 
 def not_suspended(containers: Sequence[Container]) -> list[str]:

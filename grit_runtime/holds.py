@@ -9,10 +9,22 @@ import os
 import shutil
 import sys
 from contextlib import suppress
+from typing import Any
 
 from grit_runtime import gpu, log
-from grit_runtime.errors import FailedPreconditionError
-from grit_runtime.host import huge_pages, journal, link_remaps, network, process, records, runc
+from grit_runtime.errors import FailedPreconditionError, GritError, SourceLostError, one_line
+from grit_runtime.host import (
+    huge_pages,
+    journal,
+    link_remaps,
+    network,
+    process,
+    process_memory,
+    records,
+    runc,
+    staged_memory,
+)
+from grit_runtime.host.process_memory import Saved
 from grit_runtime.host.runc import Runc
 from grit_runtime.model.lifecycle import Outcome
 
@@ -20,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.host.containerd import Pod
     from grit_runtime.host.journal import Journal
+    from grit_runtime.host.still import Perform
 
 JOURNAL = "checkpoint.journal"
 
@@ -60,25 +73,24 @@ def undo(held: Journal) -> None:
         tool = Runc("runc", ("--root", first["runc_root"]), first["token"])
         process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S)
         stopping = any(step["step"] == "stop" for step in steps)
+        if not stopping:
+            _give_back_memory(steps)  # before any of the processes runs again
         for step in reversed(steps):
-            match step["step"]:
-                case "freeze" if stopping:
-                    runc.stop(tool, step["container"])
-                case "freeze":
-                    runc.resume(tool, step["container"])
-                case "thaw" if not stopping:
-                    runc.pause(tool, step["container"])
-                case "gpu" if not stopping:
-                    gpu.revive_pids(tool.token, step["pids"])
-                case "silence" if not stopping:
-                    network.let_speak(step["path"])
-                case link_remaps.STEP:
-                    link_remaps.drop([step])
-                case "directory":
-                    shutil.rmtree(step["path"], ignore_errors=True)
-                case _:
-                    pass  # nothing to take back
+            _undo_step(tool, step, stopping=stopping)
     end(held)
+
+
+def take_memory(held: Journal, saved: list[Saved], perform: Perform) -> None:
+    """Take memory from processes that are held still, into the files that *saved* says."""
+    process_memory.save(saved)
+    held.record("memory", saved=saved)
+    staged_memory.empty(saved, perform)
+
+
+def give_back_memory(held: Journal, saved: list[Saved]) -> None:
+    """What `take_memory` took, whether or not the processes run; its files are not needed then."""
+    process_memory.fill(saved)
+    held.record("memory back")
 
 
 def recover() -> list[str]:
@@ -123,6 +135,42 @@ def end(held: Journal) -> None:
     held.end()
     with suppress(OSError):  # the pod may have other state
         os.rmdir(os.path.dirname(held.path))
+
+
+def _undo_step(tool: Runc, step: dict[str, Any], *, stopping: bool) -> None:
+    match step["step"]:
+        case "freeze" if stopping:
+            runc.stop(tool, step["container"])
+        case "freeze":
+            runc.resume(tool, step["container"])
+        case "thaw" if not stopping:
+            runc.pause(tool, step["container"])
+        case "gpu" if not stopping:
+            gpu.revive_pids(tool.token, step["pids"])
+        case "silence" if not stopping:
+            network.let_speak(step["path"])
+        case link_remaps.STEP:
+            link_remaps.drop([step])
+        case "directory":
+            shutil.rmtree(step["path"], ignore_errors=True)
+        case _:
+            pass  # nothing to take back
+
+
+def _give_back_memory(steps: list[dict[str, Any]]) -> None:
+    taken: list[Saved] = []
+    for step in steps:
+        if step["step"] == "memory":
+            taken = [Saved.from_json(*fields) for fields in step["saved"]]
+        if step["step"] == "memory back":
+            taken = []
+    for one in taken:
+        try:
+            process_memory.fill([one])
+        except ProcessLookupError:
+            pass  # it has ended
+        except (GritError, OSError) as error:
+            raise SourceLostError(f"source lost: {one_line(error)}") from error
 
 
 def _recover_one(path: str, *, wait: bool = False) -> bool:

@@ -85,12 +85,12 @@ def _suspended(call: Call, container: gpu.Container, held: Journal) -> int:
     if container.paused:
         held.record("thaw", container=call.container_id)
         runc.resume(call.runc, call.container_id)
-    driver = gpu.open_driver(call.runc.token)
-    found = gpu.survey(driver, [container]) if driver else None
-    if found and found.running_pids:
-        gpu.refuse_unrestorable(found, [container])
-        held.record("gpu", pids=found.running_pids)
-        gpu.suspend(found, log.Timeline())
+    with gpu.opened_driver(call.runc.token) as driver:
+        found = gpu.survey(driver, [container]) if driver else None
+        if found and found.running_pids:
+            gpu.refuse_unrestorable(found, [container])
+            held.record("gpu", pids=found.running_pids)
+            gpu.suspend(found, log.Timeline())
     if container.paused:
         held.record("freeze", container=call.container_id)
         runc.pause(call.runc, call.container_id)

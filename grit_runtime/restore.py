@@ -7,6 +7,7 @@ sides: the live pod's config.json, which is trusted, and the checkpoint, which i
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from contextlib import suppress
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from grit_runtime.host.gpu import Driver
     from grit_runtime.host.journal import Journal
     from grit_runtime.host.process import Child
+    from grit_runtime.host.process_memory import Saved
     from grit_runtime.host.runc import Runc
     from grit_runtime.model.annotations import Identity, RestoreOrder
     from grit_runtime.model.manifest import Container, Manifest
@@ -74,6 +76,15 @@ if TYPE_CHECKING:
 _POD_LOGS_DIR = "/var/log/pods"
 _COPIES_DIR = "/var/lib/grit/copies"
 _COPY_LIMIT_ENTRIES = 100_000
+_TASK_ALIVE = 1  # compel/include/uapi/task-state.h
+
+
+class Gpus(NamedTuple):
+    """What a container's GPU memory comes back from, and where to."""
+
+    placement: gpu.Placement
+    saved: list[Saved]  # what we bring back ourselves; pids are the dump's
+    left_out: dict[str, bytes]  # the images with which CRIU does not
 
 
 class Request(NamedTuple):
@@ -223,7 +234,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         _check_room(request, images_fd, dump)
         hidden = _others_sysv(request, checkpoint_fd, sealed.manifest, container, dump)
         adapted = fitted | runc_dump.adapted(images_fd, dump, request.spec, plan)
-        placement = _plan_gpus(request, container, driver)
+        gpus = _plan_gpus(request, container, driver, images_fd, dump)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, attempt, checkpoint_fd, container.name)
         links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
@@ -234,17 +245,22 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
     with timeline.phase("prepare"):
         _configure_criu(
             request,
-            [*_place_sockets(request, attempt, dump, live), *_own_cgroup(request, dump, live)],
+            [
+                *_place_sockets(request, attempt, dump, live),
+                *_own_cgroup(request, dump, live),
+                # No task may run before it has all of its memory.
+                *(["leave-stopped"] if gpus and gpus.saved else []),
+            ],
         )
         rewritten = adapted | _rewritten(request.spec, images_fd, dump) | dict.fromkeys(hidden)
+        rewritten |= gpus.left_out if gpus else {}
         images_dir = _mount_images(request, attempt, images_fd, rewritten)
     _carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
-    with huge_pages.enabled(wanted=placement is not None and request.huge_pages):
+    with huge_pages.enabled(wanted=gpus is not None and request.huge_pages):
         with timeline.phase("restore"):
             _runc_restore(request, attempt, sealed.manifest, images_dir)
-        if placement:
-            _bring_back_gpus(request, attempt, container, placement, timeline)
-            placement.driver.close()
+        if gpus:
+            _bring_back_gpus(request, attempt, container, dump, gpus, timeline)
         if not sealed.is_verifiable:
             _revive_gpus(request, attempt)
     overlay.unmount(images_dir)
@@ -453,14 +469,17 @@ def _others_sysv(
 
 
 def _plan_gpus(
-    request: Request, container: Container, driver: Driver | None
-) -> gpu.Placement | None:
-    """Where the container's GPU memory goes in the new pod; None if it had none."""
+    request: Request, container: Container, driver: Driver | None, images_fd: int, dump: Dump
+) -> Gpus | None:
+    """What becomes of the container's GPU memory in the new pod; None if it had none."""
     if not container.cuda:
         return None
     from grit_runtime import gpu  # noqa: PLC0415
+    from grit_runtime.host import staged_memory  # noqa: PLC0415
 
-    return gpu.plan(driver, container, request.spec, request.order.device_map)
+    placement = gpu.plan(driver, container, request.spec, request.order.device_map)
+    saved = staged_memory.in_dump(images_fd, dump)
+    return Gpus(placement, saved, staged_memory.left_out(images_fd, saved))
 
 
 def _place_sockets(request: Request, attempt: Journal, dump: Dump, live: Live) -> list[str]:
@@ -663,7 +682,8 @@ def _bring_back_gpus(
     request: Request,
     attempt: Journal,
     container: Container,
-    placement: gpu.Placement,
+    dump: Dump,
+    gpus: Gpus,
     timeline: log.Timeline,
 ) -> None:
     """Give the restored processes the cards of the new pod, and their memory back."""
@@ -673,12 +693,32 @@ def _bring_back_gpus(
     init_pid = runc.state(request.runc, request.container_id).pid
     devices.equalize(init_pid, request.spec)
     inside = gpu_facts.pids_by_container_pid(sorted(cgroup.pids(cgroup.of(init_pid))))
-    gone = [str(process.pid) for process in container.cuda if process.pid not in inside]
+    needed = {process.pid for process in container.cuda} | {one.pid for one in gpus.saved}
+    gone = [str(pid) for pid in sorted(needed - inside.keys())]
     if gone:
         raise ImageError(f"CUDA process {', '.join(gone)} of the manifest did not come back")
+    if gpus.saved:
+        _fill_and_continue(gpus.saved, dump, inside, timeline)
     pids = [inside[process.pid] for process in container.cuda]
     attempt.record("gpu", pids=pids, token=request.runc.token)
-    gpu.bring_back(placement, container, pids, timeline)
+    gpu.bring_back(gpus.placement, container, pids, timeline)
+    gpus.placement.driver.close()
+
+
+def _fill_and_continue(
+    saved: list[Saved], dump: Dump, pids: dict[int, int], timeline: log.Timeline
+) -> None:
+    """Give stopped tasks the memory that CRIU has left out, and let those run that ran before.
+
+    *pids* are this node's by those of the dump.
+    """
+    from grit_runtime.host import process_memory  # noqa: PLC0415
+
+    with timeline.phase("gpu memory", size_bytes=sum(one.size_bytes for one in saved)):
+        process_memory.fill([one._replace(pid=pids[one.pid]) for one in saved])
+    for task in dump.tasks:
+        if task.pid in pids and dump.cores[task.pid].tc.task_state == _TASK_ALIVE:
+            os.kill(pids[task.pid], signal.SIGCONT)
 
 
 def _revive_gpus(request: Request, attempt: Journal) -> None:

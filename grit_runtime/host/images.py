@@ -19,12 +19,15 @@ from grit_runtime.wire import criu_image, tmpfs_image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from grit_runtime.wire.criu_image import Image
     from grit_runtime.wire.tmpfs_image import SpecialFiles
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+PARENT = "parent"  # with the images that others add to; CR_PARENT_LINK of criu/include/image.h
 
 _NODE_TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 _GHOST_ENTRY_LIMIT_BYTES = 64 << 10
@@ -71,7 +74,7 @@ def pages_bytes(images_fd: int, names: tuple[str, ...]) -> int:
     return sum(
         os.stat(name, dir_fd=images_fd, follow_symlinks=False).st_size
         for name in named(names, "pages")
-    )
+    ) + sum(_of_parent(pages_bytes, images_fd, names))
 
 
 def check_pages(images_fd: int, names: tuple[str, ...]) -> None:
@@ -89,6 +92,7 @@ def check_pages(images_fd: int, names: tuple[str, ...]) -> None:
             raise ImageError(
                 f"image {name}: {found_bytes} bytes, expected {size_bytes}; it is truncated"
             )
+    _of_parent(check_pages, images_fd, names)
 
 
 def attaches_sysv(images_fd: int) -> bool:
@@ -105,6 +109,19 @@ def named(names: tuple[str, ...], kind: str) -> list[str]:
     """The images of one kind: ``pstree.img``, ``mountpoints-12.img``."""
     stems = [(name, name.removesuffix(".img").rstrip("0123456789")) for name in names]
     return [name for name, stem in stems if name.endswith(".img") and stem in (kind, f"{kind}-")]
+
+
+def _of_parent(
+    asked: Callable[[int, tuple[str, ...]], T], images_fd: int, names: tuple[str, ...]
+) -> list[T]:
+    """The same asked of the images that these add to, if there are any."""
+    if PARENT not in names:
+        return []
+    parent_fd = confine.descend(images_fd, (PARENT,))
+    try:
+        return [asked(parent_fd, tuple(sorted(os.listdir(parent_fd))))]
+    finally:
+        os.close(parent_fd)
 
 
 def _check_tasks(tasks: list[criu.pstree_entry], cores: dict[int, criu.core_entry]) -> None:

@@ -21,10 +21,14 @@ from google.protobuf.message import DecodeError, Message
 from grit_runtime.errors import ImageError
 from grit_runtime.proto import criu_pb2 as criu
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 MAX_IMAGE_BYTES = 64 << 20  # the longest, files.img, takes about 100 bytes for an open file
 MAX_ENTRIES = 1 << 20  # the kernel's default for open files of one process (fs.nr_open)
 
-_PE_PRESENT = 4  # criu/include/image.h
+_PE_PARENT, _PE_PRESENT = 1, 4  # criu/include/image.h
 
 _COMMON_MAGIC = 0x54564319
 _SERVICE_MAGIC = 0x55105940
@@ -38,6 +42,13 @@ class Kind(NamedTuple):
 
     magics: bytes
     message: type[Message]
+
+
+class Pages(NamedTuple):
+    """A number of pages of a task's memory, from the address *start* on."""
+
+    start: int
+    number: int
 
 
 class Image(NamedTuple):
@@ -128,12 +139,40 @@ def pages(image: Image) -> tuple[int, int]:
     if not image.payloads:
         raise ImageError(f"image {image.name}: no entries, expected a head")
     head = _decode(image, 0, criu.pagemap_head)
-    count = 0
-    for index in range(1, len(image.payloads)):
-        entry = _decode(image, index, criu.pagemap_entry)
-        in_file = entry.flags & _PE_PRESENT if entry.HasField("flags") else not entry.in_parent
-        count += (entry.nr_pages or entry.compat_nr_pages) if in_file else 0
-    return head.pages_id, count
+    return head.pages_id, sum(one.number for one in present_pages(image))
+
+
+def pagemap(name: str, pages_id: int, present: Sequence[Pages]) -> Image:
+    """A pagemap image of pages that lie, in this order, in ``pages-PAGES_ID.img``."""
+    head = criu.pagemap_head(pages_id=pages_id).SerializeToString()
+    return Image(name, kind_of(name).magics, (head, *(_entry(one, _PE_PRESENT) for one in present)))
+
+
+def present_pages(image: Image) -> list[Pages]:
+    """The pages that a pagemap image has itself, in the order of its pages image."""
+    return [_pages(entry) for entry in _pagemap_entries(image) if _is_present(entry)]
+
+
+def parent_pages(image: Image) -> list[Pages]:
+    """The pages that a pagemap image leaves to the images that its own add to."""
+    return [_pages(entry) for entry in _pagemap_entries(image) if _is_in_parent(entry)]
+
+
+def with_parent_pages(image: Image, added: Sequence[Pages]) -> Image:
+    """A pagemap image that leaves more to the images its own add to; pages that it has not yet."""
+    kept = zip(
+        (_pages(entry) for entry in _pagemap_entries(image)), image.payloads[1:], strict=True
+    )
+    new = ((one, _entry(one, _PE_PARENT)) for one in added)
+    ordered = sorted((*kept, *new))
+    return image._replace(payloads=(image.payloads[0], *(payload for _, payload in ordered)))
+
+
+def without_parent_pages(image: Image) -> Image:
+    """A pagemap image with its own pages alone: a restore leaves the others empty."""
+    kept = zip(_pagemap_entries(image), image.payloads[1:], strict=True)
+    own = (payload for entry, payload in kept if not _is_in_parent(entry))
+    return image._replace(payloads=(image.payloads[0], *own))
 
 
 def with_entry(image: Image, index: int, message: Message) -> Image:
@@ -151,6 +190,29 @@ def text(value: bytes) -> str:
     if b"\0" in value:
         raise ImageError(f"image text {value[:80]!r} holds a NUL byte; expected none in a name")
     return value.decode("utf-8", "surrogateescape")
+
+
+def _pagemap_entries(image: Image) -> list[criu.pagemap_entry]:
+    return [_decode(image, index, criu.pagemap_entry) for index in range(1, len(image.payloads))]
+
+
+def _is_present(entry: criu.pagemap_entry) -> bool:
+    return bool(entry.flags & _PE_PRESENT) if entry.HasField("flags") else not entry.in_parent
+
+
+def _is_in_parent(entry: criu.pagemap_entry) -> bool:
+    return bool(entry.flags & _PE_PARENT) if entry.HasField("flags") else entry.in_parent
+
+
+def _pages(entry: criu.pagemap_entry) -> Pages:
+    return Pages(entry.vaddr, entry.nr_pages or entry.compat_nr_pages)
+
+
+def _entry(pages: Pages, flags: int) -> bytes:
+    """The count is in both places: CRIU 4.2 looks at the one, older ones know the other alone."""
+    return criu.pagemap_entry(
+        vaddr=pages.start, compat_nr_pages=pages.number, nr_pages=pages.number, flags=flags
+    ).SerializeToString()
 
 
 def _head(data: bytes, name: str) -> bytes:

@@ -201,7 +201,7 @@ def _take(
         gpu.refuse_unrestorable(found, containers)
     begin = time.monotonic()
     found, saved, frozen = _suspend_and_freeze(
-        config, tool, found, containers, thawed, memory_dir, held, timeline
+        order, config, tool, found, containers, thawed, memory_dir, held, timeline
     )
     _silence(order, containers, tcp, held)
     gpus = {c.name: gpu.describe(found, c) for c in containers} if found else {}
@@ -260,6 +260,7 @@ def _leave_source(order: Order, tool: Runc, held: Journal, timeline: log.Timelin
 
 
 def _suspend_and_freeze(
+    order: Order,
     config: Config,
     tool: Runc,
     found: gpu.Survey | None,
@@ -285,7 +286,8 @@ def _suspend_and_freeze(
         if saved:
             with still.held(list(staged), tool.token) as perform:
                 with timeline.phase("gpu memory", size_bytes=sum(one.size_bytes for one in saved)):
-                    holds.take_memory(held, saved, perform)
+                    to_disk = order.after == "stopped"
+                    holds.take_memory(held, saved, perform, to_disk=to_disk)
                 frozen = _freeze(tool, containers, thawed, held, timeline)
         else:
             frozen = _freeze(tool, containers, thawed, held, timeline)

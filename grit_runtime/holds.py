@@ -80,9 +80,9 @@ def undo(held: Journal) -> None:
     end(held)
 
 
-def take_memory(held: Journal, saved: list[Saved], perform: Perform) -> None:
+def take_memory(held: Journal, saved: list[Saved], perform: Perform, *, to_disk: bool) -> None:
     """Take memory from processes that are held still, into the files that *saved* says."""
-    process_memory.save(saved)
+    process_memory.save(saved, to_disk=to_disk)
     held.record("memory", saved=saved)
     staged_memory.empty(saved, perform)
 

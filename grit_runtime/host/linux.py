@@ -9,6 +9,7 @@ _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,6 +47,12 @@ def sync_filesystem(directory: str) -> None:
         call("syncfs", directory, fd)
     finally:
         os.close(fd)
+
+
+def start_writing(fd: int, offset: int, size_bytes: int) -> None:
+    """Have a part of a file written to its medium; does not wait until it is."""
+    arguments = (fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _SYNC_FILE_RANGE_WRITE)
+    call("sync_file_range", f"fd {fd}", *arguments)
 
 
 def exchange(one: str, other: str) -> None:

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, Self
 
 from grit_runtime.errors import CommandError
+from grit_runtime.host import linux
 from grit_runtime.host.process import proc_text
 from grit_runtime.model.memory_range import MemoryRange
 
@@ -68,9 +69,13 @@ def anonymous(pid: int) -> list[MemoryRange]:
     return ranges
 
 
-def save(saved: Sequence[Saved]) -> None:
-    """Write memory of processes into new files. Blocks until that is done, or OSError."""
-    _copy_all(saved, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _save)
+def save(saved: Sequence[Saved], *, to_disk: bool) -> None:
+    """Write memory of processes into new files. Blocks until that is done, or OSError.
+
+    *to_disk* lets the disk begin at once, for a caller who will wait for it.
+    """
+    copy = _save_to_disk if to_disk else _save
+    _copy_all(saved, os.O_WRONLY | os.O_CREAT | os.O_EXCL, copy)
 
 
 def fill(saved: Sequence[Saved]) -> None:
@@ -124,6 +129,11 @@ def _save(chunk: _Chunk, buffer: mmap) -> None:
     with memoryview(buffer) as view:
         while done < chunk.size_bytes:
             done += os.pwrite(chunk.fd, view[done : chunk.size_bytes], chunk.offset + done)
+
+
+def _save_to_disk(chunk: _Chunk, buffer: mmap) -> None:
+    _save(chunk, buffer)
+    linux.start_writing(chunk.fd, chunk.offset, chunk.size_bytes)
 
 
 def _fill(chunk: _Chunk, buffer: mmap) -> None:

@@ -75,7 +75,12 @@ class Held(NamedTuple):
 
 
 def tensors(
-    gib: float, *, processes: int = 1, source: Sequence[int] = (0,), target: Sequence[int] = (0,)
+    gib: float,
+    *,
+    processes: int = 1,
+    source: Sequence[int] = (0,),
+    target: Sequence[int] = (0,),
+    after: str = "stopped",
 ) -> Case:
     """Processes that hold *gib* of tensors each, which are digested on both sides."""
     job = Job(
@@ -101,7 +106,7 @@ def tensors(
         assert len(sums(said)) == processes, f"sums changed: {sums(said)}"
         return digests == held.digests
 
-    return lambda room: move(room, job, source, target, settle, verify)
+    return lambda room: move(room, job, source, target, settle, verify, after=after)
 
 
 def training(room: Room) -> Outcome:
@@ -210,13 +215,15 @@ def move(
     target: Sequence[int],
     settle: Callable[[Pod], T],
     verify: Callable[[Pod, T], bool | None],
+    *,
+    after: str = "stopped",
 ) -> Outcome:
-    """Run *job* until it has settled, checkpoint and stop it, restore it in a new pod, verify."""
+    """Run *job* until it has settled, checkpoint and end it, restore it in a new pod, verify."""
     try:
         with kubelet.running(room.machine, room.spec(job, source)) as pod:
             settled = settle(pod)
             begin = time.monotonic()
-            taken = migration.take(pod, job.name)
+            taken = migration.take(pod, job.name, after=after)
         wait_until_nothing_lingers()
         asking = migration.asking_for(job.name)
         with kubelet.sandbox(room.machine, room.spec(job, target, asking)) as pod:

@@ -31,10 +31,10 @@ def directory(name: str) -> Path:
     return checkpoints.ROOT / "default" / name
 
 
-def take(pod: Pod, name: str) -> dict[str, float]:
-    """Checkpoint *pod* and stop it; seconds by phase, and in all."""
+def take(pod: Pod, name: str, *, after: str = "stopped") -> dict[str, float]:
+    """Checkpoint *pod*, which is going; seconds by phase, and in all."""
     begin = time.monotonic()
-    argv = [*_checkpoint(pod, name), "--after", "stopped", "--pod-is-going"]
+    argv = [*_checkpoint(pod, name), "--after", after, "--pod-is-going"]
     said = pod.node.run(argv, timeout_s=TIMEOUT_S).stderr
     seconds = time.monotonic() - begin
     # The manifest cannot tell of what comes after it; the log can.

@@ -68,6 +68,14 @@ def in_turns(gib: float) -> tuple[Plan, ...]:
     return theirs, ours, ours, theirs, theirs, ours
 
 
+def held_frozen(cards: int) -> Plan:
+    """A process on each card; the checkpoint waits for no disk, and so shows what memory takes."""
+    numbers = tuple(range(cards))
+    case = cases.tensors(8, processes=cards, source=numbers, target=numbers, after="frozen")
+    name = "one card, held frozen" if cards == 1 else "two processes, two cards, held frozen"
+    return Plan(name, case, 8 * cards)
+
+
 def refused(name: str, job: cases.Job, card_numbers: tuple[int, ...], *words: str) -> Plan:
     return Plan(name, cases.refused(job, card_numbers, *words))
 
@@ -92,6 +100,7 @@ GROUPS = {
             cases.tensors(8, processes=2, source=(0, 1), target=(0, 1)),
             16,
         ),
+        *(held_frozen(cards) for cards in (2, 1, 1, 2)),
         Plan("from card 0 to card 1", cases.tensors(4, target=(1,)), 4),
         Plan(
             "from cards 0 1 to cards 1 0",

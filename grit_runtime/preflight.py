@@ -7,7 +7,7 @@ refuses itself, in its own words, and the pod runs on.
 from __future__ import annotations
 
 from grit_runtime.errors import FailedPreconditionError
-from grit_runtime.host import overlay, process, sockets, watches
+from grit_runtime.host import cgroup, overlay, process, sockets, watches
 from grit_runtime.model import dump_check
 from grit_runtime.model.dump_check import ContainerFacts, ProcessFacts
 
@@ -42,6 +42,7 @@ def refuse_undumpable(containers: Sequence[gpu.Container]) -> dict[str, tuple[st
                 tracer_pid=process.tracer(pid),
                 unix_peers=tuple(name for owner, name in peers if owner == pid),
                 nameless_watches=tuple(sorted(watched.get(pid, set()) - paths.keys())),
+                cannot_stir=process.is_stopped(pid) and not cgroup.is_unified(),
             )
             for pid in sorted(pids)
         ]

@@ -203,8 +203,13 @@ def wait_exit(pid: int, *, timeout_s: float) -> bool:
 
 def is_ending(pid: int) -> bool:
     """Whether a process has begun to end, or has gone. It does so before its descriptors close."""
-    fields = proc_text(pid, "stat").rpartition(")")[2].split()
+    fields = _stat(pid)
     return not fields or bool(int(fields[6]) & _PF_EXITING)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process (SIGSTOP, SIGTSTP), and none has continued it."""
+    return _stat(pid)[:1] == ["T"]
 
 
 def proc_text(pid: int, name: str) -> str:
@@ -254,6 +259,11 @@ def files(pid: int) -> list[UsedFile]:
     return [
         file for file in used if file.path.startswith("/") and not file.path.endswith(" (deleted)")
     ]
+
+
+def _stat(pid: int) -> list[str]:
+    """proc_pid_stat(5) from its third field on; empty when the process has gone."""
+    return proc_text(pid, "stat").rpartition(")")[2].split()
 
 
 def _verb(argv: list[str]) -> str:

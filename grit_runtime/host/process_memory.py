@@ -114,13 +114,13 @@ def _chunks(saved: Saved, fd: int) -> list[_Chunk]:
 
 
 def _work(chunks: SimpleQueue[_Chunk], copy: Copy) -> None:
-    with mmap(-1, _CHUNK_BYTES) as buffer:
-        while True:
-            try:
-                chunk = chunks.get_nowait()
-            except Empty:
-                return
-            copy(chunk, buffer)
+    buffer = mmap(-1, _CHUNK_BYTES)
+    while True:
+        try:
+            chunk = chunks.get_nowait()
+        except Empty:
+            return
+        copy(chunk, buffer)
 
 
 def _save(chunk: _Chunk, buffer: mmap) -> None:
@@ -149,8 +149,7 @@ def _fill(chunk: _Chunk, buffer: mmap) -> None:
 
 def _transfer(name: str, chunk: _Chunk, buffer: mmap) -> None:
     """Between our buffer and the process. Spec: process_vm_readv(2)."""
-    ours = ctypes.c_char.from_buffer(buffer)  # the buffer cannot be closed while this lives
-    here = _IoVector(ctypes.addressof(ours), chunk.size_bytes)
+    here = _IoVector(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), chunk.size_bytes)
     there = _IoVector(chunk.address, chunk.size_bytes)
     moved = _libc[name](
         chunk.pid,

@@ -26,6 +26,7 @@ class ProcessFacts(NamedTuple):
 
     *unix_peers* are names of the unix sockets that it has one end of, the other end being outside
     of its container; *nameless_watches* inodes that it watches and that no name leads to.
+    *cannot_stir* is a process stopped by a signal, where the freezer is cgroup v1's.
     """
 
     pid: int
@@ -34,6 +35,7 @@ class ProcessFacts(NamedTuple):
     tracer_pid: int = 0
     unix_peers: tuple[str, ...] = ()
     nameless_watches: tuple[int, ...] = ()
+    cannot_stir: bool = False
 
 
 class ContainerFacts(NamedTuple):
@@ -91,6 +93,11 @@ def _process_refusals(process: ProcessFacts) -> list[str]:
             "libuv)"
         )
     reasons += traced(where, process.tracer_pid)
+    if process.cannot_stir:
+        reasons.append(
+            f"{where} is stopped by a signal, and so CRIU would wait for it for ever under cgroup "
+            "v1's freezer; let it go on (SIGCONT), or end it"
+        )
     reasons += [
         f"{where} has one end of a connection over the unix socket {name}, whose other end is not "
         "in the container; close it for the checkpoint, or let both ends be in one container"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "GPU checkpoint": ("checkpoint gpu lock", "checkpoint gpu checkpoint"),
-    "dump": ("checkpoint dump",),
+    "dump": ("checkpoint gpu memory", "checkpoint dump"),
     "checkpoint": ("checkpoint all",),
-    "restore": ("restore restore",),
+    "restore": ("restore restore", "restore gpu memory"),
     "GPU restore": ("restore gpu restore", "restore gpu unlock"),
     "start": ("start",),
 }

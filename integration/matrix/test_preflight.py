@@ -55,6 +55,11 @@ assert ctypes.CDLL(None).inotify_add_watch(ctypes.CDLL(None).inotify_init(), b"/
 os.unlink("/deleted")
 {TICK}
 """
+STOPPED = f"""
+import subprocess, time
+held = subprocess.Popen(["sh", "-c", "kill -STOP $$"])
+{TICK}
+"""
 COUNTED = f"import time\n{TICK}"
 SERVICE = f"""
 import socket, time
@@ -139,6 +144,7 @@ def refused(nodes: Nodes, fresh_nodes: None) -> Iterator[str]:  # noqa: ARG001 -
         python("connected", CONNECTED, VolumeMount("sockets", "/sockets")),
         python("traced", COUNTED),
         python("nameless", NAMELESS),
+        python("stopped", STOPPED),
         python("shared", COUNTED, shared, privileged=True),
         python("below", COUNTED, slave),
     )
@@ -183,6 +189,11 @@ def test_half_of_a_unix_connection_is_named(refused: str) -> None:
 @pytest.mark.case("a debugger attached", cases.REFUSED)
 def test_a_debugger_is_named(refused: str) -> None:
     assert "in container traced is traced by process " in refused
+
+
+@pytest.mark.case("a process stopped by a signal, on cgroup v1", cases.REFUSED)
+def test_a_stopped_process_is_named(refused: str) -> None:
+    assert "in container stopped is stopped by a signal" in refused
 
 
 @pytest.mark.case("a watch on a file that is deleted", cases.REFUSED)

@@ -22,6 +22,7 @@ def container(*mountpoints: str, options: str = "rprivate") -> ContainerFacts:
         ({"has_io_uring": True}, "has an io_uring, which CRIU cannot dump; disable it"),
         ({"tracer_pid": 99}, "is traced by process 99; detach the debugger"),
         ({"unix_peers": ("/run/x",)}, "over the unix socket /run/x, whose other end is not"),
+        ({"cannot_stir": True}, "is stopped by a signal, and so CRIU would wait"),
         ({"nameless_watches": (5,)}, "watches inode 5 (inotify), to which no name"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from grit_runtime.errors import ImageError
 from grit_runtime.proto import criu_pb2 as criu
 from grit_runtime.wire import criu_image
-from grit_runtime.wire.criu_image import Image
+from grit_runtime.wire.criu_image import Image, Pages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -254,3 +254,28 @@ def _varint(value: int) -> bytes:
         encoded.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*encoded, value])
+
+
+PAGES = st.lists(st.integers(0, 2**36), unique=True, max_size=12).map(
+    lambda numbers: [Pages(number << 12, 1 + number % 9) for number in sorted(numbers)]
+)
+
+
+@given(own=PAGES, added=PAGES)
+def test_pages_left_to_the_images_below_are_in_order_and_can_be_taken_out_again(
+    own: list[Pages], added: list[Pages]
+) -> None:
+    image = criu_image.pagemap("pagemap-7.img", 3, own)
+    added = [pages for pages in added if pages not in own]
+    both = criu_image.with_parent_pages(image, added)
+    again = criu_image.parse(criu_image.serialize(both), name=image.name)
+    assert criu_image.present_pages(again) == own
+    assert criu_image.parent_pages(again) == added
+    starts = [entry.vaddr for entry in criu_image.entries(strip_head(again), criu.pagemap_entry)]
+    assert starts == sorted(starts)
+    assert criu_image.pages(again) == (3, sum(pages.number for pages in own))
+    assert criu_image.without_parent_pages(again) == image
+
+
+def strip_head(image: Image) -> Image:
+    return image._replace(payloads=image.payloads[1:])

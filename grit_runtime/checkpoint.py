@@ -242,9 +242,9 @@ def _take(
     with timeline.phase("seal"):
         _sign(manifest, staging_dir, config.signing_key)
         _seal(manifest, staging_dir, final_dir, sync=sync)
-    for path in (memory_dir, work_dir):
-        shutil.rmtree(path)
     _leave_source(order, tool, held, timeline)
+    for path in (memory_dir, work_dir):  # the memory could be asked for until now
+        shutil.rmtree(path)
     return Sealed(final_dir, manifest)
 
 

@@ -26,6 +26,7 @@ from grit_runtime.host import (
 )
 from grit_runtime.host.process_memory import Saved
 from grit_runtime.host.runc import Runc
+from grit_runtime.model import lifecycle
 from grit_runtime.model.lifecycle import Outcome
 
 TYPE_CHECKING = False
@@ -73,17 +74,22 @@ def undo(held: Journal) -> None:
         tool = Runc("runc", ("--root", first["runc_root"]), first["token"])
         process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S)
         stopping = any(step["step"] == "stop" for step in steps)
-        if not stopping:
-            _give_back_memory(steps)  # before any of the processes runs again
+        # Before any of the processes runs again.
+        lost = None if stopping else _give_back_memory(steps)
         for step in reversed(steps):
-            _undo_step(tool, step, stopping=stopping)
+            if not (lost and step["step"] == "gpu"):  # what they would get is not what they had
+                _undo_step(tool, step, stopping=stopping)
+        if lost:
+            end(held)
+            raise SourceLostError(f"source lost: {lost}; delete the pod")
     end(held)
 
 
 def take_memory(held: Journal, saved: list[Saved], perform: Perform, *, to_disk: bool) -> None:
     """Take memory from processes that are held still, into the files that *saved* says."""
     process_memory.save(saved, to_disk=to_disk)
-    held.record("memory", saved=saved)
+    started = [process.started_ticks(one.pid) for one in saved]
+    held.record("memory", saved=saved, started=started)
     staged_memory.empty(saved, perform)
 
 
@@ -157,20 +163,21 @@ def _undo_step(tool: Runc, step: dict[str, Any], *, stopping: bool) -> None:
             pass  # nothing to take back
 
 
-def _give_back_memory(steps: list[dict[str, Any]]) -> None:
-    taken: list[Saved] = []
+def _give_back_memory(steps: list[dict[str, Any]]) -> str | None:
+    """Undo what `take_memory` did, as far as it was not yet; why it cannot be, if so."""
+    taken: list[tuple[Saved, int]] = []
     for step in steps:
         if step["step"] == "memory":
-            taken = [Saved.from_json(*fields) for fields in step["saved"]]
+            saved = [Saved.from_json(*fields) for fields in step["saved"]]
+            taken = list(zip(saved, step["started"], strict=True))
         if step["step"] == "memory back":
             taken = []
-    for one in taken:
-        try:
-            process_memory.fill([one])
-        except ProcessLookupError:
-            pass  # it has ended
-        except (GritError, OSError) as error:
-            raise SourceLostError(f"source lost: {one_line(error)}") from error
+    living = [one for one, started in taken if process.started_ticks(one.pid) == started]
+    try:
+        process_memory.fill(living)
+    except (GritError, OSError) as error:
+        return one_line(error)
+    return None
 
 
 def _recover_one(path: str, *, wait: bool = False) -> bool:
@@ -180,11 +187,16 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
     if is_held(held.path):
         held.close()
         return False
-    steps = held.steps()
-    undo(held)
-    for begin in steps[:1]:
-        if "outcome" in begin:
-            records.append(Outcome(**begin["outcome"])._replace(time=log.rfc3339()))
+    began = [step["outcome"] for step in held.steps()[:1] if "outcome" in step]
+    outcomes = [Outcome(**fields)._replace(time=log.rfc3339()) for fields in began]
+    try:
+        undo(held)
+    except SourceLostError as error:
+        outcomes = [one._replace(outcome=lifecycle.LOST, reason=str(error)) for one in outcomes]
+        raise
+    finally:
+        for one in outcomes:
+            records.append(one)
     return True
 
 

@@ -170,15 +170,41 @@ def test_a_dump_that_fails_gives_staged_memory_back(gpus: Gpus, source: Pod) -> 
 def test_a_killed_grit_has_staged_memory_given_back_by_its_supervisor(
     gpus: Gpus, source: Pod
 ) -> None:
-    journal = gpus.a.node.path(Path(journal_of(source)))
     with taking(source, "killed") as taken:
-        while not journal.exists() or '"memory"' not in journal.read_text():
-            gpus.a.node.assert_alive()
-            time.sleep(kubelet.POLL_S / 10)
+        wait_until_taken(source)
         os.kill(gpus.a.node.command_pid(taken), signal.SIGKILL)
     gpus.a.node.run(["grit", "recover", "--wait", journal_of(source)], check=False)
     assert not checkpoints.directory(gpus.a.node, "killed").exists()
     assert_undisturbed(source)
+
+
+def wait_until_taken(pod: Pod) -> None:
+    """Wait until grit has saved staged memory, and is about to empty it."""
+    journal = pod.node.path(Path(journal_of(pod)))
+    while not journal.exists() or '"memory"' not in journal.read_text():
+        time.sleep(kubelet.POLL_S / 10)
+
+
+def test_a_source_whose_memory_cannot_be_read_back_is_called_lost(
+    gpus: Gpus, run_pod: RunPod
+) -> None:
+    node = gpus.a.node
+    pod = run_pod(node, counting("lost", gpus.a))
+    cuda_workload.wait_for_counts(pod, 3, processes=PROCESSES)
+    with taking(pod, "lost") as taken:
+        wait_until_taken(pod)
+        engine = node.command_pid(taken)
+        os.kill(engine, signal.SIGSTOP)
+        for path in node.path(checkpoints.ROOT).glob("default/.lost.*.memory/*"):
+            os.truncate(path, 0)
+        os.kill(engine, signal.SIGKILL)
+        taken.send_signal(signal.SIGCONT)  # nsenter, which stops with its child
+    node.run(["grit", "recover", "--wait", journal_of(pod)], check=False)
+    told = checkpoints.outcomes(pod)[-1]
+    assert told["outcome"] == "lost"
+    assert "its file was cut; delete the pod" in str(told["reason"])
+    assert states(pod) == ["checkpointed"] * PROCESSES  # not with other memory than they had
+    assert checkpoints.left_by_checkpoints(node) == []
 
 
 def test_memory_is_staged_anew_when_a_process_comes_to_the_gpu_late(

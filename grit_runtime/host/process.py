@@ -207,6 +207,12 @@ def is_ending(pid: int) -> bool:
     return not fields or bool(int(fields[6]) & _PF_EXITING)
 
 
+def started_ticks(pid: int) -> int | None:
+    """When a process was started; with its pid this is no other's. None when it has gone."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped a process (SIGSTOP, SIGTSTP), and none has continued it."""
     return _stat(pid)[:1] == ["T"]

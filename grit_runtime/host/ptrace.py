@@ -7,6 +7,8 @@ the kernel takes for the tracer.
 from __future__ import annotations
 
 import ctypes
+import errno
+import math
 import os
 import platform
 import signal
@@ -77,24 +79,20 @@ def stopped(pids: Sequence[int]) -> Iterator[None]:
 
 
 def perform(calls: Sequence[Syscall]) -> list[int]:
-    """Have stopped processes make the calls, all at the same time; what the kernel returned.
+    """Have stopped processes make a call each, all at the same time; what the kernel returned.
 
-    That is a negative errno for a call that failed. Blocks until all have returned.
+    That is a negative errno for a call that failed, ESRCH of a process that was killed. Blocks
+    until all have returned, however long they take.
     """
-    kept = [_begin(call) for call in calls]
+    begun: dict[Syscall, tuple[_Registers, ctypes.c_uint64]] = {}
+    results = dict.fromkeys(calls, -errno.ESRCH)
     for call in calls:
-        _wait(call.pid, _SYSCALL_STOP)
-    results = []
-    for call, (registers, mask) in zip(calls, kept, strict=True):
-        results.append(ctypes.c_long(_registers(call.pid).rax).value)
-        _ptrace(_SETREGS, call.pid, data=ctypes.addressof(registers))
-        _ptrace(_SETSIGMASK, call.pid, _SIGSET_BYTES, ctypes.addressof(mask))
-        # From the stop at a call's end a process would go on without looking whether the call that
-        # we interrupted has to be made again; from this one it does.
-        _ptrace(_INTERRUPT, call.pid)
-        _ptrace(_CONT, call.pid)
-        _wait(call.pid, signal.SIGTRAP)
-    return results
+        with suppress(ProcessLookupError):
+            begun[call] = _begin(call)
+    for call, kept in begun.items():
+        with suppress(ProcessLookupError):
+            results[call] = _end(call, *kept)
+    return list(results.values())
 
 
 def _begin(call: Syscall) -> tuple[_Registers, ctypes.c_uint64]:
@@ -114,6 +112,19 @@ def _begin(call: Syscall) -> tuple[_Registers, ctypes.c_uint64]:
     return registers, mask
 
 
+def _end(call: Syscall, registers: _Registers, mask: ctypes.c_uint64) -> int:
+    _wait(call.pid, _SYSCALL_STOP)
+    result = ctypes.c_long(_registers(call.pid).rax).value
+    _ptrace(_SETREGS, call.pid, data=ctypes.addressof(registers))
+    _ptrace(_SETSIGMASK, call.pid, _SIGSET_BYTES, ctypes.addressof(mask))
+    # From the stop at a call's end a process would go on without looking whether the call that we
+    # interrupted has to be made again; from this one it does.
+    _ptrace(_INTERRUPT, call.pid)
+    _ptrace(_CONT, call.pid)
+    _wait(call.pid, signal.SIGTRAP)
+    return result
+
+
 def _seize_process(pid: int, seized: list[int]) -> None:
     """Stop every thread, also those that others start while they are not stopped yet."""
     while new := [tid for tid in map(int, os.listdir(f"/proc/{pid}/task")) if tid not in seized]:
@@ -122,17 +133,17 @@ def _seize_process(pid: int, seized: list[int]) -> None:
                 _ptrace(_SEIZE, tid, data=_O_TRACESYSGOOD | _O_SUSPEND_SECCOMP)
                 seized.append(tid)
                 _ptrace(_INTERRUPT, tid)
-                _wait(tid, signal.SIGTRAP)
+                _wait(tid, signal.SIGTRAP, deadline_s=_STOP_DEADLINE_S)
 
 
-def _wait(tid: int, stop: int) -> None:
+def _wait(tid: int, stop: int, *, deadline_s: float = math.inf) -> None:
     """Wait for the thread's next *stop*; signals that come before it are delivered."""
-    end = time.monotonic() + _STOP_DEADLINE_S
+    end = time.monotonic() + deadline_s
     while True:
         found, status = os.waitpid(tid, _WALL | os.WNOHANG)
         if not found:
             if time.monotonic() > end:
-                raise CommandError(f"thread {tid} did not stop in {_STOP_DEADLINE_S:.0f} s")
+                raise CommandError(f"thread {tid} did not stop in {deadline_s:.0f} s")
             time.sleep(_POLL_S)
         elif not os.WIFSTOPPED(status):
             raise ProcessLookupError(f"thread {tid} has ended")

@@ -68,7 +68,11 @@ def main(pids: list[int]) -> None:
         with ptrace.stopped(pids):
             _write([])
             for line in sys.stdin:
-                _write(ptrace.perform([Syscall(*call) for call in json.loads(line)]))
+                calls = [
+                    Syscall(pid, number, tuple(arguments))
+                    for pid, number, arguments in json.loads(line)
+                ]
+                _write(ptrace.perform(calls))
     except (GritError, OSError) as error:
         _write({"error": str(error)})
 

@@ -86,20 +86,30 @@ def in_dump(images_fd: int, dump: Dump) -> list[Saved]:
     if images.PARENT not in dump.names:
         return []
     parent_fd = confine.descend(images_fd, (images.PARENT,))
-    saved = []
-    for pid, name in [(task.pid, _pagemap_name(task.pid)) for task in dump.tasks]:
-        wanted = criu_image.parent_pages(images.load(images_fd, name)) if name in dump.names else []
-        if not wanted:
-            continue
-        ranges = tuple(_range(pages) for pages in wanted)
-        mm = criu_image.entry(images.load(images_fd, f"mm-{pid}.img"), criu.mm_entry)
-        there = images.load(parent_fd, name)
-        if criu_image.present_pages(there) != wanted or not all(_holds(mm, one) for one in ranges):
-            return []
-        pages_fd = confine.open_regular(parent_fd, f"pages-{criu_image.pages(there)[0]}.img")
-        saved.append(Saved(pid, f"/proc/self/fd/{pages_fd}", ranges))
-    os.close(parent_fd)
-    return saved
+    try:
+        found = [
+            _in_parent(images_fd, parent_fd, task.pid)
+            for task in dump.tasks
+            if _pagemap_name(task.pid) in dump.names
+        ]
+    finally:
+        os.close(parent_fd)
+    return [] if None in found else [one for some in found for one in some or ()]
+
+
+def _in_parent(images_fd: int, parent_fd: int, pid: int) -> list[Saved] | None:
+    """What a task has in the images that its own add to; None if that is CRIU's to bring back."""
+    name = _pagemap_name(pid)
+    wanted = criu_image.parent_pages(images.load(images_fd, name))
+    if not wanted:
+        return []
+    ranges = tuple(_range(pages) for pages in wanted)
+    mm = criu_image.entry(images.load(images_fd, f"mm-{pid}.img"), criu.mm_entry)
+    there = images.load(parent_fd, name)
+    if criu_image.present_pages(there) != wanted or not all(_holds(mm, one) for one in ranges):
+        return None
+    pages_fd = confine.open_regular(parent_fd, f"pages-{criu_image.pages(there)[0]}.img")
+    return [Saved(pid, f"/proc/self/fd/{pages_fd}", ranges)]
 
 
 def left_out(images_fd: int, saved: Sequence[Saved]) -> dict[str, bytes]:

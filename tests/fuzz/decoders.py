@@ -35,6 +35,17 @@ def criu_images(data: bytes) -> None:
                 assert criu_image.serialize(image) == content[: len(criu_image.serialize(image))]
 
 
+def pagemaps(data: bytes) -> None:
+    """What follows the magics."""
+    magics = criu_image.kind_of("pagemap-1.img").magics
+    image = criu_image.parse(magics + data, name="pagemap-1.img")
+    _, number = criu_image.pages(image)
+    assert number == sum(pages.number for pages in criu_image.present_pages(image))
+    own = criu_image.without_parent_pages(image)
+    assert criu_image.parent_pages(own) == []
+    assert len(own.payloads) + len(criu_image.parent_pages(image)) == len(image.payloads)
+
+
 def tmpfs_archives(data: bytes) -> None:
     """As it is, and as what gzip packed."""
     for content in (data, gzip.compress(data, 1)):
@@ -91,6 +102,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     function.__name__: function
     for function in (
         criu_images,
+        pagemaps,
         tmpfs_archives,
         layers,
         manifests,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal, NamedTuple
 
 from grit_runtime import gpu, holds, log, preflight, volumes
@@ -283,13 +283,12 @@ def _suspend_and_freeze(
         with huge_pages.enabled(wanted=config.huge_pages):
             staged = gpu.suspend(found, timeline)
         saved = [Saved(pid, f"{memory_dir}/{attempt}-{pid}", staged[pid]) for pid in staged]
-        if saved:
-            with still.held(list(staged), tool.token) as perform:
+        with ExitStack() as stack:
+            if saved:
+                perform = stack.enter_context(still.held(list(staged), tool.token))
                 with timeline.phase("gpu memory", size_bytes=sum(one.size_bytes for one in saved)):
                     to_disk = order.after == "stopped"
                     holds.take_memory(held, saved, perform, to_disk=to_disk)
-                frozen = _freeze(tool, containers, thawed, held, timeline)
-        else:
             frozen = _freeze(tool, containers, thawed, held, timeline)
         left = gpu.not_suspended(containers)
         if not left:

@@ -120,8 +120,7 @@ def _keep_links(dumps: Dumps, frozen: gpu.Container, images_dir: str) -> None:
 
 
 def _add_saved_memory(dumps: Dumps, frozen: gpu.Container, images_dir: str) -> None:
-    by_number = gpu_facts.pids_by_container_pid(sorted(frozen.pids()))
-    number = {pid: inside for inside, pid in by_number.items()}
+    number = gpu_facts.container_pids(frozen.pids())
     own = [one._replace(pid=number[one.pid]) for one in dumps.saved if one.pid in number]
     if own:
         staged_memory.add_to_dump(images_dir, own)

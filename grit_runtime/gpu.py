@@ -133,8 +133,7 @@ def survey(driver: Driver, containers: Sequence[Container]) -> Survey:
 
 def describe(found: Survey, container: Container) -> Described:
     """The GPUs that the container was given and its CUDA processes, as the manifest keeps them."""
-    by_number = gpu_facts.pids_by_container_pid([p.pid for p in found.processes[container.name]])
-    number = {pid: inside for inside, pid in by_number.items()}
+    number = gpu_facts.container_pids(p.pid for p in found.processes[container.name])
     processes = tuple(
         manifests.CudaProcess(
             number[p.pid], tuple(manifests.DeviceMemory(*pair) for pair in p.used_bytes.items())

@@ -250,20 +250,27 @@ def test_the_gpu_stage_alone_swaps_memory_out_and_in(gpus: Gpus, source: Pod) ->
 def test_a_process_that_comes_to_the_gpu_late_is_dumped_too(gpus: Gpus, run_pod: RunPod) -> None:
     pod = run_pod(gpus.a.node, cuda_workload.pod("late", gpus.a.cards[1:]))
     cuda_workload.wait_for_counts(pod, 3)
+    take_while_another_comes(gpus.a, pod, "late")
+    (container,) = checkpoints.read(checkpoints.directory(gpus.a.node, "late")).containers
+    assert len(container.cuda) == 2
+    assert_undisturbed(pod, processes=2)
+
+
+def take_while_another_comes(
+    cards: Cards, pod: Pod, name: str, *, size_bytes: int = SIZE_BYTES
+) -> None:
+    """Checkpoint *pod*, and have a second process begin with the GPU while the first leaves it."""
     with (
-        fake_gpu.faults(gpus.a.directory, "checkpoint wait times 1") as lift,
-        taking(pod, "late") as taken,
+        fake_gpu.faults(cards.directory, "checkpoint wait times 1") as lift,
+        taking(pod, name) as taken,
     ):
-        wait_for_fault(gpus.a)
-        *program, _, _ = cuda_workload.command()
+        wait_for_fault(cards)
+        *program, _, _ = cuda_workload.command(size_bytes=size_bytes)
         start = 'exec "$@" 1 0 >/proc/1/fd/1 2>/proc/1/fd/2 &'
         pod.exec_sync(CONTAINER, ["/bin/sh", "-c", start, "sh", *program])
         pod.wait_for_log(CONTAINER, "\n1 3 ")
         lift()
         assert taken.wait(60) == 0
-    (container,) = checkpoints.read(checkpoints.directory(gpus.a.node, "late")).containers
-    assert len(container.cuda) == 2
-    assert_undisturbed(pod, processes=2)
 
 
 @contextmanager

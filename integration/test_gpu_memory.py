@@ -18,7 +18,15 @@ from integration import checkpoints, cuda_workload, fake_gpu, kubelet, workload
 from integration.cuda_workload import CONTAINER
 from integration.fake_gpu import CONTEXT_BYTES
 from integration.test_faults import refused
-from integration.test_gpu import Cards, Gpus, journal_of, restoring, states, taking, wait_for_fault
+from integration.test_gpu import (
+    Cards,
+    Gpus,
+    journal_of,
+    restoring,
+    states,
+    take_while_another_comes,
+    taking,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,17 +221,7 @@ def test_memory_is_staged_anew_when_a_process_comes_to_the_gpu_late(
     spec = cuda_workload.pod("late", gpus.a.cards, size_bytes=SIZE_BYTES)
     pod = run_pod(gpus.a.node, spec)
     cuda_workload.wait_for_counts(pod, 3)
-    with (
-        fake_gpu.faults(gpus.a.directory, "checkpoint wait times 1") as lift,
-        taking(pod, "late") as taken,
-    ):
-        wait_for_fault(gpus.a)
-        *program, _, _ = cuda_workload.command(size_bytes=SIZE_BYTES)
-        start = 'exec "$@" 1 0 >/proc/1/fd/1 2>/proc/1/fd/2 &'
-        pod.exec_sync(CONTAINER, ["/bin/sh", "-c", start, "sh", *program])
-        pod.wait_for_log(CONTAINER, "\n1 3 ")
-        lift()
-        assert taken.wait(60) == 0
+    take_while_another_comes(gpus.a, pod, "late", size_bytes=SIZE_BYTES)
     path = checkpoints.directory(gpus.a.node, "late")
     assert sizes(path / PARENT, "pages-*.img") == [HELD_BYTES] * 2
     assert_undisturbed(pod)

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import select
-import sys
 import time
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -40,7 +39,6 @@ _DIRECTORIES = (
     "/home/kubernetes/bin/nvidia/lib64",
 )
 _QUERY_DEADLINE_S = 20.0
-_PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _NODE = re.compile(r"/dev/nvidia(?:\d+|ctl|-uvm|-uvm-tools|-caps/.*)")
 
 
@@ -208,10 +206,8 @@ class _Worker:
         request_fd, self._request_fd = os.pipe()
         self._answer_fd, answer_fd = os.pipe()
         error_fd = os.open(os.devnull, os.O_WRONLY)
-        code = f"import sys; sys.path.append({_PACKAGE_DIR!r}); "
-        code += f"from grit_runtime.host.gpu_worker import main; main({library!r})"
         self._pid = process.spawn(
-            [sys.executable, "-ISE", "-c", code],
+            process.python("grit_runtime.host.gpu_worker", library),
             token=token,
             stdin=request_fd,
             stdout=answer_fd,

@@ -12,7 +12,7 @@ from grit_runtime.model.manifest import Gpu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from grit_runtime.host.gpu import Card, CudaProcess
 
@@ -71,14 +71,19 @@ def host_left_bytes() -> int:
     return int(lines["MemAvailable"].split()[0]) << 10
 
 
-def pids_by_container_pid(pids: Sequence[int]) -> dict[int, int]:
+def pids_by_container_pid(pids: Iterable[int]) -> dict[int, int]:
     """The node's pids by what the innermost pid namespace calls them."""
-    found = {}
-    for pid in pids:
-        for line in proc_text(pid, "status").splitlines():
-            if line.startswith("NSpid:"):
-                found[int(line.split()[-1])] = pid
-    return found
+    return {inside: pid for pid, inside in container_pids(pids).items()}
+
+
+def container_pids(pids: Iterable[int]) -> dict[int, int]:
+    """What the innermost pid namespace calls processes, by the node's pids."""
+    return {
+        pid: int(line.split()[-1])
+        for pid in pids
+        for line in proc_text(pid, "status").splitlines()
+        if line.startswith("NSpid:")
+    }
 
 
 def _environ(pid: int) -> dict[str, str]:

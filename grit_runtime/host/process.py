@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import stat
+import sys
 import time
 from contextlib import suppress
 from typing import NamedTuple
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 OPERATION = "GRIT_OPERATION"
 
+_PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _OUTPUT_LIMIT_BYTES = 1 << 20
 _PF_EXITING = 4  # include/linux/sched.h, among the flags of proc_pid_stat(5)
 
@@ -110,6 +112,12 @@ def spawn(
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
     finally:
         os._exit(127)
+
+
+def python(module: str, argument: object) -> list[str]:
+    """The command line of a process that calls ``main(argument)`` of a module of ours."""
+    code = f"import sys; sys.path.append({_PACKAGE_DIR!r}); "
+    return [sys.executable, "-ISE", "-c", f"{code}from {module} import main; main({argument!r})"]
 
 
 def detached(work: "Callable[[], object]", *, kept_fd: int) -> None:

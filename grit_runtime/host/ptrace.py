@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from grit_runtime.errors import CommandError
+from grit_runtime.host import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ _SYSCALL_INSTRUCTION = b"\x0f\x05"
 _SIGSET_BYTES = 8
 _STOP_DEADLINE_S = 10.0
 _POLL_S = 0.0005
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.restype = ctypes.c_long
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
 
 class _Registers(ctypes.Structure):
@@ -180,6 +177,5 @@ def _syscall_instruction(pid: int) -> int:
 
 
 def _ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
-    if _libc.ptrace(request, tid, address, data) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"ptrace: {os.strerror(number)}", f"thread {tid}")
+    places = (ctypes.c_void_p(address), ctypes.c_void_p(data))
+    linux.call("ptrace", f"thread {tid}", ctypes.c_long(request), ctypes.c_long(tid), *places)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Perform = Callable[[Sequence[Syscall]], list[int]]
 
-_PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-
 
 @contextmanager
 def held(pids: Sequence[int], token: str) -> Iterator[Perform]:
@@ -34,11 +32,9 @@ def held(pids: Sequence[int], token: str) -> Iterator[Perform]:
     """
     request_fd, to_child = os.pipe()
     from_child, answer_fd = os.pipe()
-    code = f"import sys; sys.path.append({_PACKAGE_DIR!r}); "
-    code += f"from grit_runtime.host.still import main; main({list(pids)})"
     child = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-ISE", "-c", code],
+        process.python(__name__, list(pids)),
         {**os.environ, process.OPERATION: token},
         file_actions=[
             (os.POSIX_SPAWN_DUP2, request_fd, 0),

@@ -221,6 +221,7 @@ def _take(
         tcp=tcp,
         gpus=gpus,
         saved=saved,
+        digests={},
         driver_version=found.version if found else "",
     )
     dumped = [dump(dumps, container) for container in running]
@@ -288,7 +289,7 @@ def _suspend_and_freeze(
                 perform = stack.enter_context(still.held(list(staged), tool.token))
                 with timeline.phase("gpu memory", size_bytes=sum(one.size_bytes for one in saved)):
                     to_disk = order.after == "stopped"
-                    holds.take_memory(held, saved, perform, to_disk=to_disk)
+                    saved = holds.take_memory(held, saved, perform, to_disk=to_disk)
             frozen = _freeze(tool, containers, thawed, held, timeline)
         left = gpu.not_suspended(containers)
         if not left:
@@ -434,7 +435,7 @@ def _manifest(
 ) -> Manifest:
     """Digest what lies in the staging directory and describe it."""
     with dumps.timeline.phase("digest") as entry:
-        files = checkpoint_dir.contents(dumps.staging_dir)
+        files = checkpoint_dir.contents(dumps.staging_dir, dumps.digests)
         entry["size_bytes"] = sum(file.size_bytes for file in files)
     pod = order.pod
     criu_asked, runc_asked = dumps.versions

@@ -26,6 +26,7 @@ from grit_runtime.model import manifest as manifests
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.host.containerd import Container, Pod
+    from grit_runtime.host.digest import FileDigest
     from grit_runtime.host.journal import Journal
     from grit_runtime.host.process import Child
     from grit_runtime.host.process_memory import Saved
@@ -57,6 +58,7 @@ class Dumps(NamedTuple):
     tcp: dict[str, connections.DumpOptions]
     gpus: dict[str, gpu.Described]
     saved: list[Saved]  # memory that was taken from processes before
+    digests: dict[str, FileDigest]  # of files in the checkpoint, those that are known already
     driver_version: str
 
 
@@ -123,7 +125,8 @@ def _add_saved_memory(dumps: Dumps, frozen: gpu.Container, images_dir: str) -> N
     number = gpu_facts.container_pids(frozen.pids())
     own = [one._replace(pid=number[one.pid]) for one in dumps.saved if one.pid in number]
     if own:
-        staged_memory.add_to_dump(images_dir, own)
+        for name, value in staged_memory.add_to_dump(images_dir, own).items():
+            dumps.digests[f"{frozen.name}/checkpoint/{name}"] = value
 
 
 def _save_rw_layer(upper_dir: str, path: str) -> int:

@@ -85,12 +85,16 @@ def undo(held: Journal) -> None:
     end(held)
 
 
-def take_memory(held: Journal, saved: list[Saved], perform: Perform, *, to_disk: bool) -> None:
-    """Take memory from processes that are held still, into the files that *saved* says."""
-    process_memory.save(saved, to_disk=to_disk)
+def take_memory(
+    held: Journal, wanted: list[Saved], perform: Perform, *, to_disk: bool
+) -> list[Saved]:
+    """Take memory from processes that are held still, into the files that *wanted* says."""
+    digests = process_memory.save(wanted, to_disk=to_disk)
+    saved = [one._replace(digest=value) for one, value in zip(wanted, digests, strict=True)]
     started = [process.started_ticks(one.pid) for one in saved]
     held.record("memory", saved=saved, started=started)
     staged_memory.empty(saved, perform)
+    return saved
 
 
 def give_back_memory(held: Journal, saved: list[Saved]) -> None:

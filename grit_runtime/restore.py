@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from grit_runtime.host.process_memory import Saved
     from grit_runtime.host.runc import Runc
     from grit_runtime.model.annotations import Identity, RestoreOrder
-    from grit_runtime.model.manifest import Container, Manifest
+    from grit_runtime.model.manifest import Container, File, Manifest
     from grit_runtime.model.privilege import Dump, Live
 
 _POD_LOGS_DIR = "/var/log/pods"
@@ -83,7 +83,7 @@ class Gpus(NamedTuple):
     """What a container's GPU memory comes back from, and where to."""
 
     placement: gpu.Placement
-    saved: list[Saved]  # what we bring back ourselves; pids are the dump's
+    saved: dict[File, Saved]  # what we bring back ourselves; pids are the dump's
     left_out: dict[str, bytes]  # the images with which CRIU does not
 
 
@@ -223,7 +223,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
     criu_version = criu.ask_version(request.runc.token)  # answers while digests are compared
     driver = _gpu_driver(request, container)
     with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
-        _verify(checkpoint_fd, sealed, request)
+        _verify(checkpoint_fd, sealed, request, container)
     with timeline.phase("check"):
         _compare(sealed, request, criu_version)
         images_fd = confine.descend(checkpoint_fd, (container.name, "checkpoint"))
@@ -234,7 +234,7 @@ def _attempt(request: Request, attempt: Journal) -> Outcome | None:
         _check_room(request, images_fd, dump)
         hidden = _others_sysv(request, checkpoint_fd, sealed.manifest, container, dump)
         adapted = fitted | runc_dump.adapted(images_fd, dump, request.spec, plan)
-        gpus = _plan_gpus(request, container, driver, images_fd, dump)
+        gpus = _plan_gpus(request, sealed.manifest, container, driver, checkpoint_fd, dump)
     with timeline.phase("rw layer"):
         _apply_rw_layer(request, attempt, checkpoint_fd, container.name)
         links.check(bundle.rootfs(request.bundle_dir, request.spec), dump, live)
@@ -371,11 +371,24 @@ def _container(manifest: Manifest, request: Request) -> Container | None:
     return next((c for c in manifest.containers if c.name == identity.container), None)
 
 
-def _verify(checkpoint_fd: int, sealed: Sealed, request: Request) -> None:
+def _verify(checkpoint_fd: int, sealed: Sealed, request: Request, container: Container) -> None:
+    """Hold the checkpoint to its manifest, but for GPU memory, which is read only once."""
     if not sealed.is_verifiable:
         log.warning("no manifest: its files cannot be verified", path=request.checkpoint_path)
         return
-    wrong = checkpoint_dir.problems(checkpoint_fd, sealed.manifest)
+    unread = _gpu_memory(sealed.manifest, container)
+    _refuse(request, checkpoint_dir.problems(checkpoint_fd, sealed.manifest, unread))
+
+
+def _gpu_memory(manifest: Manifest, container: Container) -> dict[str, File]:
+    """The files, by path, that may hold GPU memory: such a one is verified when it is used."""
+    if not container.cuda:
+        return {}
+    start = f"{container.name}/checkpoint/{images.PARENT}/pages-"
+    return {file.path: file for file in manifest.files if file.path.startswith(start)}
+
+
+def _refuse(request: Request, wrong: list[str]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ImageError(
@@ -469,7 +482,12 @@ def _others_sysv(
 
 
 def _plan_gpus(
-    request: Request, container: Container, driver: Driver | None, images_fd: int, dump: Dump
+    request: Request,
+    manifest: Manifest,
+    container: Container,
+    driver: Driver | None,
+    checkpoint_fd: int,
+    dump: Dump,
 ) -> Gpus | None:
     """What becomes of the container's GPU memory in the new pod; None if it had none."""
     if not container.cuda:
@@ -478,8 +496,16 @@ def _plan_gpus(
     from grit_runtime.host import staged_memory  # noqa: PLC0415
 
     placement = gpu.plan(driver, container, request.spec, request.order.device_map)
-    saved = staged_memory.in_dump(images_fd, dump)
-    return Gpus(placement, saved, staged_memory.left_out(images_fd, saved))
+    images_path = (container.name, "checkpoint")
+    images_fd = confine.descend(checkpoint_fd, images_path)
+    found = staged_memory.in_dump(images_fd, dump)
+    left_out = staged_memory.left_out(images_fd, found.values())
+    os.close(images_fd)
+    memory = _gpu_memory(manifest, container)
+    saved = {memory.pop("/".join((*images_path, name))): one for name, one in found.items()}
+    # The rest is CRIU's to bring back, or nobody's.
+    _refuse(request, checkpoint_dir.damaged(checkpoint_fd, memory.values()))
+    return Gpus(placement, saved, left_out)
 
 
 def _place_sockets(request: Request, attempt: Journal, dump: Dump, live: Live) -> list[str]:
@@ -693,12 +719,12 @@ def _bring_back_gpus(
     init_pid = runc.state(request.runc, request.container_id).pid
     devices.equalize(init_pid, request.spec)
     inside = gpu_facts.pids_by_container_pid(sorted(cgroup.pids(cgroup.of(init_pid))))
-    needed = {process.pid for process in container.cuda} | {one.pid for one in gpus.saved}
+    needed = {process.pid for process in container.cuda} | {one.pid for one in gpus.saved.values()}
     gone = [str(pid) for pid in sorted(needed - inside.keys())]
     if gone:
         raise ImageError(f"CUDA process {', '.join(gone)} of the manifest did not come back")
     if gpus.saved:
-        _fill_and_continue(gpus.saved, dump, inside, timeline)
+        _fill_and_continue(request, gpus.saved, dump, inside, timeline)
     pids = [inside[process.pid] for process in container.cuda]
     attempt.record("gpu", pids=pids, token=request.runc.token)
     gpu.bring_back(gpus.placement, container, pids, timeline)
@@ -706,7 +732,11 @@ def _bring_back_gpus(
 
 
 def _fill_and_continue(
-    saved: list[Saved], dump: Dump, pids: dict[int, int], timeline: log.Timeline
+    request: Request,
+    saved: dict[File, Saved],
+    dump: Dump,
+    pids: dict[int, int],
+    timeline: log.Timeline,
 ) -> None:
     """Give stopped tasks the memory that CRIU has left out, and let those run that ran before.
 
@@ -714,8 +744,10 @@ def _fill_and_continue(
     """
     from grit_runtime.host import process_memory  # noqa: PLC0415
 
-    with timeline.phase("gpu memory", size_bytes=sum(one.size_bytes for one in saved)):
-        process_memory.fill([one._replace(pid=pids[one.pid]) for one in saved])
+    with timeline.phase("gpu memory", size_bytes=sum(file.size_bytes for file in saved)):
+        here = [one._replace(pid=pids[one.pid]) for one in saved.values()]
+        digests = process_memory.fill_and_hash(here)
+    _refuse(request, checkpoint_dir.different(saved, digests))
     for task in dump.tasks:
         if task.pid in pids and dump.cores[task.pid].tc.task_state == _TASK_ALIVE:
             os.kill(pids[task.pid], signal.SIGCONT)

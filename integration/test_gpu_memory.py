@@ -108,13 +108,7 @@ def test_staged_memory_lies_beside_the_dump_and_comes_back(
 
 def test_criu_alone_can_restore_it_too(gpus: Gpus, carried: Path, run_pod: RunPod) -> None:
     path = shutil.copytree(carried, carried.with_name("by-criu"))
-    image_path = min((path / PARENT).glob("pagemap-*.img"))
-    whole = load(image_path)
-    ((start, number),) = criu_image.present_pages(whole)
-    halves = [Pages(start, 1), Pages(start + mmap.PAGESIZE, number - 1)]
-    save(image_path, criu_image.pagemap(whole.name, criu_image.pages(whole)[0], halves))
-    checkpoints.seal_anew(path)
-
+    leave_to_criu(path)
     target = run_pod(gpus.b.node, counting("by-criu", gpus.b, restoring("by-criu")))
     assert_goes_on(target)
     (restored,) = checkpoints.outcomes(target)
@@ -230,6 +224,7 @@ def test_memory_is_staged_anew_when_a_process_comes_to_the_gpu_late(
 def test_memory_that_is_damaged_or_missing_is_refused(gpus: Gpus, carried: Path) -> None:
     for name, damage, reason in (
         ("flipped", flip_a_byte, "pages-1.img is damaged"),
+        ("flipped-for-criu", leave_to_criu_and_flip_a_byte, "pages-1.img is damaged"),
         ("cut", cut_and_seal, f"image pages-1.img: {HELD_BYTES - 4096} bytes, expected"),
         ("lost", lose_and_seal, "image pages-1.img is missing"),
         ("elsewhere", move_and_seal, "restore of container"),
@@ -239,6 +234,21 @@ def test_memory_that_is_damaged_or_missing_is_refused(gpus: Gpus, carried: Path)
         reason_given = refused(gpus.b.node, counting(name, gpus.b, restoring(name)))
         assert reason in reason_given
         assert gpus.b.used_bytes() == [0]
+
+
+def leave_to_criu(path: Path) -> None:
+    """Say the same of the memory in other words than grit does, which is CRIU's right."""
+    image_path = min((path / PARENT).glob("pagemap-*.img"))
+    whole = load(image_path)
+    ((start, number),) = criu_image.present_pages(whole)
+    halves = [Pages(start, 1), Pages(start + mmap.PAGESIZE, number - 1)]
+    save(image_path, criu_image.pagemap(whole.name, criu_image.pages(whole)[0], halves))
+    checkpoints.seal_anew(path)
+
+
+def leave_to_criu_and_flip_a_byte(path: Path) -> None:
+    leave_to_criu(path)
+    flip_a_byte(path)
 
 
 def flip_a_byte(path: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 from contextlib import ExitStack, contextmanager
 from stat import S_ISDIR
+from types import MappingProxyType
 from typing import NamedTuple
 
 from grit_runtime.errors import ImageError, NotFoundError
@@ -21,8 +22,9 @@ from grit_runtime.wire.layer import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
+    from grit_runtime.host.digest import FileDigest
     from grit_runtime.model.manifest import Manifest
 
 CONTAINER_LOG_LIMIT_BYTES = 10 << 20
@@ -221,18 +223,26 @@ def read_optional(dir_fd: int, path: str, limit_bytes: int = _MANIFEST_LIMIT_BYT
         return file.read(limit_bytes)
 
 
-def contents(path: str) -> tuple[File, ...]:
-    """Every file beneath the directory at *path*, with its digest: what a manifest lists."""
+def contents(path: str, known: Mapping[str, FileDigest] = MappingProxyType({})) -> tuple[File, ...]:
+    """Every file beneath the directory at *path*, with its digest: what a manifest lists.
+
+    Those whose digests are *known* are not read.
+    """
     dir_fd = confine.open_dir(path)
     try:
-        digests = digest.digest_tree(dir_fd, sorted(_files(dir_fd)))
+        names = _files(dir_fd)
+        digests = digest.digest_tree(dir_fd, names.keys() - known.keys())
     finally:
         os.close(dir_fd)
-    return tuple(File(name, size, value) for name, (size, value) in digests.items())
+    digests.update(known)
+    return tuple(File(name, *digests[name]) for name in sorted(digests))
 
 
-def problems(dir_fd: int, manifest: Manifest) -> list[str]:
-    """Where the directory differs from its manifest, one line each; reads every byte."""
+def problems(dir_fd: int, manifest: Manifest, unread: Container[str] = ()) -> list[str]:
+    """Where the directory differs from its manifest, one line each.
+
+    Reads every byte, but of the files that are to be left *unread*.
+    """
     wanted = {file.path: file for file in manifest.files}
     found = _files(dir_fd)
     for name in (manifests.FILE_NAME, manifests.SIGNATURE_NAME):
@@ -245,10 +255,22 @@ def problems(dir_fd: int, manifest: Manifest) -> list[str]:
             whole.append(path)
         else:  # not read: a sparse file can claim any size
             lines.append(f"{path} has {found[path]} bytes, expected {wanted[path].size_bytes}")
-    for path, (_, value) in digest.digest_tree(dir_fd, whole).items():
-        if value != wanted[path].digest:
-            lines.append(f"{path} is damaged: digest {value}, expected {wanted[path].digest}")
-    return lines
+    return lines + damaged(dir_fd, [wanted[path] for path in whole if path not in unread])
+
+
+def damaged(dir_fd: int, files: Collection[File]) -> list[str]:
+    """Which of the files are not what the manifest says, one line each; reads every byte."""
+    digests = digest.digest_tree(dir_fd, [file.path for file in files])
+    return different(files, [digests[file.path].digest for file in files])
+
+
+def different(files: Iterable[File], digests: Iterable[str]) -> list[str]:
+    """Which of the files have other digests than the manifest says, one line each."""
+    return [
+        f"{file.path} is damaged: digest {value}, expected {file.digest}"
+        for file, value in zip(files, digests, strict=True)
+        if value != file.digest
+    ]
 
 
 def _files(dir_fd: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from grit_runtime.host import confine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 WHOLE = "sha256:"
 PIECEWISE = "sha256-16m:"
@@ -38,10 +38,28 @@ class FileDigest(NamedTuple):
     digest: str
 
 
-class _Piece(NamedTuple):
-    path: str
+class Piece(NamedTuple):
+    """What is hashed in one go."""
+
     offset: int
     size_bytes: int
+
+
+def pieces(size_bytes: int) -> list[Piece]:
+    """The pieces of a file, which are to be hashed one by one."""
+    if size_bytes <= MAX_WHOLE_BYTES:
+        return [Piece(0, size_bytes)]
+    return [
+        Piece(offset, min(PIECE_BYTES, size_bytes - offset))
+        for offset in range(0, size_bytes, PIECE_BYTES)
+    ]
+
+
+def joined(size_bytes: int, hashed: Sequence[bytes]) -> str:
+    """Digest of a file of which these are the pieces' sha256, in order."""
+    if size_bytes <= MAX_WHOLE_BYTES:
+        return WHOLE + hashed[0].hex()
+    return PIECEWISE + hashlib.sha256(b"".join(hashed)).hexdigest()
 
 
 def digest_fd(fd: int, size_bytes: int) -> str:
@@ -67,7 +85,7 @@ def digest_tree(dir_fd: int, paths: Iterable[str]) -> dict[str, FileDigest]:
             if size_bytes > _SMALL_BYTES:
                 large[path] = size_bytes
             else:
-                digest = _sha256(fd, _Piece(path, 0, size_bytes))
+                digest = _sha256(fd, path, Piece(0, size_bytes))
                 found[path] = FileDigest(size_bytes, WHOLE + digest.hex())
         finally:
             os.close(fd)
@@ -77,54 +95,45 @@ def digest_tree(dir_fd: int, paths: Iterable[str]) -> dict[str, FileDigest]:
 
 
 def _digests(open_file: Callable[[str], int], sizes: dict[str, int]) -> dict[str, str]:
-    pieces = [piece for path, size_bytes in sizes.items() for piece in _pieces(path, size_bytes)]
+    for path, size_bytes in sizes.items():
+        if size_bytes > MAX_FILE_BYTES:
+            raise ImageError(
+                f"{path!r} holds {size_bytes} bytes, expected at most {MAX_FILE_BYTES}"
+            )
+    places = [(path, piece) for path, size_bytes in sizes.items() for piece in pieces(size_bytes)]
 
-    def sha256(piece: _Piece) -> bytes:
-        fd = open_file(piece.path)
+    def sha256(path: str, piece: Piece) -> bytes:
+        fd = open_file(path)
         try:
-            return _sha256(fd, piece)
+            return _sha256(fd, path, piece)
         finally:
             os.close(fd)
 
-    hashed = dict(zip(pieces, _mapped(sha256, pieces), strict=True))
-    return {path: _joined(path, size_bytes, hashed) for path, size_bytes in sizes.items()}
+    hashed: dict[str, list[bytes]] = {path: [] for path in sizes}
+    for (path, _), one in zip(places, _mapped(sha256, places), strict=True):
+        hashed[path].append(one)
+    return {path: joined(size_bytes, hashed[path]) for path, size_bytes in sizes.items()}
 
 
-def _mapped(sha256: Callable[[_Piece], bytes], pieces: list[_Piece]) -> list[bytes]:
-    if sum(piece.size_bytes for piece in pieces) < _MIN_PARALLEL_BYTES:
-        return [sha256(piece) for piece in pieces]
+def _mapped(
+    sha256: Callable[[str, Piece], bytes], places: list[tuple[str, Piece]]
+) -> Iterable[bytes]:
+    if sum(piece.size_bytes for _, piece in places) < _MIN_PARALLEL_BYTES:
+        return [sha256(*place) for place in places]
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  only here is it worth it
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(sha256, pieces))
+        return pool.map(sha256, *zip(*places, strict=True))
 
 
-def _pieces(path: str, size_bytes: int) -> list[_Piece]:
-    if size_bytes <= MAX_WHOLE_BYTES:
-        return [_Piece(path, 0, size_bytes)]
-    if size_bytes > MAX_FILE_BYTES:
-        raise ImageError(f"{path!r} holds {size_bytes} bytes, expected at most {MAX_FILE_BYTES}")
-    return [
-        _Piece(path, offset, min(PIECE_BYTES, size_bytes - offset))
-        for offset in range(0, size_bytes, PIECE_BYTES)
-    ]
-
-
-def _joined(path: str, size_bytes: int, hashed: dict[_Piece, bytes]) -> str:
-    digests = [hashed[piece] for piece in _pieces(path, size_bytes)]
-    if size_bytes <= MAX_WHOLE_BYTES:
-        return WHOLE + digests[0].hex()
-    return PIECEWISE + hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _sha256(fd: int, piece: _Piece) -> bytes:
+def _sha256(fd: int, path: str, piece: Piece) -> bytes:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, piece.size_bytes)))
     offset, end = piece.offset, piece.offset + piece.size_bytes
     while offset < end:
         read_bytes = os.preadv(fd, [buffer[: end - offset]], offset)
         if read_bytes == 0:
-            raise ImageError(f"{piece.path!r} ends at byte {offset}, expected {end}: it was cut")
+            raise ImageError(f"{path!r} ends at byte {offset}, expected {end}: it was cut")
         digest.update(buffer[:read_bytes])
         offset += read_bytes
     return digest.digest()

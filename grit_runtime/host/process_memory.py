@@ -6,20 +6,23 @@ The processes need not run for it: they may be stopped or frozen.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+from bisect import bisect
 from contextlib import ExitStack
+from itertools import groupby, zip_longest
 from mmap import mmap
-from queue import Empty, SimpleQueue
+from threading import local
 from typing import NamedTuple, Self
 
 from grit_runtime.errors import CommandError
-from grit_runtime.host import linux
+from grit_runtime.host import digest, linux
 from grit_runtime.host.process import proc_text
 from grit_runtime.model.memory_range import MemoryRange
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Copy = Callable[["_Chunk", mmap], None]
 
@@ -36,23 +39,33 @@ class Saved(NamedTuple):
     pid: int
     path: str
     ranges: tuple[MemoryRange, ...]
+    digest: str = ""  # of the file, where it is known
 
     @property
     def size_bytes(self) -> int:
         return sum(one.size_bytes for one in self.ranges)
 
     @classmethod
-    def from_json(cls, pid: int, path: str, ranges: list[list[int]]) -> Self:
+    def from_json(cls, pid: int, path: str, ranges: list[list[int]], value: str) -> Self:
         """What a journal gives back of one."""
-        return cls(pid, path, tuple(MemoryRange(*pair) for pair in ranges))
+        return cls(pid, path, tuple(MemoryRange(*pair) for pair in ranges), value)
 
 
 class _Chunk(NamedTuple):
+    """What is copied in one go."""
+
     pid: int
     address: int
     size_bytes: int
     fd: int
     offset: int
+
+
+class _Piece(NamedTuple):
+    """What is hashed in one go, of which file."""
+
+    number: int
+    chunks: list[_Chunk]
 
 
 class _IoVector(ctypes.Structure):
@@ -69,58 +82,75 @@ def anonymous(pid: int) -> list[MemoryRange]:
     return ranges
 
 
-def save(saved: Sequence[Saved], *, to_disk: bool) -> None:
-    """Write memory of processes into new files. Blocks until that is done, or OSError.
+def save(saved: Sequence[Saved], *, to_disk: bool) -> list[str]:
+    """Write memory of processes into new files; the digests of what was written.
 
-    *to_disk* lets the disk begin at once, for a caller who will wait for it.
+    Blocks until that is done, or OSError. *to_disk* lets the disk begin at once, for a caller who
+    will wait for it.
     """
     copy = _save_to_disk if to_disk else _save
-    _copy_all(saved, os.O_WRONLY | os.O_CREAT | os.O_EXCL, copy)
+    return _copy_all(saved, os.O_WRONLY | os.O_CREAT | os.O_EXCL, copy)
 
 
 def fill(saved: Sequence[Saved]) -> None:
     """Give processes the memory that is in files. Blocks until that is done, or OSError."""
-    _copy_all(saved, os.O_RDONLY, _fill)
+    _copy_all(saved, os.O_RDONLY, _fill, hashed=False)
 
 
-def _copy_all(saved: Sequence[Saved], flags: int, copy: Copy) -> None:
+def fill_and_hash(saved: Sequence[Saved]) -> list[str]:
+    """The same, and the digests of what the processes were given."""
+    return _copy_all(saved, os.O_RDONLY, _fill)
+
+
+def _copy_all(saved: Sequence[Saved], flags: int, copy: Copy, *, hashed: bool = True) -> list[str]:
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  few processes need it
 
+    mine = local()
+
+    def make_buffer() -> None:
+        mine.buffer = mmap(-1, _CHUNK_BYTES)
+
+    def work(piece: _Piece) -> bytes:
+        sha256 = hashlib.sha256()
+        with memoryview(mine.buffer) as view:
+            for chunk in piece.chunks:
+                copy(chunk, mine.buffer)
+                if hashed:
+                    sha256.update(view[: chunk.size_bytes])
+        return sha256.digest()
+
+    digests: list[list[bytes]] = [[] for _ in saved]
     with ExitStack() as stack:
-        found = []
-        for one in saved:
+        files = []
+        for number, one in enumerate(saved):
             fd = os.open(one.path, flags | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
-            found += _chunks(one, fd)
-        # From all files in turns: the kernel writes to a file from one thread at a time.
-        chunks: SimpleQueue[_Chunk] = SimpleQueue()
-        for chunk in sorted(found, key=lambda chunk: chunk.offset):
-            chunks.put(chunk)
+            files.append(_pieces(number, one, fd))
+        # Of all files in turns: the kernel writes to a file from one thread at a time.
+        pieces = [piece for turn in zip_longest(*files) for piece in turn if piece]
         workers = len(os.sched_getaffinity(0))
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-        for done in [pool.submit(_work, chunks, copy) for _ in range(workers)]:
-            done.result()
+        pool = stack.enter_context(ThreadPoolExecutor(workers, initializer=make_buffer))
+        for piece, done in zip(pieces, pool.map(work, pieces), strict=True):
+            digests[piece.number].append(done)
+    return [digest.joined(one.size_bytes, d) for one, d in zip(saved, digests, strict=True)]
 
 
-def _chunks(saved: Saved, fd: int) -> list[_Chunk]:
-    chunks = []
+def _pieces(number: int, saved: Saved, fd: int) -> list[_Piece]:
+    starts = [piece.offset for piece in digest.pieces(saved.size_bytes)]
+    of_pieces = groupby(_chunks(saved, fd), key=lambda chunk: bisect(starts, chunk.offset))
+    return [_Piece(number, list(chunks)) for _, chunks in of_pieces]
+
+
+def _chunks(saved: Saved, fd: int) -> Iterator[_Chunk]:
     offset = 0
-    for one in saved.ranges:
-        for address in range(one.start, one.end, _CHUNK_BYTES):
-            size_bytes = min(_CHUNK_BYTES, one.end - address)
-            chunks.append(_Chunk(saved.pid, address, size_bytes, fd, offset))
+    for there in saved.ranges:
+        address = there.start
+        while address < there.end:
+            in_piece = digest.PIECE_BYTES - offset % digest.PIECE_BYTES
+            size_bytes = min(_CHUNK_BYTES, in_piece, there.end - address)
+            yield _Chunk(saved.pid, address, size_bytes, fd, offset)
+            address += size_bytes
             offset += size_bytes
-    return chunks
-
-
-def _work(chunks: SimpleQueue[_Chunk], copy: Copy) -> None:
-    buffer = mmap(-1, _CHUNK_BYTES)
-    while True:
-        try:
-            chunk = chunks.get_nowait()
-        except Empty:
-            return
-        copy(chunk, buffer)
 
 
 def _save(chunk: _Chunk, buffer: mmap) -> None:

@@ -13,6 +13,7 @@ from itertools import zip_longest
 
 from grit_runtime.errors import CommandError
 from grit_runtime.host import confine, images, process_memory, ptrace
+from grit_runtime.host.digest import FileDigest
 from grit_runtime.host.process_memory import Saved
 from grit_runtime.host.ptrace import Syscall
 from grit_runtime.model import memory_range
@@ -23,7 +24,7 @@ from grit_runtime.wire.criu_image import Pages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from grit_runtime.host.still import Perform
     from grit_runtime.model.privilege import Dump
@@ -63,56 +64,66 @@ def empty(saved: Sequence[Saved], perform: Perform) -> None:
                 )
 
 
-def add_to_dump(images_dir: str, saved: Sequence[Saved]) -> None:
-    """Make saved memory part of the dump in *images_dir*; pids are as the dump has them."""
+def add_to_dump(images_dir: str, saved: Sequence[Saved]) -> dict[str, FileDigest]:
+    """Make saved memory part of the dump in *images_dir*; pids are as the dump has them.
+
+    The files that it is in there, by their paths beneath that directory.
+    """
+    files = {}
     os.mkdir(f"{images_dir}/{images.PARENT}", 0o700)
     images_fd = confine.open_dir(images_dir)
     try:
         for number, one in enumerate(saved, 1):
             pages = [_pages(there) for there in one.ranges]
-            os.link(one.path, f"{images_dir}/{images.PARENT}/pages-{number}.img")
+            name = f"{images.PARENT}/pages-{number}.img"
+            os.link(one.path, f"{images_dir}/{name}")
+            files[name] = FileDigest(one.size_bytes, one.digest)
             own = images.load(images_fd, _pagemap_name(one.pid))
             _write(f"{images_dir}/{images.PARENT}", criu_image.pagemap(own.name, number, pages))
             _write(images_dir, criu_image.with_parent_pages(own, pages))
     finally:
         os.close(images_fd)
+    return files
 
 
-def in_dump(images_fd: int, dump: Dump) -> list[Saved]:
-    """The memory of a dump's tasks that is ours to bring back; pids are the dump's.
+def in_dump(images_fd: int, dump: Dump) -> dict[str, Saved]:
+    """The memory of a dump's tasks that is ours to bring back, by its files; pids are the dump's.
 
     None of a dump that is not as `add_to_dump` leaves one: CRIU knows what to do with others.
     """
     if images.PARENT not in dump.names:
-        return []
+        return {}
+    found: dict[str, Saved] = {}
+    for task in dump.tasks:
+        if _pagemap_name(task.pid) not in dump.names:
+            continue
+        wanted = criu_image.parent_pages(images.load(images_fd, _pagemap_name(task.pid)))
+        if not wanted:
+            continue
+        path = _file_in_parent(images_fd, task.pid, wanted)
+        if path is None or path in found:
+            return {}
+        file_fd = confine.open_regular(images_fd, path)
+        ranges = tuple(_range(pages) for pages in wanted)
+        found[path] = Saved(task.pid, f"/proc/self/fd/{file_fd}", ranges)
+    return found
+
+
+def _file_in_parent(images_fd: int, pid: int, wanted: list[Pages]) -> str | None:
+    """Where a task's pages are that its own images add to; None if they are for CRIU to find."""
     parent_fd = confine.descend(images_fd, (images.PARENT,))
     try:
-        found = [
-            _in_parent(images_fd, parent_fd, task.pid)
-            for task in dump.tasks
-            if _pagemap_name(task.pid) in dump.names
-        ]
+        there = images.load(parent_fd, _pagemap_name(pid))
     finally:
         os.close(parent_fd)
-    return [] if None in found else [one for some in found for one in some or ()]
-
-
-def _in_parent(images_fd: int, parent_fd: int, pid: int) -> list[Saved] | None:
-    """What a task has in the images that its own add to; None if that is CRIU's to bring back."""
-    name = _pagemap_name(pid)
-    wanted = criu_image.parent_pages(images.load(images_fd, name))
-    if not wanted:
-        return []
-    ranges = tuple(_range(pages) for pages in wanted)
     mm = criu_image.entry(images.load(images_fd, f"mm-{pid}.img"), criu.mm_entry)
-    there = images.load(parent_fd, name)
-    if criu_image.present_pages(there) != wanted or not all(_holds(mm, one) for one in ranges):
+    is_ours = criu_image.present_pages(there) == wanted
+    if not (is_ours and all(_holds(mm, _range(pages)) for pages in wanted)):
         return None
-    pages_fd = confine.open_regular(parent_fd, f"pages-{criu_image.pages(there)[0]}.img")
-    return [Saved(pid, f"/proc/self/fd/{pages_fd}", ranges)]
+    return f"{images.PARENT}/pages-{criu_image.pages(there)[0]}.img"
 
 
-def left_out(images_fd: int, saved: Sequence[Saved]) -> dict[str, bytes]:
+def left_out(images_fd: int, saved: Iterable[Saved]) -> dict[str, bytes]:
     """The images with which CRIU leaves this memory empty."""
     own = [images.load(images_fd, _pagemap_name(one.pid)) for one in saved]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grit_runtime.errors import CommandError
-from grit_runtime.host import process_memory
+from grit_runtime.host import digest, process_memory
 from grit_runtime.host.process_memory import Saved
 from grit_runtime.model.memory_range import MemoryRange
 
@@ -17,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SIZE_BYTES = (5 << 20) + 4096  # two whole chunks and a part
+SIZE_BYTES = digest.MAX_WHOLE_BYTES + (5 << 20) + 4096  # more than one piece, and parts of chunks
+SMALL_BYTES = (5 << 20) + 4096
 
 # Prints where its memory is, and its digest whenever it is asked.
 HOLDER = f"""
@@ -58,13 +60,17 @@ def holder() -> Iterator[Holder]:
         process.kill()
 
 
+def whole(memory: MemoryRange) -> tuple[MemoryRange, ...]:
+    return (memory,)
+
+
 def in_two(memory: MemoryRange) -> tuple[MemoryRange, ...]:
     middle = memory.start + 4096
     return MemoryRange(memory.start, middle), MemoryRange(middle, memory.end)
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
-@pytest.mark.parametrize("cut", [lambda memory: (memory,), in_two])
+@pytest.mark.parametrize("cut", [whole, in_two])
 def test_memory_that_was_saved_can_be_given_back(
     holder: Holder,
     tmp_path: Path,
@@ -74,11 +80,31 @@ def test_memory_that_was_saved_can_be_given_back(
 ) -> None:
     saved = Saved(holder.pid, str(tmp_path / "memory"), cut(holder.memory))
     before = holder.ask()
-    process_memory.save([saved], to_disk=to_disk)
-    assert (tmp_path / "memory").stat().st_size == SIZE_BYTES
-    assert holder.ask("clear") != before
-    process_memory.fill([saved])
-    assert holder.ask() == before
+    digests = process_memory.save([saved], to_disk=to_disk)
+    assert digests == [digest_of(tmp_path / "memory", SIZE_BYTES)]
+    for fill in (process_memory.fill, process_memory.fill_and_hash):
+        assert holder.ask("clear") != before
+        assert fill([saved]) in (None, digests)
+        assert holder.ask() == before
+
+
+def test_each_file_has_the_digest_of_its_own_memory(holder: Holder, tmp_path: Path) -> None:
+    first, second = holder.memory.start, holder.memory.start + SMALL_BYTES
+    saved = [
+        Saved(holder.pid, str(tmp_path / "first"), (MemoryRange(first, second),)),
+        Saved(holder.pid, str(tmp_path / "second"), (MemoryRange(second, holder.memory.end),)),
+    ]
+    digests = process_memory.save(saved, to_disk=False)
+    assert digests == [digest_of(Path(one.path), one.size_bytes) for one in saved]
+    (tmp_path / "first").write_bytes(bytes(SMALL_BYTES))
+    zeros = digest_of(tmp_path / "first", SMALL_BYTES)
+    assert process_memory.fill_and_hash(saved) == [zeros, digests[1]]
+
+
+def digest_of(path: Path, size_bytes: int) -> str:
+    with path.open("rb") as file:
+        assert os.fstat(file.fileno()).st_size == size_bytes
+        return digest.digest_fd(file.fileno(), size_bytes)
 
 
 def test_anonymous_memory_is_found_in_its_maps(holder: Holder) -> None:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     Copy = Callable[["_Chunk", mmap], None]
 
-_CHUNK_BYTES = 2 << 20  # small enough to be in a cache still when it is copied on
+# Between two of them a thread needs the interpreter, which it shares with all others: with smaller
+# ones 32 cores wait for it most of the time. Much larger ones are in no cache when they are hashed.
+_CHUNK_BYTES = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name in ("process_vm_readv", "process_vm_writev"):

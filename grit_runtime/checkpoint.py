@@ -131,7 +131,7 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
         holds.undo(held)
         raise
     holds.end(held)
-    return sum(process.size_bytes for process in found.all)
+    return found.size_bytes
 
 
 def _survey_running(driver: Driver | None, containers: list[gpu.Container], pod: Pod) -> gpu.Survey:
@@ -193,12 +193,13 @@ def _take(
     lines = preflight.refuse_undumpable(containers)
     asked_flags = runc.ask_flags(tool, "checkpoint")
     tcp = _tcp_options(containers)
-    # These refuse before anything is touched; the volumes are chosen again below.
-    _check_room(staging_dir, containers, _choose_volumes(order, containers))
+    chosen = _choose_volumes(order, containers)  # and again when nothing changes any more
+    _check_room(staging_dir, containers, chosen)
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
         gpu.refuse_unrestorable(found, containers)
+        _check_room(staging_dir, containers, chosen, gpu_bytes=found.size_bytes)
     begin = time.monotonic()
     found, saved, frozen = _suspend_and_freeze(
         order, config, tool, found, containers, thawed, memory_dir, held, timeline
@@ -360,10 +361,13 @@ def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, 
     return volumes.choose(frozen, asked, written_before)
 
 
-def _check_room(staging_dir: str, containers: list[gpu.Container], chosen: dict[str, str]) -> None:
-    """Refuse what surely fills the disk: rw layers and volumes alone, and memory comes on top."""
+def _check_room(
+    staging_dir: str, containers: list[gpu.Container], chosen: dict[str, str], gpu_bytes: int = 0
+) -> None:
+    """Refuse what surely fills the disk: memory, rw layers and volumes are more than it has."""
     copied = [overlay.upper_dir(f"{c.bundle_dir}/rootfs") for c in containers]
-    needed_bytes = 0
+    pids = [pid for c in containers for pid in c.pids()]
+    needed_bytes = gpu_bytes + sum(process.anonymous_bytes(pid) for pid in pids)
     for path in (*copied, *chosen.values()):
         directory_fd = confine.open_dir(path)
         needed_bytes += rootfs_diff.used_bytes(directory_fd)

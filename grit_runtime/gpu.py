@@ -100,6 +100,10 @@ class Survey(NamedTuple):
         return [process for some in self.processes.values() for process in some]
 
     @property
+    def size_bytes(self) -> int:
+        return sum(process.size_bytes for process in self.all)
+
+    @property
     def running_pids(self) -> list[int]:
         """Those that a checkpoint suspends; what was suspended before stays so afterwards."""
         return [process.pid for process in self.all if process.state == RUNNING]

@@ -286,13 +286,39 @@ def test_criu_failing_half_way_is_told_in_its_own_words(nodes: Nodes) -> None:
     assert "see /var/log/grit/default/target/counter/restore.log" in reason
 
 
-def test_a_full_disk_leaves_the_source_running(nodes: Nodes, counter: Pod) -> None:
-    nodes.a.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", "/mnt/grit-agent"])
+@contextmanager
+def small_disk(node: Node, size_mib: int) -> Iterator[None]:
+    """Checkpoints go to a filesystem of this size."""
+    options = f"size={size_mib}m,mode=0700"
+    node.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", "/mnt/grit-agent"])
     try:
-        failed = checkpoints.take(counter, "full", check=False)
-        assert checkpoints.left_by_checkpoints(nodes.a) == []
+        yield
+        assert checkpoints.left_by_checkpoints(node) == []
     finally:
-        nodes.a.run(["umount", "/mnt/grit-agent"])
+        node.run(["umount", "/mnt/grit-agent"])
+
+
+# Deleted and open: nobody sees its size before CRIU does.
+HOLD_DELETED_FILE = """
+{
+    exec 3>/tmp/held
+    rm /tmp/held
+    head -c 20000000 /dev/urandom >&3
+    touch /tmp/ready
+    exec sleep 99
+} >/dev/null 2>&1 &
+echo $! >/tmp/pid
+until [ -e /tmp/ready ]; do sleep 0.05; done
+"""
+
+
+def test_a_full_disk_leaves_the_source_running(nodes: Nodes, counter: Pod) -> None:
+    counter.exec_sync("counter", ["/bin/sh", "-c", HOLD_DELETED_FILE])
+    try:
+        with small_disk(nodes.a, 16):
+            failed = checkpoints.take(counter, "full", check=False)
+    finally:
+        counter.exec_sync("counter", ["/bin/sh", "-c", "kill $(cat /tmp/pid)"])
     assert failed.returncode == 1
     reason = failed.stderr.splitlines()[-1]
     assert reason.startswith("grit: container counter: dump failed: ")
@@ -303,16 +329,28 @@ def test_a_full_disk_leaves_the_source_running(nodes: Nodes, counter: Pod) -> No
 def test_a_rw_layer_that_the_disk_cannot_take_is_refused_before_the_freeze(
     nodes: Nodes, counter: Pod
 ) -> None:
-    counter.exec_sync("counter", ["/bin/sh", "-c", "head -c 3000000 /dev/zero >/tmp/large"])
-    nodes.a.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", "/mnt/grit-agent"])
-    try:
+    counter.exec_sync("counter", ["/bin/sh", "-c", "head -c 20000000 /dev/zero >/tmp/large"])
+    with small_disk(nodes.a, 16):
         failed = checkpoints.take(counter, "full", check=False)
-        assert checkpoints.left_by_checkpoints(nodes.a) == []
-    finally:
-        nodes.a.run(["umount", "/mnt/grit-agent"])
-    assert "bytes to write and 2097152 free on the filesystem of /mnt/grit-agent/" in failed.stderr
-    assert "msg=freeze" not in failed.stderr
+    assert_refused_for_room(failed, 16)
     assert_counts_on(counter)
+
+
+def test_memory_that_the_disk_cannot_take_is_refused_before_the_freeze(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    pod = run_pod(nodes.a, workload.counter_pod("large", ballast_mib=20))
+    workload.wait_for_count(pod, 3)
+    with small_disk(nodes.a, 16):
+        failed = checkpoints.take(pod, "full", check=False)
+    assert_refused_for_room(failed, 16)
+    workload.assert_goes_on_from(pod, 3, node=nodes.a)
+
+
+def assert_refused_for_room(failed: subprocess.CompletedProcess[str], free_mib: int) -> None:
+    words = f"bytes to write and {free_mib << 20} free on the filesystem of /mnt/grit-agent/"
+    assert words in failed.stderr
+    assert "msg=freeze" not in failed.stderr
 
 
 def test_a_dump_that_criu_refuses_leaves_the_source_running(nodes: Nodes, run_pod: RunPod) -> None:

@@ -17,11 +17,12 @@ from grit_runtime.wire.criu_image import Pages
 from integration import checkpoints, cuda_workload, fake_gpu, kubelet, workload
 from integration.cuda_workload import CONTAINER
 from integration.fake_gpu import CONTEXT_BYTES
-from integration.test_faults import refused
+from integration.test_faults import assert_refused_for_room, refused, small_disk
 from integration.test_gpu import (
     Cards,
     Gpus,
     journal_of,
+    pids,
     restoring,
     states,
     take_while_another_comes,
@@ -167,6 +168,23 @@ def test_a_dump_that_fails_gives_staged_memory_back(gpus: Gpus, source: Pod) -> 
     assert "container cuda: dump failed: " in failed.stderr
     assert gpus.a.used_bytes() == [HELD_BYTES * PROCESSES]
     assert_undisturbed(source)
+
+
+def test_device_memory_that_the_disk_cannot_take_is_refused_before_it_is_staged(
+    gpus: Gpus, source: Pod
+) -> None:
+    free_mib = (anonymous_bytes(source) + HELD_BYTES) >> 20  # for one of the two
+    with small_disk(gpus.a.node, free_mib):
+        failed = checkpoints.take(source, "full", check=False)
+    assert_refused_for_room(failed, free_mib)
+    assert "gpu checkpoint" not in failed.stderr
+    assert_undisturbed(source)
+
+
+def anonymous_bytes(pod: Pod) -> int:
+    paths = [f"/proc/{pid}/status" for pid in pids(pod)]
+    found = pod.node.run(["grep", "-h", "RssAnon", *paths]).stdout
+    return sum(int(line.split()[1]) << 10 for line in found.splitlines())
 
 
 def test_a_killed_grit_has_staged_memory_given_back_by_its_supervisor(

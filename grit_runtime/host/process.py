@@ -247,8 +247,17 @@ def open_links(pid: int) -> dict[int, str]:
 
 def tracer(pid: int) -> int:
     """The process that traces this one; 0 without."""
+    return _status_number(pid, "TracerPid")
+
+
+def anonymous_bytes(pid: int) -> int:
+    """The memory of a process that is in no file, in RAM or swapped out; 0 when it has gone."""
+    return (_status_number(pid, "RssAnon") + _status_number(pid, "VmSwap")) << 10
+
+
+def _status_number(pid: int, field: str) -> int:
     for line in proc_text(pid, "status").splitlines():
-        if line.startswith("TracerPid:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1])
     return 0
 

@@ -88,3 +88,10 @@ def test_the_files_of_a_process_are_those_it_has_open_mapped_or_works_in(tmp_pat
         ("/sha\nred", True),
     }
     assert process.files(holder.pid) == []
+
+
+def test_anonymous_memory_is_what_no_file_has() -> None:
+    before_bytes = process.anonymous_bytes(os.getpid())
+    held = bytearray(b"x" * (32 << 20))
+    assert process.anonymous_bytes(os.getpid()) - before_bytes > len(held) // 2
+    assert process.anonymous_bytes(2**22 + 1) == 0

@@ -194,12 +194,11 @@ def _take(
     asked_flags = runc.ask_flags(tool, "checkpoint")
     tcp = _tcp_options(containers)
     chosen = _choose_volumes(order, containers)  # and again when nothing changes any more
-    _check_room(staging_dir, containers, chosen)
     thawed = _thaw_for_driver(tool, containers, held)
     found = gpu.survey(driver, containers) if driver else None
     if found and found.all:
         gpu.refuse_unrestorable(found, containers)
-        _check_room(staging_dir, containers, chosen, gpu_bytes=found.size_bytes)
+    _check_room(staging_dir, containers, chosen, gpu_bytes=found.size_bytes if found else 0)
     begin = time.monotonic()
     found, saved, frozen = _suspend_and_freeze(
         order, config, tool, found, containers, thawed, memory_dir, held, timeline
@@ -362,7 +361,7 @@ def _choose_volumes(order: Order, containers: list[gpu.Container]) -> dict[str, 
 
 
 def _check_room(
-    staging_dir: str, containers: list[gpu.Container], chosen: dict[str, str], gpu_bytes: int = 0
+    staging_dir: str, containers: list[gpu.Container], chosen: dict[str, str], gpu_bytes: int
 ) -> None:
     """Refuse what surely fills the disk: memory, rw layers and volumes are more than it has."""
     copied = [overlay.upper_dir(f"{c.bundle_dir}/rootfs") for c in containers]

@@ -26,7 +26,8 @@ PIECE_BYTES = 16 << 20
 MAX_FILE_BYTES = 1 << 42  # more than a node's memory; a sparse file can claim 2**63
 
 # Read with preadv and not mapped: a mapping is a tenth faster, and turns a bad sector into SIGBUS.
-_BUFFER_BYTES = 512 << 10
+# Between two buffers a thread needs the interpreter, for which many cores wait if they are small.
+_BUFFER_BYTES = 2 << 20
 # Up to here a file is read when its size is looked up; opening it again would cost more.
 _SMALL_BYTES = 128 << 10
 # What hashes as long on one core as the thread pool takes to import, a few times over.

@@ -48,9 +48,9 @@ class Saved(NamedTuple):
         return sum(one.size_bytes for one in self.ranges)
 
     @classmethod
-    def from_json(cls, pid: int, path: str, ranges: list[list[int]], value: str) -> Self:
+    def from_json(cls, pid: int, path: str, ranges: list[list[int]], *rest: str) -> Self:
         """What a journal gives back of one."""
-        return cls(pid, path, tuple(MemoryRange(*pair) for pair in ranges), value)
+        return cls(pid, path, tuple(MemoryRange(*pair) for pair in ranges), *rest)
 
 
 class _Chunk(NamedTuple):

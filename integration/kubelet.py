@@ -480,7 +480,7 @@ def sandbox(node: Host, spec: PodSpec) -> Iterator[Pod]:
         yield pod
     finally:
         if not pod.removed:
-            pod.stop(grace_period_s=1)
+            pod.stop(grace_period_s=0)
             pod.remove()
 
 

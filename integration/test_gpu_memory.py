@@ -31,6 +31,7 @@ from integration.test_gpu import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from grit_runtime.wire.criu_image import Image
@@ -191,17 +192,18 @@ def test_a_killed_grit_has_staged_memory_given_back_by_its_supervisor(
     gpus: Gpus, source: Pod
 ) -> None:
     with taking(source, "killed") as taken:
-        wait_until_taken(source)
+        wait_until_taken(source, taken)
         os.kill(gpus.a.node.command_pid(taken), signal.SIGKILL)
     gpus.a.node.run(["grit", "recover", "--wait", journal_of(source)], check=False)
     assert not checkpoints.directory(gpus.a.node, "killed").exists()
     assert_undisturbed(source)
 
 
-def wait_until_taken(pod: Pod) -> None:
+def wait_until_taken(pod: Pod, taken: subprocess.Popen[str]) -> None:
     """Wait until grit has saved staged memory, and is about to empty it."""
     journal = pod.node.path(Path(journal_of(pod)))
     while not journal.exists() or '"memory"' not in journal.read_text():
+        assert taken.poll() is None
         time.sleep(kubelet.POLL_S / 10)
 
 
@@ -212,7 +214,7 @@ def test_a_source_whose_memory_cannot_be_read_back_is_called_lost(
     pod = run_pod(node, counting("lost", gpus.a))
     cuda_workload.wait_for_counts(pod, 3, processes=PROCESSES)
     with taking(pod, "lost") as taken:
-        wait_until_taken(pod)
+        wait_until_taken(pod, taken)
         engine = node.command_pid(taken)
         os.kill(engine, signal.SIGSTOP)
         for path in node.path(checkpoints.ROOT).glob("default/.lost.*.memory/*"):

@@ -1,8 +1,9 @@
 """/etc/grit/config.toml: what an operator may change. An absent file means all defaults."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from grit_runtime.errors import InvalidArgumentError
+from grit_runtime.errors import ConfigurationError
+from grit_runtime.startup.named import NamedTuple
 
 PATH = "/etc/grit/config.toml"
 
@@ -11,6 +12,8 @@ class Config(NamedTuple):
     checkpoint_root: str = "/mnt/grit-agent"
     containerd_address: str = "/run/containerd/containerd.sock"
     runc_root: str = "/run/containerd/runc/k8s.io"
+    runc: str = ""  # the programs of these names, if not on PATH or where they usually are;
+    criu: str = ""  # grit-runtime has its runc from its launcher
     driver_dir: str = ""  # of libcuda.so.1 and libnvidia-ml.so.1, if not where they usually are
     signing_key: str = ""  # PEM file; checkpoints are signed with it
     trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
@@ -23,26 +26,26 @@ def load(path: str = PATH) -> Config:
         file = open(path, "rb")  # noqa: SIM115  the import below is paid only when there is a file
     except FileNotFoundError:
         return Config()
-    import tomllib  # noqa: PLC0415
+    import tomllib
 
     with file:
         try:
             table = tomllib.load(file)
         except tomllib.TOMLDecodeError as error:
-            raise InvalidArgumentError(f"{path}: not TOML: {error}") from None
+            raise ConfigurationError(f"{path}: not TOML: {error}") from None
     for key, value in table.items():
         if key not in Config._fields:
-            raise InvalidArgumentError(f"{path}: unknown key {key}{_nearest(key)}")
+            raise ConfigurationError(f"{path}: unknown key {key}{_nearest(key)}")
         if key == "huge_pages":
             if not isinstance(value, bool):
-                raise InvalidArgumentError(f"{path}: {key} must be true or false, is {value!r}")
+                raise ConfigurationError(f"{path}: {key} must be true or false, is {value!r}")
         elif not isinstance(value, str) or not value.startswith("/"):
-            raise InvalidArgumentError(f"{path}: {key} must be an absolute path, is {value!r}")
+            raise ConfigurationError(f"{path}: {key} must be an absolute path, is {value!r}")
     return Config(**table)
 
 
 def _nearest(key: str) -> str:
-    import difflib  # noqa: PLC0415  a start with a good file does not pay for it
+    import difflib  # a start with a good file does not pay for it
 
     near = difflib.get_close_matches(key, Config._fields, n=1)
     return f", did you mean {near[0]}" if near else f"; known keys: {', '.join(Config._fields)}"

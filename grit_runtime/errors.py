@@ -1,75 +1,271 @@
 """The exceptions of grit-runtime, and their text.
 
-A message is one line, lower case: it names the object, what was expected, and what to do. OSError
-is not wrapped; it carries its path. The doors (cli, oci) turn these into exit codes and log lines.
+A message is one line, lower case: it names the object, what was expected, and what to do. Each
+class is a reason, in CamelCase, that scripts and alerts go by; docs/errors.md has a row for each.
+OSError is not wrapped; it carries its path. The entry points (cli, oci) turn these into exit codes
+and log lines.
 """
 
 import os
 
 
 class GritError(Exception):
-    """What a person or an orchestrator is told; anything else that escapes is a bug."""
+    """An error for a person or an orchestrator; any other exception that escapes is a bug."""
+
+    reason = ""
 
 
 class InvalidArgumentError(GritError):
-    """The caller asked for something that cannot be meant: a bad annotation, name or option."""
+    """The caller asked for something that cannot be meant: a bad name, option or flag."""
+
+    reason = "InvalidArgument"
+
+
+class AnnotationError(InvalidArgumentError):
+    """An annotation is unknown, or its value means nothing."""
+
+    reason = "AnnotationInvalid"
+
+
+class ConfigurationError(InvalidArgumentError):
+    """The node's configuration, or a file that it names, means nothing."""
+
+    reason = "ConfigurationInvalid"
 
 
 class NotFoundError(GritError):
     """A pod, container, checkpoint or program that should be there is not."""
 
+    reason = "NotFound"
+
 
 class AlreadyExistsError(GritError):
     """The name is taken."""
+
+    reason = "AlreadyExists"
 
 
 class FailedPreconditionError(GritError):
     """The object is in a state that does not allow the request."""
 
+    reason = "FailedPrecondition"
+
+
+class PodStateError(FailedPreconditionError):
+    """The pod, or a container of it, is in a state in which this cannot be done."""
+
+    reason = "PodNotReady"
+
+
+class HeldError(FailedPreconditionError):
+    """The pod is held for a checkpoint, or is not and should be."""
+
+    reason = "PodHeld"
+
+
+class SecondLifeError(FailedPreconditionError):
+    """Another pod of this node goes on from the checkpoint already."""
+
+    reason = "StateInUse"
+
+
+class NotDumpableError(FailedPreconditionError):
+    """The pod has what CRIU cannot dump, or what could not come back."""
+
+    reason = "NotDumpable"
+
+
+class ConnectionsError(FailedPreconditionError):
+    """Nobody has decided what becomes of TCP connections."""
+
+    reason = "ConnectionsUndecided"
+
+
+class StrictError(FailedPreconditionError):
+    """Something would come back different, and the pod or the caller is strict."""
+
+    reason = "StrictRefused"
+
+
+class VolumeError(FailedPreconditionError):
+    """A volume does not go along, is missing in the pod, or cannot be saved or put back."""
+
+    reason = "VolumeNotCarried"
+
+
+class RoomError(FailedPreconditionError):
+    """Disk or memory are too small for what is to be written."""
+
+    reason = "NoRoom"
+
+
+class FileDiffersError(FailedPreconditionError):
+    """A file that the dump has open is not in the new pod as it was."""
+
+    reason = "FileDiffers"
+
+
+class NewerFormatError(FailedPreconditionError):
+    """What is kept on the node was written by a newer grit."""
+
+    reason = "NewerFormat"
+
+
+class ReadBackError(FailedPreconditionError):
+    """CRIU has not restored what was dumped."""
+
+    reason = "RestoredDiffers"
+
+
+class GpuError(FailedPreconditionError):
+    """The pod's GPU memory cannot be moved as it is, or not onto these cards."""
+
+    reason = "GpuNotMovable"
+
 
 class DeadlineExceededError(GritError):
     """The other side did not answer in time; it may still do what was asked."""
 
+    reason = "DeadlineExceeded"
+
 
 class ResourceExhaustedError(GritError):
-    """A message is longer than its protocol carries."""
+    """A message is longer than its protocol allows."""
+
+    reason = "ResourceExhausted"
 
 
 class UnavailableError(GritError):
     """The other side is not there; asking again later may help."""
 
+    reason = "Unavailable"
+
 
 class UnimplementedError(GritError):
     """The other side does not know what was asked."""
+
+    reason = "Unimplemented"
 
 
 class ProtocolError(GritError):
     """The other side sent what its protocol does not allow."""
 
+    reason = "ProtocolViolated"
+
 
 class ImageError(GritError):
     """A checkpoint holds bytes that are not what they claim to be."""
+
+    reason = "CheckpointDamaged"
+
+
+class LayerError(ImageError):
+    """An rw layer or a volume's archive is damaged, or reaches out of its root."""
+
+    reason = "LayerDamaged"
+
+
+class ManifestError(ImageError):
+    """A manifest is missing, damaged, or of a newer version."""
+
+    reason = "ManifestInvalid"
+
+
+class DigestError(ImageError):
+    """Files of a checkpoint are not what its manifest says."""
+
+    reason = "DigestMismatch"
+
+
+class SignatureError(ImageError):
+    """A checkpoint is not signed by a key that the node trusts."""
+
+    reason = "SignatureInvalid"
 
 
 class PrivilegeError(GritError):
     """A dumped task holds more than the live pod spec grants."""
 
+    reason = "PrivilegesExceeded"
+
+
+class MountError(PrivilegeError):
+    """A mount of the dump is none of the pod's, or grants more."""
+
+    reason = "MountDiffers"
+
+
+class SeccompError(PrivilegeError):
+    """A seccomp filter of the dump is none of the pod's, or lets more pass."""
+
+    reason = "SeccompDiffers"
+
+
+class CgroupError(PrivilegeError):
+    """A task of the dump is in a cgroup that is none of the container's."""
+
+    reason = "CgroupDiffers"
+
+
+class LinkError(PrivilegeError):
+    """A name of the dump leads through a symbolic link."""
+
+    reason = "NameIsLink"
+
 
 class SourceLostError(GritError):
     """The GPU driver could not bring a suspended process back."""
 
+    reason = "SourceLost"
+
 
 class CommandError(GritError):
-    """A program we ran failed; the message ends in its own decisive line."""
+    """A program that grit ran failed; the message ends in the program's decisive line."""
+
+    reason = "CommandFailed"
 
 
-def one_line(error: GritError | OSError) -> str:
-    """What the doors print: our own text, or the object of a failed system call and its reason."""
+class DumpError(CommandError):
+    """`runc checkpoint` failed."""
+
+    reason = "DumpFailed"
+
+
+class RestoreError(CommandError):
+    """`runc restore` failed."""
+
+    reason = "RestoreFailed"
+
+
+class DriverError(CommandError):
+    """A call of the GPU driver failed."""
+
+    reason = "DriverFailed"
+
+
+INTERRUPTED = "Interrupted"  # by a signal, or a bug in grit
+SYSTEM_CALL = "SystemCallFailed"
+
+
+def reason(error: BaseException) -> str:
+    """The reason of an error; all failed system calls have the same one."""
+    if isinstance(error, GritError):
+        return error.reason
+    return SYSTEM_CALL if isinstance(error, OSError) else INTERRUPTED
+
+
+def told(error: Exception) -> str:
+    """What the entry points print: the message, and the reason for scripts in brackets."""
+    return f"{one_line(error)} ({reason(error)})"
+
+
+def one_line(error: Exception) -> str:
+    """The message of a GritError, or the object and the reason of a failed system call."""
     if isinstance(error, OSError) and error.filename is not None:
         return printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
     return printable(str(error))
 
 
 def printable(text: str) -> str:
-    """*text* without what would break a line or steer a terminal: names come from outside too."""
+    """*text* without characters that break a line or control a terminal: names are untrusted."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-DIR = "/var/log/grit"
-
 _fd = 2
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 
-from integration import checkpoints, kubelet, rootfs, workload
-from integration.network import Network
-from integration.node import Node
+from integration.node import rootfs
+from integration.node.network import Network
+from integration.node.node import Node
+from integration.pods import checkpoints, kubelet, workload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from integration.kubelet import Pod
+    from integration.pods.kubelet import Pod
 
 NAME = "demo"
 

@@ -1,6 +1,6 @@
 """An outcome, for the tests of what is kept and made of outcomes."""
 
-from grit_runtime.model.lifecycle import RESTORED, Outcome
+from grit_runtime.model.outcomes import RESTORED, Outcome
 
 NOW = Outcome(
     time="2026-11-25T03:00:00Z",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from grit_runtime.shim import actions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +24,12 @@ PACKAGE = REPO / "grit_runtime"
 PROTO_DIR = PACKAGE / "proto"
 
 TOP_LEVEL = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
     "build",  # what integration/gpu/build makes; git ignores it
+    "docs",
     "grit_runtime",
     "integration",
     "pyproject.toml",
@@ -35,17 +42,23 @@ TOP_LEVEL = {
 LAYERS = (
     {"cli"},
     {"shim", "oci", "agent", "manager"},
-    {"plain"},
-    {"checkpoint", "restore", "inspection", "rehearsal", "gpu_control"},
-    {"attempts", "dumps", "holds", "preflight"},
-    {"gpu", "volumes"},
+    {"runc_level"},
+    {"checkpoint"},
+    {"restore"},
+    {"nvidia"},
+    {"dump"},
+    {"tasks"},
+    {"pod"},
+    {"files"},
     {"host"},
     {"model"},
     {"wire"},
     {"proto"},
     {"config"},
     {"log"},
+    {"paths"},
     {"errors"},
+    {"startup"},
 )
 
 # What would let a decision or a format touch the machine.
@@ -65,13 +78,17 @@ IMPURE = {
     "time",
 }
 
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 50
+TABLES = {Path("grit_runtime/model/syscall_numbers.py")}
+
 MODULES = sorted(
     path.relative_to(REPO) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"
 )
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in ("integration", "integration/gpu", ".ci", "runtime-config")
+    for directory in ("integration", "integration/gpu", "integration/node", ".ci", "runtime-config")
     for path in (REPO / directory).iterdir()
     if path.is_file() and path.read_bytes().startswith((b"#!/bin/", b"# shellcheck shell="))
 )
@@ -136,6 +153,66 @@ def test_imports_go_down_the_layers(module: Path) -> None:
             assert layer_of(imported) > layer_of(part), f"{part} may not import {name}"
 
 
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {".".join(module.with_suffix("").parts): module for module in MODULES}
+    below = {
+        name: (with_packages(parsed(module)) & names.keys()) - {name}
+        for name, module in names.items()
+    }
+    list(graphlib.TopologicalSorter(below).static_order())  # CycleError names the circle
+
+
+def with_packages(tree: ast.AST) -> set[str]:
+    """What *tree* imports, and the modules that it imports something of."""
+    found = set(imports(tree))
+    return found | {name.rpartition(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_is_read_in_one_sitting(module: Path) -> None:
+    if module in TABLES or module.name.endswith("_pb2.py"):
+        return
+    text = (REPO / module).read_text()
+    assert len(text.splitlines()) <= MAX_MODULE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, node.name
+
+
+# What vulture takes for dead, since whoever uses it is none of ours.
+USED_BY_OTHERS = {
+    "a command of click's": {"list_"},
+    "a field of a message or a structure, which is sent or passed to the kernel": {
+        *("current", "domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
+        *("nodename", "orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
+        "usage_limit",
+    },
+    "a method of asyncio.Protocol": {
+        *("connection_lost", "connection_made", "data_received", "eof_received"),
+        *("pause_writing", "resume_writing"),
+    },
+    "one of gRPC's status codes, which are listed whole": {
+        *("ABORTED", "CANCELLED", "DATA_LOSS", "OUT_OF_RANGE", "PERMISSION_DENIED"),
+        "UNAUTHENTICATED",
+    },
+    "told to the reader of a manifest": {"ghost_limit_bytes"},
+    "made into a file by CONTRIBUTING.md's command": {"schema"},
+    "compared as part of its tuple": {"patch"},
+    "keeps a task alive": {"_sending"},
+}
+
+
+def test_no_code_is_dead() -> None:
+    words = ["--min-confidence=60", "--exclude=*_pb2.py,*_pb2.pyi"]
+    argv = [sys.executable, "-m", "vulture", *words, str(PACKAGE)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    found = {line.split("'")[1]: line for line in done.stdout.splitlines()}
+    known = {name for names in USED_BY_OTHERS.values() for name in names}
+    assert [line for name, line in found.items() if name not in known] == []
+    assert known - found.keys() == set()
+
+
 def test_packages_hold_nothing_but_their_modules() -> None:
     assert [path for path in PACKAGE.rglob("__init__.py") if path.read_text() != ""] == []
 
@@ -158,10 +235,63 @@ def test_click_is_for_the_command_line_alone() -> None:
 
 
 def test_passing_a_command_through_loads_only_os_and_sys() -> None:
-    tree = parsed(Path("grit_runtime/oci/main.py"))
-    at_start = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {name for node in at_start for name in imports(node)}
-    assert names <= {"__future__.annotations", "os", "sys"}
+    names = set()
+    for module in ("main", "command_line"):
+        body = parsed(Path(f"grit_runtime/oci/{module}.py")).body
+        at_start = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names |= {name for node in at_start for name in imports(node)}
+    ours = {name for name in names if name.startswith("grit_runtime.oci.command_line.")}
+    assert names - ours <= {"os", "sys"}
+
+
+# What loads them takes the time of a whole restore's checks.
+LATE = {
+    "grit_runtime.restore.stages": "it is loaded while digests are compared",
+    "grit_runtime.tasks.readback": "what is needed when runc has ended is loaded while it works",
+    "google.protobuf.internal.python_message": "protobuf decodes in C",
+    "annotationlib": "typing.NamedTuple needs it, and ours do not",
+    "ipaddress": "many dumps have no socket",
+    "socket": "the same",
+    "concurrent.futures": "few checkpoints are worth threads",
+    "subprocess": "process.spawn does it",
+    "shutil": "it brings all compressors",
+    "platform": "os.uname tells",
+    "grit_runtime.nvidia.cuda_processes": "a pod without GPUs does not pay for it",
+    "grit_runtime.tasks.landlock": "the checkpoint asks for it",
+    "grit_runtime.model.checkpoint_steps": "its journals are the checkpoint's",
+    "grit_runtime.pod.volumes": "most checkpoints have none",
+    "logging": "log is enough",
+    "dataclasses": "they are made by running code",
+}
+
+
+@pytest.mark.parametrize(
+    ("loaded", "late"),
+    [
+        (
+            "restore.restore",
+            LATE.keys() - {"google.protobuf.internal.python_message"} | {"google"},
+        ),
+        ("restore.stages", LATE.keys() - {"grit_runtime.restore.stages"}),
+        ("tasks.readback", LATE.keys() - {"grit_runtime.tasks.readback", "ipaddress", "socket"}),
+    ],
+)
+def test_a_restore_loads_late_what_it_does_not_need_at_once(loaded: str, late: set[str]) -> None:
+    code = f"""
+import sys
+import grit_runtime.oci.intercept
+from grit_runtime.startup import protobuf
+protobuf.leave_out_python()
+import grit_runtime.{loaded}
+print(*(name for name, module in sys.modules.items() if getattr(module, "__spec__", None)))
+"""
+    names = run(sys.executable, "-ISE", "-c", f"import sys; sys.path[:0] = {sys.path}\n{code}")
+    assert late & set(names.split()) == set()
+
+
+def test_named_tuples_are_our_own() -> None:
+    users = [module for module in MODULES if "typing.NamedTuple" in imports(parsed(module))]
+    assert users == [Path("grit_runtime/startup/named.py")]
 
 
 @pytest.mark.parametrize("proto", PROTOS)
@@ -179,6 +309,11 @@ def test_generated_code_is_what_protoc_makes(proto: str, tmp_path: Path) -> None
 def test_all_generated_code_has_its_proto() -> None:
     generated = {path.name.partition("_pb2.")[0] for path in PROTO_DIR.glob("*_pb2.py*")}
     assert generated == {proto.removesuffix(".proto") for proto in PROTOS}
+
+
+def test_the_shim_says_the_version_that_is_packaged() -> None:
+    packaged = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
+    assert packaged == actions.VERSION
 
 
 def test_nothing_else_lies_at_the_top() -> None:

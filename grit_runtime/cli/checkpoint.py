@@ -3,11 +3,13 @@ from typing import cast
 
 import click
 
-from grit_runtime import attempts, config, holds
-from grit_runtime import checkpoint as engine
+from grit_runtime import config
+from grit_runtime.checkpoint import holds, standstill, take
+from grit_runtime.checkpoint.order import After, Order
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.model import annotations
 from grit_runtime.model.manifest import plain
+from grit_runtime.restore import attempts
 
 
 @click.command()
@@ -39,6 +41,11 @@ from grit_runtime.model.manifest import plain
     default="",
     help="Volumes to carry besides /dev/shm: emptydir:NAME,...; added to the pod's annotation.",
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse instead of warning where something would not come back as it is.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
 def checkpoint(
     target: str,
@@ -48,6 +55,7 @@ def checkpoint(
     pod_is_going: bool,
     stage: str,
     capture: str,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Checkpoint TARGET: NAMESPACE/POD, a pod sandbox's id, or one container's id.
@@ -64,17 +72,18 @@ def checkpoint(
         pod = containerd.find(target)
         version = containerd.version()
     if stage == "gpu":
-        freed = engine.suspend_gpus(pod, settings)
+        freed = standstill.suspend_gpus(pod, settings)
         click.echo(f"{pod.namespace}/{pod.name}: {freed} bytes of GPU memory freed")
         return
-    order = engine.Order(
+    order = Order(
         pod=pod,
-        name=name or pod.name,
-        after=cast("engine.After", after),  # click.Choice has checked it
+        name=pod.name if name is None else name,
+        after=cast("After", after),  # click.Choice has checked it
         replace=replace,
         pod_is_going=pod_is_going,
         capture=annotations.capture(capture),
         containerd_version=version,
+        strict=strict,
     )
-    sealed = engine.checkpoint(order, settings)
+    sealed = take.checkpoint(order, settings)
     click.echo(json.dumps(plain(sealed.manifest), indent=1) if as_json else sealed.path)

@@ -1,9 +1,10 @@
 import click
 
-from grit_runtime import config, gpu_control
+from grit_runtime import config
 from grit_runtime.errors import InvalidArgumentError
-from grit_runtime.gpu_control import ACTIONS
-from grit_runtime.host.gpu import Driver
+from grit_runtime.nvidia import control
+from grit_runtime.nvidia.control import ACTIONS
+from grit_runtime.nvidia.gpu_driver import Driver
 
 _MAP_HELP = "GPUs to restore to: OLDUUID=NEWUUID,... listing every GPU the process saw."
 
@@ -41,21 +42,21 @@ def gpu(
         raise InvalidArgumentError(
             "grit gpu: expected one of --get-state, --get-restore-tid, --action, --toggle"
         )
-    driver = gpu_control.require_driver()
+    driver = control.require_driver()
     if get_state:
-        click.echo(gpu_control.state(driver, pid))
+        click.echo(control.state(driver, pid))
     elif get_restore_tid:
-        click.echo(gpu_control.restore_tid(driver, pid))
+        click.echo(control.restore_tid(driver, pid))
     elif toggle:
-        gpu_control.toggle(driver, [pid], timeout_ms=timeout_ms, device_map=device_map)
+        control.toggle(driver, [pid], timeout_ms=timeout_ms, device_map=device_map)
     else:
-        gpu_control.act(driver, str(action), [pid], timeout_ms=timeout_ms, device_map=device_map)
+        control.act(driver, str(action), [pid], timeout_ms=timeout_ms, device_map=device_map)
 
 
 @gpu.command("list")
 def list_() -> None:
     """Print the node's GPUs, their memory and the processes on them."""
-    for line in gpu_control.listing(gpu_control.require_driver()):
+    for line in control.listing(control.require_driver()):
         click.echo(line)
 
 
@@ -63,9 +64,9 @@ def list_() -> None:
 @click.argument("targets", nargs=-1, required=True)
 def state(targets: tuple[str, ...]) -> None:
     """Print the state of each CUDA process of the TARGETs."""
-    driver = gpu_control.require_driver()
+    driver = control.require_driver()
     for pid in _pids(driver, targets):
-        click.echo(f"{pid} {gpu_control.state(driver, pid)}")
+        click.echo(f"{pid} {control.state(driver, pid)}")
 
 
 @gpu.command("lock")
@@ -73,16 +74,16 @@ def state(targets: tuple[str, ...]) -> None:
 @click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Milliseconds to try for.")
 def lock(targets: tuple[str, ...], timeout_ms: int) -> None:
     """Wait for the TARGETs' GPU work to end and keep them from giving more."""
-    driver = gpu_control.require_driver()
-    gpu_control.act(driver, "lock", _pids(driver, targets), timeout_ms=timeout_ms, device_map="")
+    driver = control.require_driver()
+    control.act(driver, "lock", _pids(driver, targets), timeout_ms=timeout_ms, device_map="")
 
 
 @gpu.command("unlock")
 @click.argument("targets", nargs=-1, required=True)
 def unlock(targets: tuple[str, ...]) -> None:
     """Let locked TARGETs work again."""
-    driver = gpu_control.require_driver()
-    gpu_control.act(driver, "unlock", _pids(driver, targets), timeout_ms=0, device_map="")
+    driver = control.require_driver()
+    control.act(driver, "unlock", _pids(driver, targets), timeout_ms=0, device_map="")
 
 
 @gpu.command("checkpoint")
@@ -90,8 +91,8 @@ def unlock(targets: tuple[str, ...]) -> None:
 @click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of the lock, in ms.")
 def checkpoint(targets: tuple[str, ...], timeout_ms: int) -> None:
     """Lock the TARGETs and move their device memory into host memory."""
-    driver = gpu_control.require_driver()
-    gpu_control.suspend(driver, _pids(driver, targets), timeout_ms=timeout_ms)
+    driver = control.require_driver()
+    control.suspend(driver, _pids(driver, targets), timeout_ms=timeout_ms)
 
 
 @gpu.command("restore")
@@ -99,8 +100,8 @@ def checkpoint(targets: tuple[str, ...], timeout_ms: int) -> None:
 @click.option("--device-map", default="", help=_MAP_HELP)
 def restore(targets: tuple[str, ...], device_map: str) -> None:
     """Give suspended TARGETs their device memory back and let them work again."""
-    driver = gpu_control.require_driver()
-    gpu_control.resume(driver, _pids(driver, targets), device_map=device_map)
+    driver = control.require_driver()
+    control.resume(driver, _pids(driver, targets), device_map=device_map)
 
 
 @gpu.command("toggle")
@@ -109,9 +110,9 @@ def restore(targets: tuple[str, ...], device_map: str) -> None:
 @click.option("--device-map", default="", help=_MAP_HELP)
 def toggle(targets: tuple[str, ...], timeout_ms: int, device_map: str) -> None:
     """Suspend TARGETs that run, resume those that are suspended."""
-    driver = gpu_control.require_driver()
-    gpu_control.toggle(driver, _pids(driver, targets), timeout_ms=timeout_ms, device_map=device_map)
+    driver = control.require_driver()
+    control.toggle(driver, _pids(driver, targets), timeout_ms=timeout_ms, device_map=device_map)
 
 
 def _pids(driver: Driver, targets: tuple[str, ...]) -> list[int]:
-    return gpu_control.pids_of(driver, targets, config.load())
+    return control.pids_of(driver, targets, config.load())

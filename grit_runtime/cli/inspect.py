@@ -3,7 +3,8 @@ import sys
 
 import click
 
-from grit_runtime import config, inspection
+from grit_runtime import config
+from grit_runtime.checkpoint import inspection
 
 
 @click.command()
@@ -26,9 +27,9 @@ def inspect(checkpoint: str, target: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1) if as_json else inspection.tree(found))
         return
 
-    from grit_runtime import rehearsal  # noqa: PLC0415  asks containerd, a plain look does not
+    from grit_runtime.restore import dry_run  # asks containerd, a plain look does not
 
-    held = rehearsal.against(checkpoint, target, config.load())
-    click.echo(json.dumps(held, indent=1) if as_json else rehearsal.plans(held))
+    held = dry_run.against(checkpoint, target, config.load())
+    click.echo(json.dumps(held, indent=1) if as_json else dry_run.plans(held))
     if any(container["refusals"] for container in held):
         sys.exit(1)

@@ -13,7 +13,7 @@ from grit_runtime.cli.recover import recover
 from grit_runtime.cli.resume import resume
 from grit_runtime.cli.status import status
 from grit_runtime.cli.verify import verify
-from grit_runtime.errors import GritError, one_line
+from grit_runtime.errors import GritError, told
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,7 +34,7 @@ def main() -> None:
     try:
         grit()
     except (GritError, OSError) as error:
-        click.echo(f"grit: {one_line(error)}", err=True)
+        click.echo(f"grit: {told(error)}", err=True)
         sys.exit(1)
 
 

@@ -1,6 +1,8 @@
 import click
 
-from grit_runtime import attempts, holds, log
+from grit_runtime import log, paths
+from grit_runtime.checkpoint import holds
+from grit_runtime.restore import attempts
 
 
 @click.command()
@@ -13,7 +15,7 @@ def recover(journal: str | None) -> None:
     or its deletion when a restore is; this is for when those died too. Safe at any time.
     """
     if journal:
-        log.to_file(f"{log.DIR}/supervisor.log")
+        log.to_file(f"{paths.LOG_DIR}/supervisor.log")
         holds.supervise(journal)
         return
     for path in holds.recover():

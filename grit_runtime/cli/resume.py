@@ -1,7 +1,6 @@
 import click
 
-from grit_runtime import config, holds
-from grit_runtime.host.containerd import Containerd
+from grit_runtime.checkpoint import holds
 
 
 @click.command()
@@ -9,8 +8,8 @@ from grit_runtime.host.containerd import Containerd
 def resume(target: str) -> None:
     """Let TARGET run on after "grit checkpoint --after frozen".
 
-    TARGET is NAMESPACE/POD or an id, as for "grit checkpoint".
+    TARGET is NAMESPACE/POD or an id, as for "grit checkpoint". What was killed while it was held
+    (a liveness probe does that) is restored from the checkpoint when kubelet starts it again.
     """
-    with Containerd(config.load().containerd_address) as containerd:
-        pod = containerd.find(target)
-    holds.resume(pod)
+    for fate in holds.resume(target):
+        click.echo(fate)

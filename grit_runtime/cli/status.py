@@ -3,7 +3,9 @@ import json
 import click
 
 from grit_runtime.host import records
-from grit_runtime.model import lifecycle
+from grit_runtime.model import hold, outcomes
+from grit_runtime.pod import held_pods
+from grit_runtime.restore import audit
 
 
 @click.command()
@@ -13,11 +15,16 @@ def status(pod: str | None, as_json: bool) -> None:
     """Show what became of each checkpoint and restore on this node, oldest first.
 
     With POD, NAMESPACE/POD or a pod's uid, of that pod alone. A restore is of one container: it was
-    restored, it failed, or it was started cold; each with the reason.
+    restored, it failed, or it was started cold; each with the reason. Last come pods that are held,
+    and containers that an older version restored with wider mounts than their spec has.
     """
-    outcomes = records.matching(pod)
+    held_pods.drop_gone()
+    now = [*(hold.outcome(one) for one in held_pods.every()), *audit.wider_mounts()]
+    told = [*records.matching(pod), *(one for one in now if one.is_of(pod))]
     if as_json:
-        click.echo(json.dumps([outcome._asdict() for outcome in outcomes], indent=1))
+        click.echo(json.dumps([outcome._asdict() for outcome in told], indent=1))
         return
-    for outcome in outcomes:
-        click.echo(lifecycle.line(outcome))
+    for outcome in told:
+        click.echo(outcomes.line(outcome))
+    if not told:
+        click.echo(f"grit: nothing is known here of {pod or 'any pod'}", err=True)

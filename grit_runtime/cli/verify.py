@@ -4,7 +4,7 @@ import click
 
 from grit_runtime import config
 from grit_runtime.errors import printable
-from grit_runtime.host import checkpoint_dir, confine
+from grit_runtime.files import checkpoint_dir, confine
 
 
 @click.command()
@@ -21,7 +21,7 @@ def verify(directory: str) -> None:
     trusted_keys = config.load().trusted_keys
     if trusted_keys:
         checkpoint_dir.check_signature(dir_fd, directory, trusted_keys)
-    problems = checkpoint_dir.problems(dir_fd, sealed.manifest)
+    problems = checkpoint_dir.differences(dir_fd, sealed.manifest)
     for problem in problems:
         click.echo(printable(f"{directory}: {problem}"), err=True)
     if problems:

@@ -1,10 +1,12 @@
-"""The cgroups of a container: who is in them, and ending them.
+"""The cgroups of a container: listing their processes, and killing them.
 
 Paths are `linux.cgroupsPath` of config.json, relative to each hierarchy's mount. On cgroup v1
 every controller is a hierarchy of its own; on v2 there is one.
 """
 
+import errno
 import os
+from contextlib import suppress
 
 from grit_runtime.errors import NotFoundError
 from grit_runtime.host import process
@@ -13,8 +15,10 @@ _ROOT = "/sys/fs/cgroup"
 
 
 def directories(cgroups_path: str) -> list[str]:
-    """The existing directories of this cgroup, in all mounted hierarchies; none for the top one,
-    which is no container's."""
+    """The existing directories of this cgroup, in all mounted hierarchies.
+
+    None for the top cgroup, which is never a container's.
+    """
     relative = cgroups_path.strip("/")
     if not relative:
         return []
@@ -26,16 +30,31 @@ def directories(cgroups_path: str) -> list[str]:
 def of(pid: int) -> str:
     """The cgroup of a process: that of the freezer on v1, the only one on v2.
 
-    Which of them counts is told as runc tells it: beside v2, v1 may be mounted elsewhere.
+    Which of them counts is decided as in runc: beside v2, v1 may be mounted elsewhere.
+    NotFoundError if the process has ended.
     """
-    return _memberships(pid).get("" if is_unified() else "freezer", "")
+    try:
+        return memberships(pid).get("" if is_unified() else "freezer", "")
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotFoundError(f"process {pid} has ended, and its container with it") from None
 
 
 def hierarchies() -> dict[str, str]:
-    """Where each of v1's hierarchies is mounted, by its name; none on v2."""
+    """The mountpoint of each v1 hierarchy, by its name; none on v2."""
     if is_unified():
         return {}
     return {name: f"{_ROOT}/{name}" for name in os.listdir(_ROOT)}
+
+
+def hierarchies_with(cgroups_path: str) -> frozenset[str]:
+    """The hierarchies, as `memberships` names them, that have this cgroup.
+
+    None for a systemd name of a cgroup, which is not a path.
+    """
+    if not cgroups_path.startswith("/"):
+        return frozenset()
+    names = ((name, _mounted(name)) for name in memberships("self"))
+    return frozenset(name for name, top in names if top and os.path.isdir(top + cgroups_path))
 
 
 def is_unified() -> bool:
@@ -45,21 +64,18 @@ def is_unified() -> bool:
 
 def enter(cgroups_path: str) -> None:
     """Move this process into a cgroup, in every hierarchy that has it."""
-    found = directories(cgroups_path)
-    if not found:
+    existing = directories(cgroups_path)
+    if not existing:
         raise NotFoundError(f"cgroup {cgroups_path}: not found in any hierarchy below {_ROOT}")
-    for directory in found:
+    for directory in existing:
         _enter(directory)
 
 
 def enter_that_of(pid: int) -> None:
-    """Move this process to where *pid* is, in every hierarchy that they are not together in."""
-    ours, theirs = (_memberships(who) for who in ("self", pid))
+    """Move this process to the cgroup of *pid*, in every hierarchy where it is in another."""
+    ours, theirs = (memberships(who) for who in ("self", pid))
     for controllers in theirs.keys() - {key for key in ours if ours[key] == theirs.get(key)}:
-        name = controllers.removeprefix("name=")
-        roots = [f"{_ROOT}/{name}"] if name else [f"{_ROOT}/unified", _ROOT]
-        root = next(path for path in roots if os.path.exists(f"{path}/cgroup.procs"))
-        _enter(f"{root}{theirs[controllers]}")
+        _enter(f"{_mounted(controllers)}{theirs[controllers]}")
 
 
 def _enter(directory: str) -> None:
@@ -67,15 +83,22 @@ def _enter(directory: str) -> None:
         file.write("0")
 
 
-def _memberships(who: int | str) -> dict[str, str]:
-    """A process's cgroup in each hierarchy, which is known by its controllers."""
+def _mounted(controllers: str) -> str | None:
+    """The mountpoint of a hierarchy; None if it is not mounted."""
+    name = controllers.removeprefix("name=")
+    roots = [f"{_ROOT}/{name}"] if name else [f"{_ROOT}/unified", _ROOT]
+    return next((path for path in roots if os.path.exists(f"{path}/cgroup.procs")), None)
+
+
+def memberships(who: int | str) -> dict[str, str]:
+    """A process's cgroup in each hierarchy, by the hierarchy's controllers; "" is v2's."""
     with open(f"/proc/{who}/cgroup", encoding="utf-8") as file:
         lines = (line.rstrip("\n").split(":", 2) for line in file)
         return {controllers: path for _, controllers, path in lines}
 
 
 def memory_left_bytes(cgroups_path: str) -> int | None:
-    """What the memory limit leaves; None without a limit."""
+    """The memory that the limit still allows; None without a limit."""
     for directory in directories(cgroups_path):
         for limit, usage in (
             ("memory.max", "memory.current"),
@@ -93,18 +116,35 @@ def _difference_bytes(limit_path: str, usage_path: str) -> int | None:
         return None if text == "max" or int(text) >= 1 << 62 else int(text) - int(usage.read())
 
 
+def cpus(cgroups_path: str) -> str:
+    """The processors that the cgroup may use, as a list like ``0-2,5``; "" if none are set."""
+    for directory in directories(cgroups_path):
+        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus"):
+            with suppress(FileNotFoundError), open(f"{directory}/{name}", encoding="ascii") as file:
+                return file.read().strip()
+    return ""
+
+
 def pids(cgroups_path: str) -> set[int]:
-    """The processes in this cgroup and those beneath it, as this pid namespace sees them."""
-    found: set[int] = set()
+    """The processes in this cgroup and those beneath it, as this pid namespace sees them.
+
+    A container may make cgroups of its own and remove them meanwhile. The processes of a threaded
+    cgroup are listed by the domain above it. Spec: linux Documentation/admin-guide/cgroup-v2.rst.
+    """
+    members: set[int] = set()
     for top in directories(cgroups_path):
         for directory, _, _ in os.walk(top):
-            with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
-                found.update(int(line) for line in file)
-    return found - {0}  # 0: a process outside our pid namespace
+            try:
+                with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
+                    members.update(int(line) for line in file)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                    raise
+    return members - {0}  # 0: a process outside this pid namespace
 
 
 def kill(cgroups_path: str) -> None:
-    """End every process in the cgroup, then remove its directories. Blocks until they are gone."""
+    """Kill every process in the cgroup, then remove its directories. Blocks until they are gone."""
     _thaw(cgroups_path)
     while living := pids(cgroups_path):
         for pid in living:

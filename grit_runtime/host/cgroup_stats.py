@@ -1,4 +1,4 @@
-"""What a container uses, as its cgroup says, in the messages that containerd's clients expect.
+"""A container's resource usage from its cgroup, in the messages that containerd's clients expect.
 
 A file that a kernel does not have leaves its fields out. Spec: linux Documentation/admin-guide/
 cgroup-v1/ and cgroup-v2.rst; containerd/cgroups cgroup1/ and cgroup2/stats/metrics.proto.
@@ -24,7 +24,7 @@ NO_LIMIT = (1 << 64) - 1
 
 _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 
-# Where a line of a v1 file is called otherwise in the message.
+# Lines of a v1 file that have another name in the message.
 _V1_MEMORY = {
     "pgpgin": "pg_pg_in",
     "pgpgout": "pg_pg_out",
@@ -105,7 +105,7 @@ def _v2(files: _Files) -> v2.Metrics:
 
 
 class _Files:
-    """The files of one cgroup, whose controllers may be apart; what is not there is empty."""
+    """The files of one cgroup, whose controllers may be in several hierarchies; absent is empty."""
 
     def __init__(self, directories: list[str]) -> None:
         self._directories = directories
@@ -127,7 +127,7 @@ class _Files:
 
 
 def _fill(message: Message, values: Mapping[str, int], names: Mapping[str, str]) -> None:
-    """Set the fields that the message has of *values*, some of which go by another of *names*."""
+    """Set the fields of the message from *values*; *names* has those with another name."""
     for name, value in values.items():
         field = message.DESCRIPTOR.fields_by_name.get(names.get(name, name))
         if field is not None and field.message_type is None:

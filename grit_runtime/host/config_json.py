@@ -1,4 +1,4 @@
-"""A bundle's config.json, read and replaced. Imports nothing slow: a cold start comes by here."""
+"""Reading and replacing a bundle's config.json. Imports nothing slow: a cold start uses it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grit_runtime.errors import InvalidArgumentError
 
 
 def read(bundle_dir: str) -> dict[str, Any]:
-    path = f"{bundle_dir}/config.json"
+    path = os.path.join(bundle_dir, "config.json")
     try:
         with open(path, "rb") as file:
             spec: dict[str, Any] = json.load(file)

@@ -1,15 +1,19 @@
-"""containerd through its CRI: which pods and containers there are. Blocking gRPC calls.
+"""Finding pods and containers through containerd's CRI. Blocking gRPC calls.
 
 Source: k8s.io/cri-api runtime/v1 api.proto.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from grit_runtime.errors import InvalidArgumentError, NotFoundError
 from grit_runtime.proto import cri_pb2 as cri
+from grit_runtime.startup.named import NamedTuple
 
 _CALL_TIMEOUT_S = 10
 
@@ -17,7 +21,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Mount(NamedTuple):
-    """A mount that the pod's spec asks for, or kubelet by itself."""
+    """A mount that the pod's spec or kubelet asks for."""
 
     destination: str
     source: str
@@ -35,6 +39,7 @@ class Container(NamedTuple):
     created_ns: int
     started_ns: int
     mounts: tuple[Mount, ...]
+    runtime: str  # the type of its shim, or the program that the shim is configured to run
 
 
 class Pod(NamedTuple):
@@ -42,8 +47,15 @@ class Pod(NamedTuple):
     namespace: str
     name: str
     uid: str
-    is_kubelets: bool  # kubelet made it, and restarts what ends in it
+    is_kubelets: bool  # kubelet made it, and restarts containers that end
+    is_whole: bool  # all of its containers are selected, not one alone
+    annotations: dict[str, str]
     containers: tuple[Container, ...]
+
+    @property
+    def running(self) -> tuple[Container, ...]:
+        """The running containers."""
+        return tuple(c for c in self.containers if c.state == "running")
 
 
 class Containerd:
@@ -53,7 +65,7 @@ class Containerd:
         self._address = address
         self._channel = grpc.insecure_channel(f"unix://{address}")
 
-    def __enter__(self) -> "Containerd":
+    def __enter__(self) -> Containerd:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,11 +76,15 @@ class Containerd:
         return self._call("Version", request, cri.VersionResponse).runtime_version
 
     def find(self, target: str) -> Pod:
-        """The pod that *target* names, with the containers that it means.
+        """The pod that *target* names, with the containers that it selects.
 
         *target* is NAMESPACE/POD, or a sandbox's id (all containers of the pod), or a container's
-        id (that container alone); ids may be cut short as long as they fit one thing only.
+        id (that container alone); ids may be cut short as long as they are unambiguous.
         """
+        if not target:
+            raise InvalidArgumentError(
+                "no pod or container is named; expected NAMESPACE/POD or an id"
+            )
         sandboxes = self._call(
             "ListPodSandbox", cri.ListPodSandboxRequest(), cri.ListPodSandboxResponse
         ).items
@@ -97,12 +113,15 @@ class Containerd:
             name=sandbox.metadata.name,
             uid=sandbox.metadata.uid,
             is_kubelets="io.kubernetes.pod.uid" in sandbox.labels,
+            is_whole=not chosen,
+            annotations=dict(sandbox.annotations),
             containers=tuple(self._status(container.id) for container in meant),
         )
 
     def _status(self, container_id: str) -> Container:
-        request = cri.ContainerStatusRequest(container_id=container_id)
-        status = self._call("ContainerStatus", request, cri.ContainerStatusResponse).status
+        request = cri.ContainerStatusRequest(container_id=container_id, verbose=True)
+        reply = self._call("ContainerStatus", request, cri.ContainerStatusResponse)
+        status = reply.status
         return Container(
             id=status.id,
             name=status.metadata.name,
@@ -117,6 +136,7 @@ class Containerd:
                 Mount(mount.container_path, mount.host_path, mount.readonly)
                 for mount in status.mounts
             ),
+            runtime=_runtime(json.loads(reply.info["info"])),
         )
 
     def _call(self, method: str, request: Message, answer: type[M]) -> M:
@@ -138,6 +158,12 @@ class Containerd:
 def _names(target: str, sandbox: cri.PodSandbox) -> bool:
     pod = f"{sandbox.metadata.namespace}/{sandbox.metadata.name}"
     return target == pod or sandbox.id.startswith(target)
+
+
+def _runtime(info: dict[str, Any]) -> str:
+    """From the verbose info of a container: containerd's internal/cri/types/sandbox_info.go."""
+    options = info.get("runtimeOptions") or {}
+    return str(options.get("binary_name") or info["runtimeType"])
 
 
 def _newest(containers: list[cri.Container]) -> list[cri.Container]:

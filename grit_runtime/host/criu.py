@@ -1,21 +1,27 @@
-"""CRIU: its configuration file, its log, its version. runc runs it; we only steer and read.
+"""CRIU: its configuration file, its log, its version. runc runs it; grit configures it.
 
 Source: criu/config.c (parse_statement), criu/log.c at v4.2.
 """
 
+from __future__ import annotations
+
 import os
-from typing import NamedTuple
 
 from grit_runtime.errors import CommandError, InvalidArgumentError
-from grit_runtime.host import process
-from grit_runtime.host.process import Child
+from grit_runtime.host import process, programs
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.host.process import Child
 
 _LOG_TAIL_BYTES = 256 << 10
 
-# CRIU begins by probing the kernel, and logs as errors what it finds missing. Raising its own limit
-# of open files, which may fail too, ends that (criu/kerndat.c, criu/util.c rlimit_unlimit_nofile).
+# CRIU begins by probing the kernel, and logs missing features as errors. It then raises its own
+# limit of open files, which may fail too (criu/kerndat.c, criu/util.c rlimit_unlimit_nofile).
 _PROBES_END = "rlimit: "
-# What its helper says whenever the restore itself has ended.
+_GIVEN_UP = "Restoring FAILED"  # criu/cr-restore.c restore_root_task@2cf8f13
+# CRIU's helper logs this at the end of every restore.
 _NOISE = "cgroupd: recv req error"
 
 
@@ -25,13 +31,26 @@ class Version(NamedTuple):
     patch: int
 
 
-def ask_version(token: str) -> Child:
-    """Start the criu on PATH, which takes a moment; `version` hears its answer."""
+def prefer(configured: str) -> None:
+    """Put the *configured* criu first on PATH, where grit and runc look; "" is the first found.
+
+    CRIU finds iptables and ip on PATH too. NotFoundError if there is no criu.
+    """
+    directory, name = os.path.split(programs.find("criu", configured))
+    if name != "criu":
+        raise InvalidArgumentError(
+            f"criu at {configured}: runc runs what is named criu, give it that name"
+        )
+    os.environ["PATH"] = ":".join(([directory] if configured else []) + programs.directories())
+
+
+def start_version(token: str) -> Child:
+    """Start the criu on PATH, which takes a moment; `read_version` reads its answer."""
     return process.start(["criu", "--version"], token=token)
 
 
-def version(asked: Child) -> Version:
-    """The version of the criu that was asked; CommandError if there is none."""
+def read_version(asked: Child) -> Version:
+    """The version that the started criu prints; CommandError if it prints none."""
     text = process.output(asked).decode()
     for line in text.splitlines():
         name, _, value = line.partition(":")
@@ -61,16 +80,10 @@ def write_config(path: str, lines: list[str]) -> None:
 def decisive_line(log_path: str) -> str | None:
     """The line of a CRIU log that says why it failed, without stamp and prefix; None if none does.
 
-    The first error is the cause, those after it are consequences. A restore that misses an image
-    logs a warning alone ("No pagemap-1.img image"), so the last warning is taken without an error.
+    The first error is the cause, later ones are consequences. A restore that misses an image logs
+    only a warning ("No pagemap-1.img image"), so without an error the last warning is taken.
     """
-    try:
-        with open(log_path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - _LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
+    lines = _last_lines(log_path)
     begin = next((at + 1 for at, line in enumerate(lines) if _PROBES_END in line), 0)
     lines = lines[begin:]
     errors = [line for line in lines if "Error (" in line and _NOISE not in line]
@@ -78,6 +91,22 @@ def decisive_line(log_path: str) -> str | None:
         return _message(errors[0])
     warnings = [line for line in lines if "Warn " in line or ".img image" in line]
     return _message(warnings[-1]) if warnings else None
+
+
+def has_given_up(log_path: str) -> bool:
+    """Whether a restore failed by itself and killed its tasks, which its last line says."""
+    return any(_GIVEN_UP in line for line in _last_lines(log_path))
+
+
+def _last_lines(log_path: str) -> list[str]:
+    """The end of a log; none if there is none."""
+    try:
+        with open(log_path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _message(line: str) -> str:

@@ -1,9 +1,9 @@
-"""Transparent huge pages for everybody, for as long as device memory is moved.
+"""Enabling transparent huge pages on the node while device memory is moved.
 
 The driver stages a process's device memory in one anonymous mapping, and CRIU fills it again; with
-4 KiB pages both are bound by page faults. The setting is the node's, so whoever is first keeps what
-it was, and whoever is last puts it back. The kept value is locked by all who use the pages, so that
-a killed one's part is taken over by the next to leave. Source: linux
+4 KiB pages both are bound by page faults. The setting is the node's, so the first user saves the
+old value in a file, and the last restores it. All users lock that file, so if one is killed, the
+next to leave restores the value. Source: linux
 Documentation/admin-guide/mm/transhuge.rst.
 """
 
@@ -13,17 +13,20 @@ import fcntl
 import os
 from contextlib import contextmanager, suppress
 
+from grit_runtime import paths
+from grit_runtime.host.descriptor import closing_fd
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ENABLED = "/sys/kernel/mm/transparent_hugepage/enabled"
-_KEPT = "/run/grit/huge-pages"
+_KEPT = f"{paths.RUN_DIR}/huge-pages"
 
 
 @contextmanager
 def enabled(*, wanted: bool) -> Iterator[None]:
-    """Have huge pages "always" during the block, if *wanted*."""
+    """Set huge pages to "always" during the block, if *wanted*."""
     if not wanted:
         yield
         return
@@ -35,7 +38,7 @@ def enabled(*, wanted: bool) -> Iterator[None]:
 
 
 def recover() -> None:
-    """Put the setting back if all who changed it have died."""
+    """Restore the setting if all its users have died."""
     if os.path.exists(_KEPT):
         _leave(os.open(_KEPT, os.O_RDWR | os.O_CLOEXEC))
 
@@ -56,16 +59,11 @@ def _join() -> int:
 
 
 def _leave(fd: int) -> None:
-    try:
+    with closing_fd(fd), suppress(BlockingIOError):  # others still use them
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass  # others still use them
-    else:
         if os.fstat(fd).st_nlink:
             _choose(os.pread(fd, 64, 0).decode())
             os.unlink(_KEPT)
-    finally:
-        os.close(fd)
 
 
 def _chosen() -> str:

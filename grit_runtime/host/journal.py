@@ -1,4 +1,4 @@
-"""Journals: what an operation has begun to change, kept so that somebody else can take it back.
+"""Journals: files that record what an operation has begun to change, so that others can undo it.
 
 A journal is a file of JSON lines. Its writer holds an exclusive flock on it for as long as it
 lives, so an unlocked journal is a dead writer's. A step is recorded before it is taken: undoing a
@@ -10,30 +10,36 @@ import glob
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Generic
 
+from grit_runtime import paths
 from grit_runtime.errors import FailedPreconditionError
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model import steps
+from grit_runtime.model.steps import Step, Steps
 
-# What grit holds for a pod lies under the id of its sandbox: the journal of a checkpoint, a
+# Has a directory for each pod, named by its sandbox's id: with the journal of a checkpoint, and a
 # directory for each container that is being or was restored. Emptied by a reboot.
-PODS_DIR = "/run/grit/pods"
+PODS_DIR = f"{paths.RUN_DIR}/pods"
+CHECKPOINT = "checkpoint.journal"
 
 
-class Journal:
+class Journal(Generic[Step]):
     """An open, locked journal. Made by `begin` (new) or `adopt` (a dead writer's)."""
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, kinds: Steps[Step], fd: int) -> None:
         self.path = path
+        self._kinds = kinds
         self._fd = fd
 
-    def record(self, step: str, **fields: object) -> None:
+    def record(self, step: Step) -> None:
         """Append one step, durable against the death of this process (not of the machine)."""
-        os.write(self._fd, json.dumps({"step": step, **fields}).encode() + b"\n")
+        os.write(self._fd, json.dumps(steps.written(step)).encode() + b"\n")
 
-    def steps(self) -> list[dict[str, Any]]:
-        """All steps so far, oldest first; a torn last line was never acted upon and is left out."""
-        return read(self.path)
+    def steps(self) -> list[Step]:
+        """As `read`."""
+        return read(self.path, self._kinds)
 
     def end(self) -> None:
         """Remove the journal: nothing is left to undo."""
@@ -41,12 +47,33 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let go of the journal and leave it for `adopt`."""
+        """Unlock the journal and leave it for `adopt`."""
         os.close(self._fd)
 
 
-def begin(path: str) -> Journal:
-    """A new journal at *path*.
+def dirs_of(container_id: str) -> list[str]:
+    """The existing directories of this container, or of its pod if it is a sandbox."""
+    paths = [*beneath(PODS_DIR, f"*/{glob.escape(container_id)}"), f"{PODS_DIR}/{container_id}"]
+    return [path for path in paths if os.path.isdir(path)]
+
+
+def checkpoints() -> list[str]:
+    """The journals of checkpoints."""
+    return beneath(PODS_DIR, f"*/{CHECKPOINT}")
+
+
+def checkpoints_with(container_id: str) -> list[str]:
+    """The journals of checkpoints that contain this container's id."""
+    journals = []
+    for path in checkpoints():
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            if container_id.encode() in file.read():
+                journals.append(path)
+    return journals
+
+
+def begin(path: str, kinds: Steps[Step]) -> Journal[Step]:
+    """A new journal at *path*, of steps of these kinds.
 
     FailedPreconditionError if one is there, whether its writer lives or not: the caller adopts and
     undoes a dead one first.
@@ -60,35 +87,40 @@ def begin(path: str) -> Journal:
             f"journal {path} exists: another operation holds it"
         ) from None
     fcntl.flock(fd, fcntl.LOCK_EX)
-    return Journal(path, fd)
+    return Journal(path, kinds, fd)
 
 
-def read(path: str) -> list[dict[str, Any]]:
-    """The steps of a journal that may be another's; a torn last line is left out."""
+def read(path: str, kinds: Steps[Step]) -> list[Step]:
+    """The steps of a journal that may be another's, oldest first.
+
+    A torn last line was never acted upon and is left out. FailedPreconditionError for a step that
+    this version does not know, and so could not undo.
+    """
     with open(path, "rb") as file:
-        return [json.loads(line) for line in file if line.endswith(b"\n")]
+        lines = [json.loads(line) for line in file if line.endswith(b"\n")]
+    try:
+        return [kinds.read(line) for line in lines]
+    except FailedPreconditionError as error:
+        raise FailedPreconditionError(f"journal {path}: {error}") from None
 
 
 @contextmanager
 def locked(pod_dir: str) -> Iterator[None]:
     """Hold what is decided about a pod, whose directory exists. Blocks while another holds it."""
-    fd = os.open(pod_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing_fd(os.open(pod_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
 
 
-def hold(path: str) -> Journal:
-    """The journal at *path*, made if there is none. Blocks while another holds it."""
+def hold(path: str, kinds: Steps[Step]) -> Journal[Step]:
+    """Open the journal at *path*, made if there is none. Blocks while another has it locked."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         fd = os.open(path, flags, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
-            return Journal(path, fd)
-        os.close(fd)  # it was ended while we waited
+            return Journal(path, kinds, fd)
+        os.close(fd)  # its owner ended it meanwhile
 
 
 def beneath(directory: str, pattern: str) -> list[str]:
@@ -96,7 +128,7 @@ def beneath(directory: str, pattern: str) -> list[str]:
     return sorted(glob.glob(f"{glob.escape(directory)}/{pattern}"))
 
 
-def adopt(path: str, *, wait: bool = False) -> Journal | None:
+def adopt(path: str, kinds: Steps[Step], *, wait: bool = False) -> Journal[Step] | None:
     """The journal at *path* if its writer is dead; None if there is none, or its writer lives.
 
     With *wait*, blocks until the writer ends.
@@ -113,4 +145,4 @@ def adopt(path: str, *, wait: bool = False) -> Journal | None:
     if os.fstat(fd).st_nlink == 0:  # the writer ended it while we waited
         os.close(fd)
         return None
-    return Journal(path, fd)
+    return Journal(path, kinds, fd)

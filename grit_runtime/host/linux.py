@@ -1,8 +1,14 @@
 """System calls that os lacks on Python 3.11. Each raises OSError with the call's name and path."""
 
 import ctypes
+import errno
+import fcntl
 import os
 import signal
+import sys
+import termios
+
+from grit_runtime.host.descriptor import closing_fd
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -10,6 +16,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
+_SYS_PIDFD_GETFD = 438
+
+# Flags of mount(2) and umount2(2).
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT = 1 << 5
+MS_BIND = 1 << 12
+MS_REC = 1 << 14
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -17,40 +32,34 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def die_with_parent(parent_pid: int) -> None:
     """In a child: get SIGKILL when the parent's thread that forked it ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before prctl
+    if os.getppid() != parent_pid:  # the parent died before prctl
         os._exit(1)
 
 
 def adopt_orphans(*, wanted: bool) -> None:
-    """Let orphans below this process become its children, or their next ancestor's."""
+    """Make orphans below this process its children, or again those of an ancestor."""
     call("prctl", "PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def set_name(name: str) -> None:
-    """What this process is called in /proc/PID/comm; at most 15 bytes."""
+    """Set the name of this process in /proc/PID/comm; at most 15 bytes."""
     call("prctl", "PR_SET_NAME", _PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def setns(path: str) -> None:
     """Move this thread into the namespace at *path*."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         call("setns", path, fd, 0)
-    finally:
-        os.close(fd)
 
 
 def sync_filesystem(directory: str) -> None:
     """Write the filesystem of *directory* to its medium. Blocks for as long as that takes."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         call("syncfs", directory, fd)
-    finally:
-        os.close(fd)
 
 
 def start_writing(fd: int, offset: int, size_bytes: int) -> None:
-    """Have a part of a file written to its medium; does not wait until it is."""
+    """Start writing a part of a file to its medium, without waiting for the end."""
     arguments = (fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _SYNC_FILE_RANGE_WRITE)
     call("sync_file_range", f"fd {fd}", *arguments)
 
@@ -61,8 +70,41 @@ def exchange(one: str, other: str) -> None:
     call("renameat2", other, *paths, _RENAME_EXCHANGE)
 
 
+def copy_descriptor(pid: int, fd: int) -> int:
+    """Duplicate the descriptor *fd* of process *pid*, which does not notice.
+
+    FileNotFoundError if *fd* is closed, ProcessLookupError if *pid* has ended. Spec:
+    pidfd_getfd(2).
+    """
+    path = f"/proc/{pid}/fd/{fd}"
+    with closing_fd(os.pidfd_open(pid)) as pidfd:
+        try:
+            return result("syscall", path, _SYS_PIDFD_GETFD, pidfd, fd, 0)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise FileNotFoundError(errno.ENOENT, "it was closed", path) from None
+            raise
+
+
+def unread_bytes(pid: int, fd: int) -> int:
+    """How much a process can read from a descriptor now; errors as of `copy_descriptor`.
+
+    Spec: ioctl(2) FIONREAD; linux fs/notify/inotify/inotify_user.c inotify_ioctl,
+    fs/notify/fanotify/fanotify_user.c fanotify_ioctl, net/ipv4/tcp.c tcp_ioctl.
+    """
+    with closing_fd(copy_descriptor(pid, fd)) as copy_fd:
+        return int.from_bytes(fcntl.ioctl(copy_fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def call(name: str, path: str, *arguments: object) -> None:
-    """Call libc's *name*; OSError with that name, about *path*, if it does not return 0."""
-    if getattr(_libc, name)(*arguments) != 0:
+    """Call libc's *name*, which returns 0; OSError with that name, about *path*, if it fails."""
+    result(name, path, *arguments)
+
+
+def result(name: str, path: str, *arguments: object) -> int:
+    """Call libc's *name*; what it returned, or OSError with that name, about *path*, for -1."""
+    returned: int = getattr(_libc, name)(*arguments)
+    if returned == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}", path)
+    return returned

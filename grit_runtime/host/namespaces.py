@@ -1,22 +1,19 @@
-"""What a pod's own namespaces hold: hostname and IPC limits, read from inside them."""
+"""Reading and changing a pod's namespaces from inside: hostname, IPC limits, pids, mounts."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from grit_runtime.errors import CommandError
-from grit_runtime.host import linux, process
-
-_MS_REMOUNT = 32
-_MS_BIND = 4096
+from grit_runtime.host import linux, process, procfs
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # The /proc/sys files of an IPC namespace, by the field of CRIU's ipc_var_entry that they fill.
 IPC_SYSCTLS = {
@@ -37,76 +34,69 @@ IPC_SYSCTLS = {
 }
 
 
-class Live(NamedTuple):
-    """What the namespaces hold; empty for one that was not asked for."""
+class PodNamespaces(NamedTuple):
+    """The values of the namespaces; empty for a namespace that was not given."""
 
-    node_name: bytes
-    domain_name: bytes
+    node_name: str
+    domain_name: str
     ipc_sysctls: dict[str, list[int]]  # by the fields of IPC_SYSCTLS
 
 
-def read(uts_path: str | None, ipc_path: str | None) -> Live:
-    """Host name and NIS domain name in a UTS namespace, and the limits of an IPC namespace."""
+def join_and_read(uts_path: str | None, ipc_path: str | None) -> PodNamespaces:
+    """Host name and NIS domain name in a UTS namespace, and the limits of an IPC namespace.
 
-    def look() -> list[object]:
-        names = _read_names() if uts_path else ["", ""]
-        return [*names, _read_sysctls() if ipc_path else {}]
-
-    node, domain, ipc_sysctls = inside([path for path in (uts_path, ipc_path) if path], look)
-    return Live(node.encode(), domain.encode(), ipc_sysctls)
+    The calling process stays in both, so it must do nothing else afterwards.
+    """
+    for path in filter(None, (uts_path, ipc_path)):
+        linux.setns(path)
+    node_name, domain_name = _read_names() if uts_path else ("", "")
+    return PodNamespaces(node_name, domain_name, _read_sysctls() if ipc_path else {})
 
 
 def inside(paths: Sequence[str], look: Callable[[], object]) -> Any:
-    """What *look* returns in a child that has joined the namespaces: setns cannot be taken back.
+    """What *look* returns in a child that has joined the namespaces, as setns cannot be undone.
 
     CommandError with the child's own reason if it fails.
     """
-    read_fd, write_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def joined() -> object:
+        for path in paths:
+            linux.setns(path)
+        return look()
+
+    with process.beside(joined) as answer:
         try:
-            for path in paths:
-                linux.setns(path)
-            os.write(write_fd, json.dumps({"answer": look()}).encode())
-        except Exception as error:  # noqa: BLE001  told by the parent
-            os.write(write_fd, json.dumps({"error": str(error)}).encode())
-        finally:
-            os._exit(0)
-    os.close(write_fd)
-    with open(read_fd, "rb") as file:
-        data = file.read()
-    os.waitpid(pid, 0)
-    answer = json.loads(data)
-    if "error" in answer:
-        raise CommandError(f"in namespaces {' and '.join(paths)}: {answer['error']}")
-    return answer["answer"]
+            return answer()
+        except CommandError as error:
+            raise CommandError(f"in namespaces {' and '.join(paths)}: {error}") from None
 
 
 def tasks(pid_path: str) -> dict[int, str]:
-    """Names of the threads in the PID namespace at *pid_path*, by their numbers in it."""
+    """Names of the threads in the PID namespace at *pid_path*, by their tids in it."""
     inode = os.stat(pid_path).st_ino
-    found = {}
+    names = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             if os.stat(f"/proc/{pid}/ns/pid").st_ino == inode:
                 for tid in os.listdir(f"/proc/{pid}/task"):
-                    status = process.proc_text(int(tid), "status")
-                    fields = dict(line.partition(":\t")[::2] for line in status.splitlines())
-                    found[int(fields["NSpid"].split()[-1])] = fields["Name"]
-    return found
+                    status = procfs.status(int(tid))
+                    if status:  # the thread lives
+                        names[procfs.container_pid(status)] = status["Name"]
+    return names
 
 
-def make_root_readonly(pid: int) -> None:
-    """Make the root of a process's mount namespace read-only, if it is not."""
+def remount(pid: int, flags: Mapping[str, int]) -> None:
+    """Change the flags of mount(2) of mounts, given by their places in a process's mount namespace.
 
-    def remount() -> None:
-        flags = os.statvfs("/").f_flag
-        if not flags & os.ST_RDONLY:
-            kept = flags & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
-            wanted = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | os.ST_RDONLY | kept)
-            linux.call("mount", "/", None, b"/", None, wanted, None)
+    Their options for access times are kept.
+    """
 
-    inside([f"/proc/{pid}/ns/mnt"], remount)
+    def change() -> None:
+        for place, wanted in flags.items():
+            value = ctypes.c_ulong(linux.MS_REMOUNT | linux.MS_BIND | wanted)
+            linux.call("mount", place, None, os.fsencode(place), None, value, None)
+
+    inside([f"/proc/{pid}/ns/mnt"], change)
 
 
 def _read_names() -> list[str]:

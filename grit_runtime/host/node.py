@@ -1,4 +1,4 @@
-"""Facts about this node that decide whether a process can go on on it."""
+"""Facts about this node that decide whether a process can continue here."""
 
 import os
 

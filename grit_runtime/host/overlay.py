@@ -1,4 +1,4 @@
-"""Overlay mounts: where a mounted one keeps its changes, and mounting our own.
+"""Overlay mounts: finding the upper directory of one, and mounting read-only ones.
 
 Spec: linux Documentation/filesystems/overlayfs.rst, proc_pid_mountinfo(5), mount(2).
 """
@@ -8,19 +8,15 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from typing import NamedTuple
 
 from grit_runtime.errors import FailedPreconditionError, NotFoundError
-from grit_runtime.host import linux, process
+from grit_runtime.host import linux, procfs
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MS_NOSUID = 2
-_MS_NODEV = 4
-_MS_NOEXEC = 8
-_UMOUNT_NOFOLLOW = 8
 
 # Options that mountinfo shows and mount(2) does not take.
 _SHOWN_ONLY = ("rw", "seclabel")
@@ -37,8 +33,8 @@ class Mount(NamedTuple):
 def upper_dir(rootfs_path: str, *, mountinfo_path: str = "/proc/self/mountinfo") -> str:
     """The upper directory of the overlay mounted at *rootfs_path*.
 
-    NotFoundError when nothing is mounted there; FailedPreconditionError when it is no overlay, or
-    one whose upper directory says its changes in another way than root's overlays do.
+    NotFoundError if nothing is mounted there; FailedPreconditionError if it is not an overlay, or
+    if its upper directory does not store changes as root's overlays do.
     """
     mount = _mounted_at(os.path.realpath(rootfs_path), mountinfo_path)
     if mount.fs_type != "overlay":
@@ -57,7 +53,7 @@ def upper_dir(rootfs_path: str, *, mountinfo_path: str = "/proc/self/mountinfo")
 
 
 def empty(rootfs_path: str) -> None:
-    """Take back every change in the overlay mounted at *rootfs_path*, which nobody uses.
+    """Discard every change in the overlay mounted at *rootfs_path*, which must be unused.
 
     It is unmounted meanwhile: an overlay must not see its upper directory change beneath it.
     """
@@ -82,40 +78,30 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
 
 
 def mounts_below(directory: str) -> list[str]:
-    """Where something is mounted inside *directory*, as we see it."""
+    """The mountpoints inside *directory*, as this process sees them."""
     with open("/proc/self/mountinfo", "rb") as file:
         mounts = parse_mountinfo(file.read())
     return [mount.path for mount in mounts if mount.path.startswith(f"{directory}/")]
 
 
 def mountpoints(pid: int) -> list[str]:
-    """Where something is mounted, as the process *pid* sees it."""
-    data = process.proc_text(pid, "mountinfo").encode(errors="surrogateescape")
+    """The mountpoints that the process *pid* sees."""
+    data = procfs.text(pid, "mountinfo").encode(errors="surrogateescape")
     return [mount.path for mount in parse_mountinfo(data)]
 
 
 def mount_layers(lower: Sequence[str], path: str) -> None:
     """Mount two or more directories, the topmost first, as a read-only overlay at *path*.
 
-    A directory held open can be given as /proc/self/fd/N. Nothing in it runs, is a device or
-    changes identity. OSError names *path*.
+    An open directory can be given as /proc/self/fd/N. The mount is noexec, nodev and nosuid.
+    OSError names *path*.
     """
     _mount(path, f"lowerdir={':'.join(map(_escaped, lower))}")
 
 
-def mount_overlay(lower: Sequence[str], upper: str, work: str, path: str) -> None:
-    """Mount an overlay at *path* that keeps its changes in *upper*; otherwise as mount_layers.
-
-    *work* is an empty directory of the same filesystem as *upper*.
-    """
-    lowers = ":".join(map(_escaped, lower))
-    options = f"lowerdir={lowers},upperdir={_escaped(upper)},workdir={_escaped(work)}"
-    _mount(path, options)
-
-
 def unmount(path: str) -> None:
-    """Unmount what was mounted last at *path*, which may not be a symbolic link."""
-    linux.call("umount2", path, os.fsencode(path), _UMOUNT_NOFOLLOW)
+    """Unmount the topmost mount at *path*, which may not be a symbolic link."""
+    linux.call("umount2", path, os.fsencode(path), linux.UMOUNT_NOFOLLOW)
 
 
 def _mounted_at(path: str, mountinfo_path: str = "/proc/self/mountinfo") -> Mount:
@@ -127,7 +113,7 @@ def _mounted_at(path: str, mountinfo_path: str = "/proc/self/mountinfo") -> Moun
 
 
 def _remove_contents(directory: str) -> None:
-    import shutil  # noqa: PLC0415  brings all compressors, and is seldom needed
+    import shutil  # brings all compressors, and is seldom needed
 
     for entry in os.scandir(directory):
         if entry.is_dir(follow_symlinks=False):
@@ -148,6 +134,11 @@ def _parse_line(line: bytes) -> Mount:
     )
 
 
+def unescaped(text: str) -> str:
+    """A path as mountinfo writes it, as text."""
+    return _unescaped(text.encode(errors="surrogateescape"))
+
+
 def _unescaped(text: bytes) -> str:
     """The kernel writes blanks, commas and backslashes as three octal digits."""
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), text))
@@ -163,6 +154,8 @@ def _escaped(path: str) -> str:
     return re.sub(r"([\\:,])", r"\\\1", path)
 
 
-def _mount(path: str, options: str, *, flags: int = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC) -> None:
+def _mount(
+    path: str, options: str, *, flags: int = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+) -> None:
     arguments = (b"overlay", os.fsencode(path), b"overlay", ctypes.c_ulong(flags))
     linux.call("mount", path, *arguments, os.fsencode(options))

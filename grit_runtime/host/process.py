@@ -1,46 +1,45 @@
-"""Children that cannot outlive us, and finding what a dead one left running.
+"""Children that cannot outlive this process, and finding processes that a dead one left running.
 
 Every program that grit runs carries a token in its environment. A child of a child (CRIU under
 runc) inherits it, so that after a crash the survivors are found by it, whoever their parent is.
+Those that must outlive us are started apart: they undo what we did, or let go of what we held.
+
+Not by subprocess: to load it takes 6 ms, which a restore is waited for, and its children outlive us
+unless a function of ours runs between its fork and its exec.
 """
 
+from __future__ import annotations
+
+import json
 import os
 import select
 import signal
-import stat
 import sys
 import time
-from contextlib import suppress
-from typing import NamedTuple
+from contextlib import contextmanager, suppress
 
-from grit_runtime.errors import CommandError, FailedPreconditionError
-from grit_runtime.host import linux
+from grit_runtime.errors import CommandError, FailedPreconditionError, one_line
+from grit_runtime.host import linux, procfs
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
 
 OPERATION = "GRIT_OPERATION"
 
 _PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _OUTPUT_LIMIT_BYTES = 1 << 20
-_PF_EXITING = 4  # include/linux/sched.h, among the flags of proc_pid_stat(5)
-
-
-class UsedFile(NamedTuple):
-    """A file by its name inside, and whether the process may write to it as it has it."""
-
-    path: str
-    is_written: bool
 
 
 def new_token() -> str:
-    """A value that nothing else carries."""
+    """A new value, which no other process carries."""
     return os.urandom(8).hex()
 
 
 class Child(NamedTuple):
-    """A program that runs while we do something else, and dies when this process does."""
+    """A program that runs in the background, and dies when this process does."""
 
     argv: list[str]
     pid: int
@@ -54,7 +53,7 @@ def run(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> by
 
 
 def start(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> Child:
-    """Start *argv*, with nothing to read; the caller asks for its `output` once."""
+    """Start *argv* with empty standard input; the caller calls `output` once."""
     out_fd, write_fd = os.pipe()
     err_fd = os.memfd_create("stderr")
     pid = spawn(argv, token=token, env=env, stdin=os.devnull, stdout=write_fd, stderr=err_fd)
@@ -63,7 +62,7 @@ def start(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> 
 
 
 def output(child: Child) -> bytes:
-    """What the child printed. Blocks until it has ended.
+    """The standard output of the child. Blocks until it has ended.
 
     CommandError carries the last line that it wrote to standard error.
     """
@@ -89,9 +88,9 @@ def spawn(
     stdout: int = 1,
     stderr: int = 2,
 ) -> int:
-    """Start *argv* and return its pid; the caller owns it and the descriptors it gave.
+    """Start *argv* and return its pid; the caller waits for it, and keeps the descriptors.
 
-    The child gets SIGKILL when the calling thread ends, also by SIGKILL.
+    The child gets SIGKILL when the calling thread ends, even by SIGKILL.
     """
     environment = {**os.environ, OPERATION: token, **(env or {})}
     parent = os.getpid()
@@ -104,7 +103,7 @@ def spawn(
             stdin = os.open(stdin, os.O_RDONLY)
         for target, source in enumerate((stdin, stdout, stderr)):
             os.dup2(source, target)
-        # Python ignores these two, and exec keeps what is ignored.
+        # Python ignores these two signals, and exec keeps ignored signals ignored.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.execvpe(argv[0], argv, environment)  # noqa: S606  no shell is the point
@@ -114,16 +113,69 @@ def spawn(
         os._exit(127)
 
 
+def spawn_apart(argv: list[str], environment: Mapping[str, str], *streams: int) -> int:
+    """Start *argv*, a path first, in a session of its own, and return its pid; it outlives us.
+
+    Its standard streams are *streams* as far as they go, then /dev/null.
+    """
+    nulls = range(len(streams), 3)
+    return os.posix_spawn(
+        argv[0],
+        argv,
+        environment,
+        file_actions=[
+            *((os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(streams)),
+            *((os.POSIX_SPAWN_OPEN, target, os.devnull, os.O_RDWR, 0) for target in nulls),
+        ],
+        setsid=True,
+    )
+
+
 def python(module: str, argument: object) -> list[str]:
-    """The command line of a process that calls ``main(argument)`` of a module of ours."""
+    """The command line of a process that calls ``main(argument)`` of a module of grit's."""
     code = f"import sys; sys.path.append({_PACKAGE_DIR!r}); "
     return [sys.executable, "-ISE", "-c", f"{code}from {module} import main; main({argument!r})"]
 
 
-def detached(work: "Callable[[], object]", *, kept_fd: int) -> None:
-    """Do *work* in a child that outlives us, in a session of its own.
+@contextmanager
+def beside(work: Callable[[], object]) -> Iterator[Callable[[], Any]]:
+    """Do *work* in a fork of this process while the block runs.
 
-    Of our descriptors it has *kept_fd* alone: the others are locks and the caller's streams.
+    The block gets a function that waits for the result of *work*, passed as JSON, and raises
+    CommandError with the reason if it failed. The child ends with the block.
+    """
+    read_fd, write_fd = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            linux.die_with_parent(parent)
+            with open(write_fd, "wb") as told:
+                told.write(json.dumps(_answer(work)).encode())
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+
+    def hear() -> object:
+        said = file.read()
+        if not said:
+            raise CommandError(f"process {pid}, a child of ours, was killed; see the kernel's log")
+        answer = json.loads(said)
+        if "error" in answer:
+            raise CommandError(answer["error"])
+        return answer["answer"]
+
+    try:
+        with open(read_fd, "rb") as file:
+            yield hear
+    finally:
+        kill(pid)
+
+
+def detached(work: Callable[[], object], *, kept_fd: int) -> None:
+    """Do *work* in a child that outlives this process, in a session of its own.
+
+    It keeps only the descriptor *kept_fd*: the others are locks and the caller's streams.
     """
     pid = os.fork()
     if pid == 0:
@@ -142,9 +194,9 @@ def detached(work: "Callable[[], object]", *, kept_fd: int) -> None:
     os.waitpid(pid, 0)
 
 
-def run_attached(argv: list[str], *, token: str) -> int:
-    """Run *argv* to its end with our own standard streams; its exit status, as of `wait`."""
-    pid = spawn(argv, token=token)
+def run_attached(argv: list[str], *, token: str, env: dict[str, str] | None = None) -> int:
+    """Run *argv* to its end with this process's standard streams; its exit status as of `wait`."""
+    pid = spawn(argv, token=token, env=env)
     try:
         return wait(pid)
     except BaseException:
@@ -164,13 +216,13 @@ def kill(pid: int) -> None:
 
 
 def carrying(token: str) -> list[int]:
-    """Pids of all live processes, ours excepted, that carry *token* in their environment."""
+    """Pids of all other live processes that carry *token* in their environment."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    wanted = f"{OPERATION}={token}"
+    variable = f"{OPERATION}={token}"
     return [
         pid
         for pid in pids
-        if pid != os.getpid() and wanted in proc_text(pid, "environ").split("\0")
+        if pid != os.getpid() and variable in procfs.text(pid, "environ").split("\0")
     ]
 
 
@@ -184,7 +236,7 @@ def wait_gone(token: str, *, deadline_s: float) -> None:
 
 
 def kill_and_wait(pid: int, *, timeout_s: float = 10.0) -> None:
-    """SIGKILL a process that need not be our child, and wait until it has ended.
+    """SIGKILL a process, which need not be a child, and wait until it has ended.
 
     FailedPreconditionError if it does not end: it hangs in the kernel, or its cgroup is frozen.
     """
@@ -209,84 +261,11 @@ def wait_exit(pid: int, *, timeout_s: float) -> bool:
         return bool(poll.poll(timeout_s * 1000))
 
 
-def is_ending(pid: int) -> bool:
-    """Whether a process has begun to end, or has gone. It does so before its descriptors close."""
-    fields = _stat(pid)
-    return not fields or bool(int(fields[6]) & _PF_EXITING)
-
-
-def started_ticks(pid: int) -> int | None:
-    """When a process was started; with its pid this is no other's. None when it has gone."""
-    fields = _stat(pid)
-    return int(fields[19]) if fields else None
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a signal has stopped a process (SIGSTOP, SIGTSTP), and none has continued it."""
-    return _stat(pid)[:1] == ["T"]
-
-
-def proc_text(pid: int, name: str) -> str:
-    """A file of /proc/PID; empty when the process has gone, or is not ours to look at."""
+def _answer(work: Callable[[], object]) -> dict[str, object]:
     try:
-        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except (ProcessLookupError, FileNotFoundError, PermissionError):
-        return ""
-
-
-def open_links(pid: int) -> dict[int, str]:
-    """What the descriptors of a process lead to; empty when it has gone."""
-    links = {}
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(FileNotFoundError):
-                links[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-    return links
-
-
-def tracer(pid: int) -> int:
-    """The process that traces this one; 0 without."""
-    return _status_number(pid, "TracerPid")
-
-
-def anonymous_bytes(pid: int) -> int:
-    """The memory of a process that is in no file, in RAM or swapped out; 0 when it has gone."""
-    return (_status_number(pid, "RssAnon") + _status_number(pid, "VmSwap")) << 10
-
-
-def _status_number(pid: int, field: str) -> int:
-    for line in proc_text(pid, "status").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    return 0
-
-
-def files(pid: int) -> list[UsedFile]:
-    """What a process has open or mapped, or works in, that still has its name; none if it has gone.
-
-    Spec: proc_pid_fd(5), proc_pid_maps(5), proc_pid_cwd(5).
-    """
-    used = []
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(FileNotFoundError):
-                link = f"/proc/{pid}/fd/{name}"
-                is_written = bool(os.lstat(link).st_mode & stat.S_IWUSR)  # it is the descriptor's
-                used.append(UsedFile(os.readlink(link), is_written))
-        used.append(UsedFile(os.readlink(f"/proc/{pid}/cwd"), is_written=False))
-    for line in proc_text(pid, "maps").splitlines():
-        _, flags, _, _, _, *path = line.split(None, 5)  # anonymous memory has none
-        is_written = flags.startswith("rw") and flags.endswith("s")
-        used += [UsedFile(name.replace(r"\012", "\n"), is_written) for name in path]
-    return [
-        file for file in used if file.path.startswith("/") and not file.path.endswith(" (deleted)")
-    ]
-
-
-def _stat(pid: int) -> list[str]:
-    """proc_pid_stat(5) from its third field on; empty when the process has gone."""
-    return proc_text(pid, "stat").rpartition(")")[2].split()
+        return {"answer": work()}
+    except Exception as error:  # noqa: BLE001  the parent raises it
+        return {"error": one_line(error)}
 
 
 def _verb(argv: list[str]) -> str:

@@ -11,55 +11,52 @@ import json
 import os
 from contextlib import suppress
 
-from grit_runtime.model import lifecycle
-from grit_runtime.model.lifecycle import Outcome
+from grit_runtime import paths
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model import outcomes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DIR = "/var/lib/grit/records"
+    from grit_runtime.model.outcomes import Outcome
 
-# kubelet keeps a directory <namespace>_<pod>_<uid> here for as long as the pod exists.
-_POD_LOGS_DIR = "/var/log/pods"
+DIR = f"{paths.STATE_DIR}/records"
+
 _GONE_PODS_KEPT = 256
 
 
 def append(outcome: Outcome) -> None:
     """Add a record; it is on the medium when this returns."""
     os.makedirs(DIR, mode=0o700, exist_ok=True)
-    lock_fd = os.open(DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing_fd(os.open(DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock_fd:
         fcntl.flock(lock_fd, fcntl.LOCK_EX)
         past = of_pod(outcome.pod_uid)
         if not past:
             _prune()
-        _replace(_path(outcome.pod_uid), lifecycle.bounded((*past, outcome)))
+        _replace(_path(outcome.pod_uid), outcomes.bounded((*past, outcome)))
         os.fsync(lock_fd)
-    finally:
-        os.close(lock_fd)
 
 
 def of_pod(pod_uid: str) -> tuple[Outcome, ...]:
     """All records of one pod, oldest first."""
     try:
         with open(_path(pod_uid), "rb") as file:
-            return tuple(Outcome(**record) for record in json.load(file))
+            return tuple(outcomes.from_json(record) for record in json.load(file))
     except FileNotFoundError:
         return ()
 
 
 def matching(pod: str | None) -> list[Outcome]:
     """The records of *pod* (NAMESPACE/POD or its uid), or of all pods; oldest first."""
-    found = [one for uid in _uids() for one in of_pod(uid)]
-    found = [one for one in found if pod in (None, one.pod_uid, f"{one.namespace}/{one.pod}")]
-    return sorted(found, key=lambda one: one.time)
+    records = [outcome for uid in _uids() for outcome in of_pod(uid) if outcome.is_of(pod)]
+    return sorted(records, key=lambda outcome: outcome.time)
 
 
 def _prune() -> None:
     """Drop the oldest files of pods that this node no longer has."""
     try:
-        living = {name.rpartition("_")[2] for name in os.listdir(_POD_LOGS_DIR)}
+        living = {name.rpartition("_")[2] for name in os.listdir(paths.POD_LOGS_DIR)}
     except FileNotFoundError:
         living = set()
     gone = [_path(uid) for uid in _uids() if uid not in living]

@@ -3,13 +3,31 @@
 Source: runc v1.1.15 and v1.3.6, checkpoint.go, restore.go, state.go.
 """
 
-import json
-from contextlib import suppress
-from typing import Any, NamedTuple
+from __future__ import annotations
 
+import glob
+import json
+import os
+import signal
+from contextlib import suppress
+from typing import Any
+
+from grit_runtime import config
 from grit_runtime.errors import CommandError, NotFoundError
-from grit_runtime.host import process
-from grit_runtime.host.process import Child
+from grit_runtime.host import cgroup, process, procfs, programs
+from grit_runtime.model import cri
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.host.process import Child
+
+# How runc's last error ends if CRIU died without an answer: while runc read one, with a message of
+# runc unread, or while runc wrote (libcontainer/criu_linux.go criuSwrk). CRIU answers errors that
+# it finds itself.
+CUT_OFF = ("EOF", "connection reset by peer", "broken pipe")
+
+_ROOT = "/run/runc"  # runc's own default
 
 
 class Runc(NamedTuple):
@@ -19,12 +37,23 @@ class Runc(NamedTuple):
     global_options: tuple[str, ...]
     token: str
 
+    @property
+    def root(self) -> str:
+        """The directory with its state of containers, by the caller's option."""
+        roots = [word for word in self.global_options if word.startswith("--root=")]
+        return roots[0].removeprefix("--root=") if roots else _ROOT
+
     def argv(self, verb: str, *arguments: str) -> list[str]:
         return [self.program, *self.global_options, verb, *arguments]
 
     def call(self, verb: str, *arguments: str, env: dict[str, str] | None = None) -> bytes:
         """Run one command to its end; its output, or CommandError with runc's last line."""
         return process.run(self.argv(verb, *arguments), token=self.token, env=env)
+
+
+def installed(root: str, token: str) -> Runc:
+    """The node's runc, with its state of containers in *root*."""
+    return Runc(programs.find("runc", config.load().runc), (f"--root={root}",), token)
 
 
 class State(NamedTuple):
@@ -34,7 +63,7 @@ class State(NamedTuple):
 
 
 def state(runc: Runc, container_id: str) -> State:
-    """What runc knows of a container; NotFoundError when it knows none."""
+    """What runc knows about a container; NotFoundError if it does not know it."""
     try:
         output = runc.call("state", container_id)
     except CommandError as error:
@@ -45,12 +74,45 @@ def state(runc: Runc, container_id: str) -> State:
     return State(answer["status"], answer["pid"], answer["bundle"])
 
 
+def runs_of_pod(runc: Runc, pod_uid: str) -> bool:
+    """Whether a container of the pod runs, paused or not; its sandbox does not count.
+
+    Reads runc's own state files (libcontainer/container.go BaseState), since calling runc for each
+    container of a node takes too long.
+    """
+    of_pod = f'{cri.SANDBOX_UID}={pod_uid}"'.encode()
+    of_container = f'{cri.CONTAINER_TYPE}=container"'.encode()
+    for path in glob.glob(f"{glob.escape(runc.root)}/*/state.json"):
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:  # the container has just been deleted
+            continue
+        if of_pod in data and of_container in data:
+            state = json.loads(data)
+            if procfs.started_ticks(state["init_process_pid"]) == state["init_process_start"]:
+                return True
+    return False
+
+
 def pause(runc: Runc, container_id: str) -> None:
     runc.call("pause", container_id)
 
 
+def try_pause(runc: Runc, container_id: str) -> bool:
+    """Freeze the container; False, and it runs again, if one of its tasks does not freeze."""
+    try:
+        pause(runc, container_id)
+    except CommandError as error:
+        if "freeze" not in str(error):  # v1: "unable to freeze", v2: "waiting for the cgroup to"
+            raise
+        resume(runc, container_id)
+        return False
+    return True
+
+
 def resume(runc: Runc, container_id: str) -> None:
-    """Thaw the container if it is frozen; one that is gone or runs already is left alone."""
+    """Thaw the container if it is frozen; it is no error if it is gone or runs already."""
     try:
         runc.call("resume", container_id)
     except CommandError:
@@ -59,39 +121,47 @@ def resume(runc: Runc, container_id: str) -> None:
                 raise
 
 
-def stop(runc: Runc, container_id: str) -> None:
-    """Kill the container's processes, frozen or not; one that has ended is no error."""
+def stop(runc: Runc, container_id: str) -> bool:
+    """Kill the container's processes, frozen or not; False if it had ended before.
+
+    All get SIGKILL before any is thawed: runc would kill only the first process, and the others
+    would run until the kernel has ended it. A frozen task of cgroup v1 dies when it is thawed.
+    """
     try:
-        if state(runc, container_id).status == "stopped":
-            return
+        container = state(runc, container_id)
     except NotFoundError:
-        return
-    runc.call("kill", container_id, "KILL")
-    resume(runc, container_id)  # on cgroup v1 a frozen task does not die
+        return False
+    if container.status == "stopped":
+        return False
+    for pid in {container.pid, *cgroup.pids(cgroup.of(container.pid))}:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    resume(runc, container_id)
+    return True
 
 
-def ask_version(runc: Runc) -> Child:
-    """Start runc, which takes a moment; `version` hears its answer."""
+def start_version(runc: Runc) -> Child:
+    """Start runc, which takes a moment; `read_version` reads its answer."""
     return process.start(runc.argv("--version"), token=runc.token)
 
 
-def version(asked: Child) -> str:
+def read_version(asked: Child) -> str:
     """``1.3.6+ds1`` of ``runc version 1.3.6+ds1``."""
     return process.output(asked).decode().split("\n", 1)[0].rpartition(" ")[2]
 
 
-def ask_flags(runc: Runc, verb: str) -> Child:
-    """Start runc, which takes a moment; `knows` hears what flags the command has."""
+def start_flags(runc: Runc, verb: str) -> Child:
+    """Start runc, which takes a moment; `read_flags` reads the flags of the command."""
     return process.start(runc.argv(verb, "--help"), token=runc.token)
 
 
-def knows(asked: Child, flag: str) -> bool:
-    """Whether the command that was asked about has *flag*."""
-    return flag in process.output(asked).decode().split()
+def read_flags(asked: Child, flags: tuple[str, ...]) -> frozenset[str]:
+    """Those of *flags* that the command of `start_flags` has."""
+    return frozenset(flags) & set(process.output(asked).decode().split())
 
 
 def delete(runc: Runc, container_id: str) -> None:
-    """Kill and forget the container; one that is not there is no error."""
+    """Kill and delete the container; it is no error if there is none."""
     runc.call("delete", "--force", container_id)
 
 

@@ -11,9 +11,9 @@ import re
 from typing import Any
 
 from grit_runtime.errors import ImageError
+from grit_runtime.model import cri
 
 # Where an engine keeps the name that the pod's spec has for the container.
-_CONTAINERD_NAME = "io.kubernetes.cri.container-name"
 _CRIO_METADATA = "io.kubernetes.cri-o.Metadata"
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")  # a DNS label, as Kubernetes has it
 
@@ -50,12 +50,12 @@ def status_dump(*, created_ns: int, started_ns: int) -> dict[str, object]:
 
 
 def container_name(spec_dump: bytes) -> str | None:
-    """What the pod called the container whose spec.dump this is; None if it was in no pod.
+    """The name in its pod of the container with this spec.dump; None if it was in no pod.
 
-    ImageError for what is no OCI runtime spec, or a name that no pod can give.
+    ImageError if this is not an OCI runtime spec, or the name is not valid in Kubernetes.
     """
     annotations = _object(_object(spec_dump).get("annotations") or {})
-    name = annotations.get(_CONTAINERD_NAME)
+    name = annotations.get(cri.CONTAINER_NAME)
     if _CRIO_METADATA in annotations:
         name = _object(annotations[_CRIO_METADATA]).get("name")
     elif name is None:

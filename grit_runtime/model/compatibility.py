@@ -1,4 +1,4 @@
-"""Whether what was dumped on one node can go on on another. Pure: verdict and reasons."""
+"""Deciding whether a process dumped on one node can continue on another. Pure."""
 
 from grit_runtime.model.manifest import Node
 
@@ -16,7 +16,7 @@ def instruction_sets(cpu_flags: list[str]) -> tuple[str, ...]:
 
 
 def refusals(dumped: Node, here: Node) -> list[str]:
-    """Why a process dumped on *dumped* cannot be restored *here*; empty when it can."""
+    """The reasons why a process dumped on *dumped* cannot be restored *here*; empty if it can."""
     reasons = []
     if dumped.machine != here.machine:
         reasons.append(f"was taken on {dumped.machine}, this node is {here.machine}")

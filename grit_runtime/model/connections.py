@@ -1,14 +1,14 @@
-"""What becomes of TCP connections and of addresses that sockets are bound to. Pure.
+"""Deciding what becomes of TCP connections and of addresses that sockets are bound to. Pure.
 
-A connection whose other end is in the pod too goes with it, for both ends are frozen and come back.
-Of any other, only the pod's owner can say what is right.
+A connection with both ends in the pod is kept, because both ends are frozen and come back. For any
+other connection, only the pod's owner can decide.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import struct
-from typing import NamedTuple
+
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ _CLOSE, _LISTEN = 7, 10
 _TCP = 6
 
 _SHOWN = 3
+
+# criu/include/cr_options.h
+LOCK_SKIPPED = 2
+
+# Like --link-remap, a flag that not every runc has.
+SKIP_IN_FLIGHT = "--tcp-skip-in-flight"
 
 
 class Endpoint(NamedTuple):
@@ -41,15 +47,24 @@ class Endpoint(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """One end of a TCP connection; *pid* is a process that has it open."""
+    """One end of a TCP connection; *pid* is a process that has it open.
+
+    *is_left* if the other end was here too, and no process has it open any more.
+    """
 
     pid: int
     local: Endpoint
     remote: Endpoint
+    is_left: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its other end must be in the same network namespace."""
+        return _is_local(self.local, self.remote)
 
 
 class DumpOptions(NamedTuple):
-    """What a dump with connections needs: flags of `runc checkpoint`, lines of CRIU's file.
+    """Options for a dump with connections: flags of `runc checkpoint`, lines of CRIU's file.
 
     *has_peers* says that others than the pod itself will go on with its connections.
     """
@@ -68,15 +83,15 @@ class Socket(NamedTuple):
 
     @property
     def is_bound_to_address(self) -> bool:
-        """Whether it can exist only where its own address does."""
-        address = ipaddress.ip_address(self.local.address)
+        """Whether it can exist only where its local address does."""
+        address = _parsed(self.local.address)
         return not (address.is_unspecified or address.is_loopback)
 
 
 def outside(connections: Sequence[Connection]) -> list[Connection]:
     """Those of a pod's connections whose other end is not in the pod."""
     ends = {(c.local, c.remote) for c in connections}
-    return [c for c in connections if (c.remote, c.local) not in ends]
+    return [c for c in connections if (c.remote, c.local) not in ends and not c.is_left]
 
 
 def refusal(connections: Iterable[tuple[str, Connection]]) -> str | None:
@@ -94,13 +109,28 @@ def refusal(connections: Iterable[tuple[str, Connection]]) -> str | None:
     )
 
 
+def refusal_of_backlogs(listeners: Sequence[tuple[str, int, Endpoint]]) -> str | None:
+    """Why a pod with unaccepted connections is not checkpointed: CRIU cannot dump them.
+
+    A listener is given as its container, its process and its address.
+    """
+    if not listeners:
+        return None
+    name, pid, address = listeners[0]
+    return (
+        f"process {pid} in container {name}: connections to {address} wait to be accepted, and "
+        "cannot be kept; take the checkpoint when they are accepted, or say grit.dev/tcp: close"
+    )
+
+
 def dump_options(asked: str, connections: Sequence[Connection], *, inside: bool) -> DumpOptions:
     """How one container's *connections*, all *inside* its pod or not, are dumped as *asked*."""
     if asked == "close":
-        return DumpOptions((), ("tcp-close",))
+        # What waits in a listener's backlog is a connection too, of which nobody has an end yet.
+        return DumpOptions((SKIP_IN_FLIGHT,), ("tcp-close", "skip-in-flight"))
     if not connections:
         return DumpOptions((), ())
-    # Where both ends are frozen, nothing comes that a firewall would have to hold back.
+    # If both ends are frozen, no packets arrive that a firewall would have to block.
     lines = ("network-lock skip",) if inside else ()
     return DumpOptions(("--tcp-established",), lines, has_peers=not inside)
 
@@ -131,12 +161,21 @@ def reaches_neighbour(dumped: Sequence[Socket]) -> bool:
     return any(
         socket.is_connected
         and (socket.remote, socket.local) not in ends
-        and (
-            socket.remote.address == socket.local.address
-            or ipaddress.ip_address(socket.remote.address).is_loopback
-        )
+        and _is_local(socket.local, socket.remote)
         for socket in dumped
     )
+
+
+def needs_lock(dumped: Iterable[Socket], tcp: str) -> bool:
+    """Whether packets could harm the sockets before the restore is complete.
+
+    An incomplete end of a connection would answer with a reset.
+    """
+    return tcp != "close" and any(socket.is_connected for socket in dumped)
+
+
+def _is_local(one: Endpoint, other: Endpoint) -> bool:
+    return one.address == other.address or _parsed(other.address).is_loopback
 
 
 def _socket(entry: criu.inet_sk_entry) -> Socket:
@@ -146,5 +185,11 @@ def _socket(entry: criu.inet_sk_entry) -> Socket:
 
 
 def _address(words: Sequence[int]) -> IPv4Address | IPv6Address:
-    """CRIU keeps the kernel's words as they lie in memory."""
-    return ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
+    """An address from the kernel's words, which CRIU keeps in memory order."""
+    return _parsed(struct.pack(f"={len(words)}I", *words))
+
+
+def _parsed(address: str | bytes) -> IPv4Address | IPv6Address:
+    from ipaddress import ip_address  # many dumps have no such socket
+
+    return ip_address(address)

@@ -1,4 +1,4 @@
-"""Which GPU of the new pod takes the place of which of the old one's. Pure.
+"""Choosing the GPU of the new pod that replaces each GPU of the old one. Pure.
 
 The driver wants every device that the checkpointed process saw, identity included, each once, and
 the same kind of chip with at least as much memory (cuda.h, CUcheckpointGpuPair).
@@ -6,7 +6,10 @@ the same kind of chip with at least as much memory (cuda.h, CUcheckpointGpuPair)
 
 from __future__ import annotations
 
-from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError
+from grit_runtime.errors import (
+    AnnotationError,
+    GpuError,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ def plan(dumped: Sequence[Gpu], given: Sequence[Gpu], wanted: str = "auto") -> P
         if gpu.uuid not in chosen:
             fitting = [other for other in free.values() if _fits(gpu, other)]
             if not fitting:
-                raise FailedPreconditionError(
+                raise GpuError(
                     f"GPU {gpu.uuid} ({_described(gpu)}) has no place in the new pod, which was "
                     f"given {_listed(given)}; give it {len(dumped)} of {gpu.model}"
                 )
@@ -44,7 +47,7 @@ def _parsed(text: str) -> Pairs:
     for part in text.split(","):
         old, equals, new = part.strip().partition("=")
         if not (equals and old and new):
-            raise InvalidArgumentError(f"device map {text!r}: expected OLD=NEW,... or auto")
+            raise AnnotationError(f"device map {text!r}: expected OLD=NEW,... or auto")
         pairs.append((old, new))
     return tuple(pairs)
 
@@ -54,21 +57,21 @@ def _checked(pairs: Pairs, dumped: Sequence[Gpu], given: Sequence[Gpu]) -> Pairs
     wanted = {gpu.uuid: gpu for gpu in dumped}
     for old, new in pairs:
         if old not in wanted:
-            raise InvalidArgumentError(f"device map: {old} is not a GPU of the checkpoint")
+            raise AnnotationError(f"device map: {old} is not a GPU of the checkpoint")
         if new not in known:
-            raise InvalidArgumentError(
+            raise AnnotationError(
                 f"device map: {new} is not among the GPUs this pod was given: {_listed(given)}"
             )
         if not _fits(wanted[old], known[new]):
-            raise FailedPreconditionError(
+            raise GpuError(
                 f"device map: {new} ({_described(known[new])}) cannot take the place of {old} "
                 f"({_described(wanted[old])})"
             )
     missing = sorted(wanted.keys() - {old for old, _ in pairs})
     if missing:
-        raise InvalidArgumentError(f"device map: {', '.join(missing)} is not mapped; list all")
+        raise AnnotationError(f"device map: {', '.join(missing)} is not mapped; list all")
     if len({new for _, new in pairs}) != len(pairs) or len(pairs) != len(wanted):
-        raise InvalidArgumentError("device map: two GPUs are mapped to one, or one to two")
+        raise AnnotationError("device map: two GPUs are mapped to one, or one to two")
     return pairs
 
 

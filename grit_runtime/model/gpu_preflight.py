@@ -1,15 +1,15 @@
-"""Why a pod's CUDA processes could not come back, found before anything is done to them. Pure.
+"""Finding why a pod's CUDA processes could not be restored, before they are touched. Pure.
 
-A CUDA checkpoint that succeeds may be one that can never be restored, not even in place; so what is
-known to end that way is refused first, each with its remedy.
+A CUDA checkpoint can succeed and yet be impossible to restore, even in place. Known cases are
+refused first, each with its remedy.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
-from grit_runtime.model.dump_check import traced
+from grit_runtime.model.process_preflight import traced
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

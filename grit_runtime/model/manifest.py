@@ -1,17 +1,24 @@
-"""manifest.json: what a checkpoint holds, on what it was taken, how long it took. Pure.
+"""manifest.json: a checkpoint's content, the node that it was taken on, its timeline. Pure.
 
 The classes are the format: `parse` and `dump` follow their fields, manifest.schema.json is made
 from them. A manifest is hostile input, so every field is checked for its type and range.
 """
 
+from __future__ import annotations
+
 import json
 import types
 import typing
-from typing import Any, NamedTuple
+from typing import Any
 
-from grit_runtime.errors import ImageError
+from grit_runtime.errors import ManifestError
+from grit_runtime.model.losses import Loss  # noqa: TC001  the manifest is made by types
+from grit_runtime.model.task_facts import ProcessFacts  # noqa: TC001  the same
+from grit_runtime.startup import named
+from grit_runtime.startup.named import NamedTuple
 
-VERSION = 1
+VERSION = 2
+WITH_FACTS = 2  # the first version with `facts`, which no image of CRIU holds
 FILE_NAME = "manifest.json"
 SIGNATURE_NAME = f"{FILE_NAME}.sig"
 
@@ -24,7 +31,7 @@ class Pod(NamedTuple):
 
 
 class Mount(NamedTuple):
-    """A mount that CRIU left to the runtime: its key in the images and its place inside."""
+    """A mount that CRIU left to the runtime: its key in the images, its place in the container."""
 
     key: str
     destination: str
@@ -56,14 +63,15 @@ class Container(NamedTuple):
     name: str
     id: str
     state: str  # "running": has images; "exited": had ended before
-    exit_code: int | None
-    image: str
-    image_digest: str
-    processes: int
-    mounts: tuple[Mount, ...]
-    gpus: tuple[Gpu, ...]  # all that it was given, used or not
-    cuda: tuple[CudaProcess, ...]
-    uncaptured: tuple[str, ...]  # of one that had exited: writable volumes that are not carried
+    exit_code: int | None = None
+    image: str = ""
+    image_digest: str = ""
+    processes: int = 0
+    mounts: tuple[Mount, ...] = ()
+    gpus: tuple[Gpu, ...] = ()  # all that it was given, used or not
+    cuda: tuple[CudaProcess, ...] = ()
+    uncaptured: tuple[str, ...] = ()  # of one that had exited: writable volumes that stay behind
+    facts: tuple[ProcessFacts, ...] = ()  # what its processes have that no image holds
 
 
 class File(NamedTuple):
@@ -107,6 +115,12 @@ class Manifest(NamedTuple):
     node: Node
     options: Options
     timeline: tuple[Phase, ...]
+    warnings: tuple[Loss, ...]  # what is known to come back different
+
+    @property
+    def running(self) -> tuple[Container, ...]:
+        """The containers that have a dump."""
+        return tuple(c for c in self.containers if c.state == "running")
 
 
 def phases(timeline: list[dict[str, Any]]) -> tuple[Phase, ...]:
@@ -116,21 +130,20 @@ def phases(timeline: list[dict[str, Any]]) -> tuple[Phase, ...]:
     )
 
 
-def of_strangers(containers: list[str], files: dict[str, int]) -> Manifest:
-    """What is known of a checkpoint without manifest: its running containers, its files' sizes."""
+def for_foreign_dump(containers: list[str], files: dict[str, int]) -> Manifest:
+    """The manifest for a checkpoint without one: its running containers, its files' sizes."""
     return Manifest(
         version=VERSION,
         name="",
         created="",
         pod=Pod("", "", "", ""),
         captured=(),
-        containers=tuple(
-            Container(name, "", "running", None, "", "", 0, (), (), (), ()) for name in containers
-        ),
+        containers=tuple(Container(name, id="", state="running") for name in containers),
         files=tuple(File(path, size, "") for path, size in sorted(files.items())),
         node=Node("", "", (), "", "", "", ""),
         options=Options(file_locks=True, ghost_limit_bytes=0),
         timeline=(),
+        warnings=(),
     )
 
 
@@ -143,11 +156,9 @@ def parse(data: bytes) -> Manifest:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ImageError(f"{FILE_NAME}: not JSON: {error}; take the checkpoint again") from None
-    if isinstance(value, dict) and value.get("version") != VERSION:
-        raise ImageError(
-            f"{FILE_NAME}: version is {value.get('version')!r}, this grit reads {VERSION}"
-        )
+        raise ManifestError(f"{FILE_NAME}: not JSON: {error}; take the checkpoint again") from None
+    if isinstance(value, dict):
+        _upgrade(value)
     manifest: Manifest = _checked(Manifest, value, FILE_NAME)
     return manifest
 
@@ -169,6 +180,27 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _upgrade(value: dict[str, Any]) -> None:
+    """Give a manifest of an older version the fields that it lacks; ImageError for a newer one.
+
+    Its version is kept, because the missing values stay unknown.
+    """
+    version = value.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise ManifestError(
+            f"{FILE_NAME}: version is {version}, this grit reads up to {VERSION}; upgrade grit on "
+            "this node"
+        )
+    if version == 1:
+        value.setdefault("warnings", [])
+        containers = value.get("containers")
+        for container in containers if isinstance(containers, list) else ():
+            if isinstance(container, dict):
+                container.setdefault("facts", [])
+    elif version != VERSION:
+        raise ManifestError(f"{FILE_NAME}: version is {version!r}, this grit reads 1 to {VERSION}")
+
+
 def _checked(wanted: Any, value: Any, where: str) -> Any:
     """*value* as *wanted*: a NamedTuple, tuple[X, ...], X | None, or a plain JSON type."""
     if hasattr(wanted, "_fields"):
@@ -178,23 +210,23 @@ def _checked(wanted: Any, value: Any, where: str) -> Any:
         return None if value is None else _checked(arguments[0], value, where)
     if arguments:
         if not isinstance(value, list):
-            raise ImageError(f"{where}: expected a list, is {_shown(value)}")
+            raise ManifestError(f"{where}: expected a list, is {_shown(value)}")
         items = enumerate(value)
         return tuple(_checked(arguments[0], item, f"{where}[{at}]") for at, item in items)
     if wanted is float and type(value) is int:
         value = float(value)
     # bool is an int to isinstance, and JSON's true is no number
     if type(value) is not wanted or (wanted is int and not 0 <= value < 1 << 63):
-        raise ImageError(f"{where}: expected {wanted.__name__}, is {_shown(value)}")
+        raise ManifestError(f"{where}: expected {wanted.__name__}, is {_shown(value)}")
     return value
 
 
 def _checked_record(wanted: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ImageError(f"{where}: expected an object, is {_shown(value)}")
-    hints = typing.get_type_hints(wanted)
+        raise ManifestError(f"{where}: expected an object, is {_shown(value)}")
+    hints = named.types(wanted)
     for name in sorted(value.keys() ^ hints.keys()):
-        raise ImageError(
+        raise ManifestError(
             f"{where}: {'unknown' if name in value else 'missing'} field {_shown(name)}"
         )
     checked = {name: _checked(hints[name], value[name], f"{where}: {name}") for name in hints}
@@ -207,7 +239,7 @@ def _shown(value: Any) -> str:
 
 def _schema(wanted: Any) -> dict[str, Any]:
     if hasattr(wanted, "_fields"):
-        hints = typing.get_type_hints(wanted)
+        hints = named.types(wanted)
         return {
             "type": "object",
             "properties": {name: _schema(hint) for name, hint in hints.items()},

@@ -1,12 +1,13 @@
-"""Ranges of a process's addresses."""
+"""Address ranges of a process, and the files with their content."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
 
 class MemoryRange(NamedTuple):
@@ -18,12 +19,30 @@ class MemoryRange(NamedTuple):
         return self.end - self.start
 
 
+class MemoryFile(NamedTuple):
+    """Memory of a process that is, or is to be, in a file: its ranges, one after the other."""
+
+    pid: int
+    path: str
+    ranges: tuple[MemoryRange, ...]
+    digest: str = ""  # of the file, where it is known
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(memory.size_bytes for memory in self.ranges)
+
+    @classmethod
+    def from_json(cls, pid: int, path: str, ranges: list[list[int]], *rest: str) -> Self:
+        """What a journal gives back of one."""
+        return cls(pid, path, tuple(MemoryRange(*pair) for pair in ranges), *rest)
+
+
 def appeared(
     before: Iterable[MemoryRange], after: Iterable[MemoryRange], *, min_bytes: int
 ) -> list[MemoryRange]:
-    """What is in *after* and was not in *before*, in pieces of at least *min_bytes*.
+    """Ranges in *after* that were not in *before*, in pieces of at least *min_bytes*.
 
-    A new mapping may have become one with an old one that lies beside it.
+    The kernel may have merged a new mapping with an old one beside it.
     """
     left = sorted(after)
     for old in before:

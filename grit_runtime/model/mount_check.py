@@ -1,22 +1,25 @@
-"""Whether a dump's mounts show the container more than the live pod's would. Pure.
+"""Checking that a dump's mounts show the container no more than the live pod's would. Pure.
 
 CRIU mounts what the image says, as root, in the node's mount namespace: any file system type with
 any source and options, and any path of it, read-only or not. An ordinary container can't mount, so
 its dump must have the mounts that runc would make of the live config.json, and in its order: each
 one known, as strict as there, nothing masked uncovered. A container with CAP_SYS_ADMIN may have
-changed all that; for it only the file systems are held against a list.
+changed all that; for it only the file systems are compared with a list. It may have bound a part of
+its own root to another place, too: that is what CRIU makes of a mount with the root's superblock.
 
-Spec: checkpoint-restore/criu criu/mount.c collect_mnt_from_image and do_new_mount, criu/
-filesystems.c@2cf8f13; opencontainers/runc libcontainer/rootfs_linux.go@v1.3.6.
+Spec: checkpoint-restore/criu criu/mount.c collect_mnt_from_image, do_new_mount and mounts_sb_equal,
+criu/filesystems.c@2cf8f13; opencontainers/runc libcontainer/rootfs_linux.go@v1.3.6.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from grit_runtime.errors import PrivilegeError
+from grit_runtime.errors import MountError
+from grit_runtime.model import mount_flags
 from grit_runtime.model.mount_plan import dumped_mounts
-from grit_runtime.model.paths import above
+from grit_runtime.model.paths import nearest_mount
+from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire.criu_image import text
 
 TYPE_CHECKING = False
@@ -39,7 +42,6 @@ _MADE_OF = {
     "cgroup": {_CGROUP, _CGROUP2},
     "cgroup2": {_CGROUP2},
 }
-_FLAGS = {"ro": 1, "rro": 1, "nosuid": 2, "nodev": 4}
 _DEV, _CONSOLE = "/dev", "/dev/console"
 _REMEDY = "restore into a pod with the mounts and securityContext of the checkpointed one"
 
@@ -66,52 +68,61 @@ def check(
     """
     dumped = dumped_mounts(entries)
     mounts = [Mount(d.destination, d.key, e) for d, e in zip(dumped, entries, strict=True)]
+    roots = [mount.entry for mount in mounts if mount.destination == "/"]
     for mount in mounts:
-        _check_file_system(mount)
-    roots = sum(mount.destination == "/" for mount in mounts)
-    if roots != 1:
-        raise PrivilegeError(f"the dump has {roots} root mounts, expected one")
+        _check_file_system(
+            mount, is_part=is_admin and any(is_part_of(mount.entry, root) for root in roots)
+        )
+    if len(roots) != 1:
+        raise MountError(f"the dump has {len(roots)} root mounts, expected one")
     if not is_admin:
         _check_tree(mounts)
         _check_each(mounts, spec, live)
         _check_covered(mounts, exposed)
 
 
-def _check_file_system(mount: Mount) -> None:
+def is_part_of(entry: criu.mnt_entry, root: criu.mnt_entry) -> bool:
+    """Whether a mount is a part of the container's root, from which CRIU then binds it."""
+    if text(root.root) != "/" or ".." in text(entry.root).split("/"):
+        return False
+    one, other = ((e.fstype, e.root_dev, e.source, e.options) for e in (entry, root))
+    return one == other
+
+
+def _check_file_system(mount: Mount, *, is_part: bool) -> None:
     """No type that reaches the node's disks or kernel; an external mount takes the live source."""
     entry, place = mount.entry, mount.destination
     if not place.startswith("/") or ".." in place.split("/"):
-        raise PrivilegeError(f"mount {place}: expected an absolute path without '..'")
+        raise MountError(f"mount {place}: expected an absolute path without '..'")
     if entry.with_plugin:
-        raise PrivilegeError(f"mount {place}: asks for a CRIU plugin; expected none")
+        raise MountError(f"mount {place}: asks for a CRIU plugin; expected none")
     if place == "/":
         if mount.key is not None:
-            raise PrivilegeError(
-                f"mount /: has the key {mount.key}; expected the root to have none"
-            )
-    elif mount.key is None and entry.fstype not in _HARMLESS:
-        raise PrivilegeError(
+            raise MountError(f"mount /: has the key {mount.key}; expected the root to have none")
+    elif mount.key is None and entry.fstype not in _HARMLESS and not is_part:
+        raise MountError(
             f"mount {place}: file system type {entry.fstype} of the checkpoint's own; the pod "
-            "allows proc, sysfs, tmpfs, devpts, mqueue and cgroup, and the volumes it has itself"
+            "allows proc, sysfs, tmpfs, devpts, mqueue and cgroup, the volumes it has itself, and "
+            "with CAP_SYS_ADMIN parts of its root; unmount it for the checkpoint"
         )
 
 
 def _check_tree(mounts: Sequence[Mount]) -> None:
-    """Each mount lies on the one its path says: else what is masked could cover its mask."""
+    """Check each mount's parent by its path; otherwise a masked mount could cover its mask."""
     at: dict[str, int] = {}
     ids: set[int] = set()
     for mount in mounts:
         if mount.destination in at or mount.entry.mnt_id in ids:
-            raise PrivilegeError(
+            raise MountError(
                 f"mount {mount.destination}: the place or the id {mount.entry.mnt_id} is another "
                 "mount's too; expected each its own"
             )
         at[mount.destination] = mount.entry.mnt_id
         ids.add(mount.entry.mnt_id)
     for mount in mounts:
-        place = above(mount.destination, at)
+        place = nearest_mount(mount.destination, at)
         if mount.destination != "/" and mount.entry.parent_mnt_id != at[place]:
-            raise PrivilegeError(
+            raise MountError(
                 f"mount {mount.destination}: lies on mount {mount.entry.parent_mnt_id}, expected "
                 f"{at[place]}, the one at {place}"
             )
@@ -137,10 +148,10 @@ def _check_each(mounts: Sequence[Mount], spec: dict[str, Any], live: Sequence[Li
 def _check_volume(mount: Mount, key: str, twins: Mapping[str, LiveMount]) -> None:
     """CRIU takes an external mount's flags from the image: it is read-only only if it was."""
     for place in {key, mount.destination}:
-        above = twins.get(place.rpartition("/")[0])
+        nearest_mount = twins.get(place.rpartition("/")[0])
         twin = twins.get(place)
-        if twin is None and above is not None and above.fs_type == "cgroup":
-            twin = above
+        if twin is None and nearest_mount is not None and nearest_mount.fs_type == "cgroup":
+            twin = nearest_mount
         if twin is not None:
             _check_flags(mount, twin.options)
 
@@ -148,12 +159,12 @@ def _check_volume(mount: Mount, key: str, twins: Mapping[str, LiveMount]) -> Non
 def _check_readonly(mount: Mount, at: Mapping[str, Mount]) -> None:
     """A read-only path is a mount of the very place that it lies on."""
     _check_flags(mount, ("ro",))
-    below = at[above(mount.destination, at)]
+    below = at[nearest_mount(mount.destination, at)]
     entry, base = mount.entry, below.entry
     rest = mount.destination.removeprefix(below.destination.rstrip("/"))
     root = text(base.root).rstrip("/") + rest
     if (entry.fstype, entry.root_dev, text(entry.root)) != (base.fstype, base.root_dev, root):
-        raise PrivilegeError(
+        raise MountError(
             f"mount {mount.destination}: shows {text(entry.root)} of another place, expected "
             f"{root} of the mount at {below.destination}"
         )
@@ -164,7 +175,7 @@ def _check_own(mount: Mount, twin: LiveMount | None) -> None:
     kind, place = mount.entry.fstype, mount.destination
     made_of = _MADE_OF.get(twin.fs_type, set()) if twin else set()
     if kind not in made_of and kind != _TMPFS and not (kind == _DEVPTS and place == _CONSOLE):
-        raise PrivilegeError(
+        raise MountError(
             f"mount {place}: file system type {kind} is not what the pod has there; {_REMEDY}"
         )
     if twin is not None:
@@ -173,24 +184,25 @@ def _check_own(mount: Mount, twin: LiveMount | None) -> None:
 
 
 def _check_apart(mount: Mount, volumes: Set[int], dev: Mount | None) -> None:
-    """Not a window on a part of another mount, nor on a volume: CRIU binds it to one if it can.
+    """Refuse a mount that shows a part of another mount or a volume, to which CRIU would bind it.
 
-    The container's own /dev/null, in its own /dev, masks a file where CRIU was not told the mask.
+    The container's own /dev/null, in its own /dev, is allowed: it masks a file in dumps where CRIU
+    was not given the mask as an external mount.
     """
     entry, root = mount.entry, text(mount.entry.root)
     is_mask = dev is not None and (root, entry.root_dev) == ("/null", dev.entry.root_dev)
     is_part = root != "/" and entry.fstype not in _CGROUPS and mount.destination != _CONSOLE
     if (is_part and not is_mask) or entry.root_dev in volumes:
-        raise PrivilegeError(
+        raise MountError(
             f"mount {mount.destination}: shows {root} of another mount; expected one of its own"
         )
 
 
 def _check_flags(mount: Mount, options: Iterable[str]) -> None:
     for option in options:
-        flag = _FLAGS.get(option, 0)
+        flag = mount_flags.OPTIONS.get(option, 0)
         if mount.entry.flags & flag != flag:
-            raise PrivilegeError(
+            raise MountError(
                 f"mount {mount.destination}: is not {option} in the checkpoint, as the pod has it; "
                 f"{_REMEDY}"
             )
@@ -199,7 +211,7 @@ def _check_flags(mount: Mount, options: Iterable[str]) -> None:
 def _check_covered(mounts: Sequence[Mount], exposed: Set[str]) -> None:
     open_paths = sorted(exposed - {mount.destination for mount in mounts})
     if open_paths:
-        raise PrivilegeError(
+        raise MountError(
             f"the dump leaves {', '.join(open_paths)} open, which the pod masks or makes "
             f"read-only; {_REMEDY}"
         )

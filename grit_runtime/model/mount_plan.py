@@ -1,7 +1,7 @@
-"""Pair the mounts a dump expects from outside with those the new pod has. Pure.
+"""Pairing the mounts that a dump expects from outside with those that the new pod has. Pure.
 
-An external mount's content is not in the dump: its entry carries a key, and at restore somebody
-must give CRIU a source for that key. runc does for each bind mount and device node of the new pod's
+An external mount's content is not in the dump: its entry has a key, and at the restore CRIU must be
+given a source for that key. runc does so for each bind mount and device node of the new pod's
 config.json, with the destination as the key, and on cgroup v1 for each hierarchy; a masked file is
 a mount of /dev/null, which is always among the nodes. A dump that was not made through runc has
 other keys: names of the dumper's own, or the mark by which CRIU takes the source from the dump, a
@@ -14,14 +14,15 @@ opencontainers/runc libcontainer/criu_linux.go Restore@v1.3.6.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from grit_runtime.model import mount_flags
 from grit_runtime.proto import criu_pb2 as criu
+from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire.criu_image import Image, entries, text, with_entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
 _MASK = "/dev/null"
@@ -36,18 +37,20 @@ class LiveMount(NamedTuple):
     """A mount of the new pod; *destination* has the symlinks of its rootfs resolved.
 
     *fs_type* is "bind", "device" for a node that runc keeps a key for, or the file system.
+    *ordered* is the destination as config.json has it.
     """
 
     destination: str
     source: str
     fs_type: str
     options: tuple[str, ...]
+    ordered: str = ""
 
 
 class DumpedMount(NamedTuple):
     """A mount of the dump; *key* is the name by which CRIU looks for its source, or None.
 
-    *origin* is where it came from, for people: a path on the old node, or a file system's name.
+    *origin* is its source, for messages: a path on the old node, or a file system's name.
     """
 
     destination: str
@@ -76,7 +79,7 @@ class MountPlan(NamedTuple):
 
 
 def live_mounts(spec: dict[str, Any], resolve: Callable[[str], str]) -> list[LiveMount]:
-    """What config.json mounts; *resolve* follows the symlinks of the new rootfs in a destination.
+    """The mounts of config.json; *resolve* follows the new rootfs's symlinks in a destination.
 
     runc keys a mount by the resolved path: /run/secrets/... where config.json says /var/run/...
     """
@@ -87,13 +90,14 @@ def live_mounts(spec: dict[str, Any], resolve: Callable[[str], str]) -> list[Liv
             mount.get("source", ""),
             _fs_type(mount),
             tuple(mount.get("options") or ()),
+            mount["destination"],
         )
         for mount in spec.get("mounts") or ()
     ]
 
 
 def dumped_mounts(mounts: Iterable[criu.mnt_entry]) -> list[DumpedMount]:
-    """What the plan needs of a mountpoints image."""
+    """The part of a mountpoints image that the plan needs."""
     return [DumpedMount(text(entry.mountpoint), _key(entry), _origin(entry)) for entry in mounts]
 
 
@@ -133,8 +137,62 @@ def with_keys(image: Image, plan: MountPlan) -> Image:
     return image
 
 
+def narrowed(
+    mounts: Iterable[criu.mnt_entry], live: Sequence[LiveMount], source_spec: Mapping[str, Any]
+) -> tuple[criu.mnt_entry, ...]:
+    """The mounts of a dump, restricted by what both the new and the dumped pod's spec forbid.
+
+    Older versions restored some volumes with fewer restrictions than their spec; a dump of such a
+    pod is restored as the spec says.
+    """
+    source = _options(source_spec)
+    common = {
+        mount.destination: sum(
+            flag
+            for option, flag in mount_flags.OPTIONS.items()
+            if option in mount.options and option in source.get(mount.ordered, ())
+        )
+        for mount in live
+        if mount.fs_type == "bind"
+    }
+    narrow = []
+    for entry in mounts:
+        as_ordered = criu.mnt_entry()
+        as_ordered.CopyFrom(entry)
+        if _key(entry) is not None:
+            as_ordered.flags |= common.get(text(entry.mountpoint), 0)
+        narrow.append(as_ordered)
+    return tuple(narrow)
+
+
+def with_mounts(image: Image, mounts: Iterable[criu.mnt_entry]) -> Image:
+    """The mountpoints image of a dump whose mounts were changed."""
+    return image._replace(payloads=tuple(entry.SerializeToString() for entry in mounts))
+
+
+def with_own_roots(image: Image) -> Image:
+    """The mountpoints image in which no external mount shows a part of another.
+
+    CRIU binds an external mount from its source, but leaves out to set its flags where an earlier
+    mount that shows the same or more of the file system has them already: what was read-only would
+    come back writable (criu/mount-v2.c do_bind_mount_v2@2cf8f13). What the container itself has
+    bound from such a mount is found beneath it as before.
+    """
+    mounts = entries(image, criu.mnt_entry)
+    external = [entry for entry in mounts if _key(entry) is not None]
+    for index, entry in enumerate(mounts):
+        base = entry if _key(entry) is not None else _shown_by(entry, external)
+        if base is not None:
+            below = text(entry.root)[len(text(base.root).rstrip("/")) :].rstrip("/")
+            moved = criu.mnt_entry()
+            moved.CopyFrom(entry)
+            moved.root = f"/mount-{base.mnt_id}{below}".encode("utf-8", "surrogateescape")
+            image = with_entry(image, index, moved)
+    return image
+
+
 def missing_reason(plan: MountPlan) -> str | None:
-    """What the new pod lacks, in one line, or None."""
+    """The mounts that the new pod lacks, in one line, or None."""
     if not plan.missing:
         return None
     shown = [mount.destination for mount in plan.missing[:_SHOWN]]
@@ -150,6 +208,27 @@ def spec_line(mount: DumpedMount) -> str:
     """What the new pod's container must say to have *mount*: an item of volumeMounts."""
     volume = _KUBELET_VOLUME.search(mount.origin)
     return f"- {{name: {volume[1] if volume else 'VOLUME'}, mountPath: {mount.destination}}}"
+
+
+def _options(spec: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Mount options of an untrusted config.json by destination, without malformed mounts."""
+    mounts = spec.get("mounts")
+    return {
+        str(mount.get("destination")): mount["options"]
+        for mount in (mounts if isinstance(mounts, list) else ())
+        if isinstance(mount, dict) and isinstance(mount.get("options"), list)
+    }
+
+
+def _shown_by(entry: criu.mnt_entry, external: Sequence[criu.mnt_entry]) -> criu.mnt_entry | None:
+    """The external mount that shows the most of what *entry* does, and all of it."""
+    root = f"{text(entry.root).rstrip('/')}/"
+    wider = [
+        other
+        for other in external
+        if other.root_dev == entry.root_dev and root.startswith(f"{text(other.root).rstrip('/')}/")
+    ]
+    return max(wider, key=lambda other: len(other.root), default=None)
 
 
 def _key(entry: criu.mnt_entry) -> str | None:

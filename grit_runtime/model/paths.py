@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
 
-def above(path: str, places: Container[str]) -> str:
+def nearest_mount(path: str, places: Container[str]) -> str:
     """The longest proper prefix of *path* among *places*, or the root."""
     while path != "/":
         path = path.rpartition("/")[0] or "/"

@@ -1,8 +1,8 @@
-"""Whether a dump asks for more than the live pod may have. Pure; refuses at the first finding.
+"""Checking that a dump asks for no more than the live pod may have. Pure; the first excess refuses.
 
 CRIU runs as root and gives a task what its image says: credentials, namespaces, cgroups, mounts,
-sockets. An image is data from outside, so all of it is held against the live config.json. What a
-thread may hold is what the pod's own process could have reached, not what a root pod could.
+sockets. An image is untrusted, so all of it is compared with the live config.json. A thread may
+have what the pod's own process could have reached, not what a root pod could.
 
 Spec: checkpoint-restore/criu criu/cr-restore.c rst_prep_creds_args and check_core, criu/pie/
 restorer.c restore_creds, criu/pstree.c get_clone_mask@2cf8f13; linux security/commoncap.c
@@ -11,18 +11,28 @@ cap_bprm_creds_from_file; opencontainers/runtime-spec config.md, config-linux.md
 
 from __future__ import annotations
 
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from grit_runtime.errors import PrivilegeError
-from grit_runtime.model import cgroup_check, mount_check, seccomp
+from grit_runtime.model import (
+    cgroup_check,
+    mount_check,
+    namespaces,
+    nvidia_nodes,
+    socket_options,
+    task_facts,
+)
+from grit_runtime.model.dump import ALIVE, DEAD, STOPPED, Device, DumpedThread
+from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire.criu_image import text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from grit_runtime.model.mount_plan import LiveMount
+    from grit_runtime.model.dump import Dump
+    from grit_runtime.model.live_pod import LivePod
+    from grit_runtime.model.task_facts import ProcessFacts
     from grit_runtime.proto import criu_pb2 as criu
 
 # In the order of linux include/uapi/linux/capability.h.
@@ -72,9 +82,12 @@ CAPABILITIES = (
 
 _REMEDY = "restore into a pod with the securityContext of the checkpointed one"
 
-_ALIVE, _DEAD, _STOPPED = 1, 2, 3  # compel/include/uapi/task-state.h
+_IOPRIO_CLASS_SHIFT, _IOPRIO_CLASS_RT = 13, 1  # include/uapi/linux/ioprio.h
 _KEEP_CAPS = 1 << 4  # the one securebit that needs no CAP_SETPCAP
+# include/uapi/linux/sched.h; the flag, which CRIU keeps among the policies, makes none harmless.
 _REALTIME = {1: "SCHED_FIFO", 2: "SCHED_RR", 6: "SCHED_DEADLINE"}
+_ORDINARY = frozenset({0, 3, 5, 7})  # SCHED_OTHER, _BATCH, _IDLE, _EXT
+_RESET_ON_FORK = 0x40000000
 _SOCK_RAW = 3
 _MADE_ANEW = frozenset({1, 2})  # GHOST and PROCFS of remap-file-path.proto
 _INETSK = 4
@@ -84,26 +97,7 @@ _FILE_NEEDS = {  # fd_types of fdinfo.proto, by what opening one takes
     15: ("tun device", "CAP_NET_ADMIN"),
     19: ("BPF map", "CAP_BPF"),
 }
-# Names in config.json, and fields of task_kobj_ids_entry.
-_NAMESPACES = {
-    "pid": "pid_ns_id",
-    "network": "net_ns_id",
-    "ipc": "ipc_ns_id",
-    "uts": "uts_ns_id",
-    "mount": "mnt_ns_id",
-    "user": "user_ns_id",
-    "cgroup": "cgroup_ns_id",
-}
-_NVIDIA_NODE = re.compile(r"(?:^|/)nvidia(?:\d+|ctl|-uvm|-uvm-tools|-modeset|-caps/[^/]+)$")
 _LSM_TYPES = {"selinux": 1, "apparmor": 2}
-
-
-class Device(NamedTuple):
-    """A device node as the OCI runtime spec names one: *type* is "c" or "b"."""
-
-    type: str
-    major: int
-    minor: int
 
 
 # null, zero, full, random, urandom, tty and ptmx: runc gives them to every container.
@@ -113,54 +107,10 @@ _DEFAULT_DEVICES = frozenset(
 )
 
 
-class Dump(NamedTuple):
-    """One container's metadata images, decoded; by pid in the container where there are several.
-
-    *cores* has every thread. *devices* are the device nodes in the archives of tmpfs, by name;
-    *links* are the paths of the symbolic links in them, by the archive's name.
-    """
-
-    names: tuple[str, ...]
-    inventory: criu.inventory_entry
-    tasks: tuple[criu.pstree_entry, ...]
-    cores: Mapping[int, criu.core_entry]
-    ids: Mapping[int, criu.task_kobj_ids_entry]
-    mounts: tuple[criu.mnt_entry, ...]
-    files: tuple[criu.file_entry, ...]
-    remaps: tuple[criu.remap_file_path_entry, ...]
-    devices: tuple[tuple[str, Device], ...]
-    links: Mapping[str, frozenset[bytes]]
-    seccomp: criu.seccomp_entry | None
-    userns: criu.userns_entry | None
-    apparmor: criu.apparmor_entry | None
-    cgroup: criu.cgroup_entry | None
-
-
-class Live(NamedTuple):
-    """The pod that a dump is to be restored into.
-
-    *exposed* are those of its masked and read-only paths that exist in it on this node;
-    *node_namespaces* the types in its config.json whose path is the node's own namespace.
-    """
-
-    spec: dict[str, Any]
-    mounts: tuple[LiveMount, ...]
-    exposed: frozenset[str]
-    node_namespaces: frozenset[str]
-
-
-class Thread(NamedTuple):
-    """One thread of a live task, with what it was found in, for messages."""
-
-    where: str
-    core: criu.core_entry
-    leader: criu.core_entry
-
-
 class Allowed(NamedTuple):
     """What the pod's own process may hold; capability sets are bit masks.
 
-    *held* is what it has after exec, *reach* what it can come to through files on its disk.
+    *held* are its capabilities after exec, *reach* those it can gain through files on its disk.
     """
 
     bounding: int
@@ -172,15 +122,19 @@ class Allowed(NamedTuple):
     no_new_privs: bool
 
 
-def check(dump: Dump, live: Live) -> None:
-    """PrivilegeError that names task, field, value and what the pod allows, or nothing."""
+def check(dump: Dump, live: LivePod) -> None:
+    """PrivilegeError, which names task, field, value and what the pod allows, at any excess."""
     allowed = _allowed(live.spec)
     is_admin = _has(allowed.reach, "CAP_SYS_ADMIN")
     threads = list(_threads(dump))
     for thread in threads:
         _check_credentials(thread, allowed)
         _check_lsm(thread, dump, live.spec)
-    seccomp.check(threads, dump.seccomp, live.spec["linux"].get("seccomp"))
+    profile = live.spec["linux"].get("seccomp")
+    if profile is not None:
+        from grit_runtime.model import seccomp  # many pods have no profile
+
+        seccomp.check(threads, dump.seccomp, profile)
     _check_namespaces(dump, live, is_admin=is_admin)
     _check_policies(dump)
     _check_files(dump, allowed)
@@ -188,6 +142,25 @@ def check(dump: Dump, live: Live) -> None:
     check_devices(dump.devices, live.spec)
     cgroup_check.check(dump.cgroup, own_set=dump.inventory.root_cg_set)
     mount_check.check(dump.mounts, live.spec, live.mounts, live.exposed, is_admin=is_admin)
+
+
+def check_facts(facts: Iterable[ProcessFacts], spec: dict[str, Any]) -> None:
+    """PrivilegeError for facts to be restored that a process could not set itself in the pod."""
+    facts = tuple(facts)
+    task_facts.check(facts)
+    reach = _allowed(spec).reach
+    for process in facts:
+        where = f"process {process.pid}"
+        for thread in process.threads:
+            is_realtime = thread.io_priority >> _IOPRIO_CLASS_SHIFT == _IOPRIO_CLASS_RT
+            if is_realtime and not (_has(reach, "CAP_SYS_NICE") or _has(reach, "CAP_SYS_ADMIN")):
+                _refuse(where, "a real-time I/O priority", "none without CAP_SYS_NICE")
+        for one in process.sockets:
+            for option in one.options:
+                needed = socket_options.needs(option.level, option.name, option.value)
+                if needed and not _has(reach, needed):
+                    what = f"option {option.level}/{option.name} of socket {one.fd}"
+                    _refuse(where, what, f"it with {needed} only")
 
 
 def lsm_profile(spec: dict[str, Any]) -> str | None:
@@ -200,7 +173,7 @@ def lsm_profile(spec: dict[str, Any]) -> str | None:
 
 
 def devices(spec: dict[str, Any]) -> frozenset[Device]:
-    """The device nodes that the container has: config.json's, and those runc makes in each."""
+    """The device nodes of the container: config.json's, and those that runc makes in all."""
     given = spec["linux"].get("devices") or ()
     return _DEFAULT_DEVICES | {
         Device("c" if d["type"] == "u" else d["type"], d["major"], d["minor"])
@@ -213,35 +186,35 @@ def check_devices(nodes: Iterable[tuple[str, Device]], spec: dict[str, Any]) -> 
     """PrivilegeError unless every node, given with its name, is one of the pod's."""
     allowed = devices(spec)
     for name, device in nodes:
-        # The restore replaces the old pod's NVIDIA nodes by the new one's; until then the device
-        # cgroup, which is the new pod's, keeps them shut.
-        if device not in allowed and not _NVIDIA_NODE.search(name):
+        # The restore replaces the old pod's NVIDIA nodes by the new one's; until then the new pod's
+        # device cgroup forbids opening them.
+        if device not in allowed and not nvidia_nodes.is_named_as_one(name):
             raise PrivilegeError(
                 f"device node {name}: {device.type} {device.major}:{device.minor} is not in the "
                 "pod's config.json; give the pod the device, or leave it out of the checkpoint"
             )
 
 
-def _threads(dump: Dump) -> Iterable[Thread]:
+def _threads(dump: Dump) -> Iterable[DumpedThread]:
     """Every thread that will run. A zombie is only a pid and an exit code; it runs nothing."""
     for task in dump.tasks:
         leader = dump.cores[task.pid]
         where = f"task {task.pid} ({_shown(leader.tc.comm)})"
         if not leader.HasField("tc"):
             raise PrivilegeError(f"task {task.pid}: its core image has no state; expected one")
-        if leader.tc.task_state == _DEAD:
+        if leader.tc.task_state == DEAD:
             continue
-        if leader.tc.task_state not in {_ALIVE, _STOPPED}:
+        if leader.tc.task_state not in {ALIVE, STOPPED}:
             raise PrivilegeError(
                 f"{where}: state {leader.tc.task_state}, expected running, stopped or dead"
             )
         if task.threads[:1] != [task.pid]:
             raise PrivilegeError(f"{where}: expected it to be the first of its threads")
-        yield Thread(where, leader, leader)
+        yield DumpedThread(where, leader, leader)
         for tid in task.threads[1:]:
             core = dump.cores[tid]
             comm = _shown(core.thread_core.comm)
-            yield Thread(f"{where}, thread {tid} ({comm})", core, leader)
+            yield DumpedThread(f"{where}, thread {tid} ({comm})", core, leader)
 
 
 def _allowed(spec: dict[str, Any]) -> Allowed:
@@ -263,7 +236,7 @@ def _allowed(spec: dict[str, Any]) -> Allowed:
     )
 
 
-def _check_credentials(thread: Thread, allowed: Allowed) -> None:
+def _check_credentials(thread: DumpedThread, allowed: Allowed) -> None:
     # Without credentials in the image CRIU leaves the thread its own: root with all capabilities.
     if not thread.core.thread_core.HasField("creds"):
         raise PrivilegeError(
@@ -280,9 +253,13 @@ def _check_credentials(thread: Thread, allowed: Allowed) -> None:
     nice = thread.core.thread_core.sched_nice
     if nice < 0 and not _has(allowed.reach, "CAP_SYS_NICE"):
         _refuse(thread.where, f"sched_nice {nice}", "0 or more without CAP_SYS_NICE")
-    policy = _REALTIME.get(thread.core.thread_core.sched_policy)
-    if policy and not _has(allowed.reach, "CAP_SYS_NICE"):
-        _refuse(thread.where, f"sched_policy {policy}", "no real-time policy without CAP_SYS_NICE")
+    policy = thread.core.thread_core.sched_policy & ~_RESET_ON_FORK
+    if policy not in _ORDINARY and not _has(allowed.reach, "CAP_SYS_NICE"):
+        _refuse(
+            thread.where,
+            f"sched_policy {_REALTIME.get(policy, policy)}",
+            "no real-time policy without CAP_SYS_NICE",
+        )
 
 
 def _check_capabilities(where: str, creds: criu.creds_entry, allowed: Allowed) -> None:
@@ -314,7 +291,7 @@ def _check_ids(where: str, creds: criu.creds_entry, allowed: Allowed) -> None:
             _refuse(where, f"groups {beyond}", str(sorted(allowed.groups)))
 
 
-def _check_lsm(thread: Thread, dump: Dump, spec: dict[str, Any]) -> None:
+def _check_lsm(thread: DumpedThread, dump: Dump, spec: dict[str, Any]) -> None:
     """CRIU confines a restored thread, even under --lsm-profile, only if the dumped one was."""
     demanded = lsm_profile(spec)
     if demanded is None:
@@ -325,12 +302,12 @@ def _check_lsm(thread: Thread, dump: Dump, spec: dict[str, Any]) -> None:
         _refuse(thread.where, "lsm_profile: none", f"{demanded} only")
 
 
-def _check_namespaces(dump: Dump, live: Live, *, is_admin: bool) -> None:
+def _check_namespaces(dump: Dump, live: LivePod, *, is_admin: bool) -> None:
     """CRIU makes a namespace only where the image's number differs from that of CRIU's own."""
     own = dump.inventory.root_ids
     init = dump.ids[_init(dump).pid]
     given = {ns["type"]: ns.get("path") for ns in live.spec["linux"].get("namespaces") or ()}
-    for kind, field in _NAMESPACES.items():
+    for kind, (_, field) in namespaces.KINDS.items():
         is_private = getattr(init, field) != getattr(own, field)
         if kind in given and kind not in live.node_namespaces and not is_private:
             _refuse(f"{kind} namespace", "the node's own", "one apart from it")
@@ -375,7 +352,7 @@ def _check_files(dump: Dump, allowed: Allowed) -> None:
 
 
 def _check_remaps(dump: Dump) -> None:
-    """CRIU removes the names that it opens deleted files by: they must be its own, of the dump."""
+    """Refuse other names of deleted files than CRIU's own, since CRIU removes these names."""
     names = {file.id: text(file.reg.name) for file in dump.files if file.HasField("reg")}
     for remap in dump.remaps:
         name = names.get(remap.remap_id, "")
@@ -402,7 +379,7 @@ def _refuse(where: str, found: str, allowed: str) -> None:
 
 
 def _mask(names: Iterable[str] | None) -> int:
-    # A name that is newer than our table grants nothing: no dump can be shown to need it.
+    # A name that is newer than this table grants nothing: no dump can be shown to need it.
     return sum(1 << CAPABILITIES.index(name) for name in set(names or ()) & set(CAPABILITIES))
 
 

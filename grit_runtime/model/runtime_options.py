@@ -1,16 +1,18 @@
 """What containerd is configured to tell the shim about the OCI runtime.
 
 CRI hands the table ``[...runtimes.NAME.options]`` on as TOML text; ctr and other clients send the
-message that the Go shim takes. Spec: containerd v2.1.9 api/types/runc/options/oci.proto,
-internal/cri/config/config.go (getRuntimeOptionsType).
+message that the Go shim takes, or, those of 1.7, an older one that says the same. Spec: containerd
+v2.1.9 api/types/runc/options/oci.proto, internal/cri/config/config.go (getRuntimeOptionsType),
+v1.7.9 task_opts.go, pkg/cri/opts/task.go.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.proto import runc_options_pb2, runtimeoptions_pb2
+from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire.well_known import type_name, unpack
 
 TYPE_CHECKING = False
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from google.protobuf import any_pb2
+    from google.protobuf.message import Message
 
 DEFAULT_PROGRAM = "grit-runtime"
 DEFAULT_ROOT = "/run/containerd/runc"
@@ -56,12 +59,29 @@ def decode(message: any_pb2.Any) -> RuntimeOptions:
     """The options in an Any, which may be empty; InvalidArgumentError for what cannot be meant."""
     if type_name(message) == runtimeoptions_pb2.Options.DESCRIPTOR.full_name:
         return _from_toml(unpack(message, runtimeoptions_pb2.Options))
-    options = unpack(message, runc_options_pb2.Options)
-    return _chosen({name: getattr(options, name) for name in RuntimeOptions._fields})
+    if type_name(message) == "containerd.linux.runc.CreateOptions":
+        from grit_runtime.proto import linux_runc_pb2  # most shims never see any
+
+        return _chosen(_fields(unpack(message, linux_runc_pb2.CreateOptions)))
+    return _chosen(_fields(unpack(message, runc_options_pb2.Options)))
+
+
+def decode_checkpoint(message: any_pb2.Any) -> runc_options_pb2.CheckpointOptions:
+    """What a client allows in a dump; InvalidArgumentError for a message of another kind."""
+    if type_name(message) == "containerd.linux.runc.CheckpointOptions":
+        from grit_runtime.proto import linux_runc_pb2  # the same
+
+        older = unpack(message, linux_runc_pb2.CheckpointOptions)
+        return runc_options_pb2.CheckpointOptions(**_fields(older))
+    return unpack(message, runc_options_pb2.CheckpointOptions)
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    return {field.name: value for field, value in message.ListFields()}
 
 
 def _from_toml(options: runtimeoptions_pb2.Options) -> RuntimeOptions:
-    import tomllib  # noqa: PLC0415  most shims never see any
+    import tomllib  # most shims never see any
 
     if options.config_path:
         raise InvalidArgumentError(

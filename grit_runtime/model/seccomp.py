@@ -1,4 +1,4 @@
-"""Whether a dump's threads are under seccomp filters at least as strict as the live pod's. Pure.
+"""Checking that a dump's seccomp filters are at least as strict as the live pod's. Pure.
 
 CRIU gives a thread the filter that its core image numbers, and those below it. When all threads of
 a process have the same, the dump keeps only the leader's, marked to be spread to the others.
@@ -12,17 +12,18 @@ cr-restore.c check_core@2cf8f13; opencontainers/runtime-spec config-linux.md, Se
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from grit_runtime.errors import PrivilegeError
+from grit_runtime.errors import SeccompError
 from grit_runtime.model.seccomp_filter import permitted
 from grit_runtime.model.syscall_numbers import ARCHITECTURES, NUMBERS
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from grit_runtime.model.privilege import Thread
+    from grit_runtime.model.dump import DumpedThread
     from grit_runtime.proto import criu_pb2 as criu
 
 MAX_PROGRAMS = 64  # different ones in a container
@@ -30,7 +31,7 @@ MAX_PROGRAMS = 64  # different ones in a container
 _MODE_FILTER = 2
 _TSYNC = 1
 _PERMISSIVE = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_NOTIFY"})
-# One number stands for many calls, and libseccomp allows it for the sake of any of them.
+# Each is one number for many calls, which libseccomp allows if it allows any of them.
 _MULTIPLEXED = frozenset({"ipc", "socketcall"})
 _SHOWN = 6
 _REMEDY = "restore into a pod with the seccompProfile of the checkpointed one"
@@ -67,34 +68,39 @@ class Demand(NamedTuple):
 
 
 def check(
-    threads: Sequence[Thread],
+    threads: Sequence[DumpedThread],
     image: criu.seccomp_entry | None,
-    profile: dict[str, Any] | None,
+    profile: dict[str, Any],
 ) -> None:
     """PrivilegeError at the first thread that the live pod's *profile* would confine more."""
-    if profile is None or _PERMISSIVE.issuperset(_actions(profile)):
+    if _PERMISSIVE.issuperset(_actions(profile)):
         return
     filters = image.seccomp_filters if image else ()
     passed: dict[bytes, frozenset[str]] = {}
     for thread in threads:
-        programs = {filters[index].filter for index in _chain(thread, filters)}
+        programs = {filters[index].filter for index in chain(thread, filters)}
+        if not programs:
+            mode = thread.core.thread_core.seccomp_mode
+            raise SeccompError(
+                f"{thread.where}: seccomp_mode {mode}; the pod allows 2 (filter) only; {_REMEDY}"
+            )
         for program in programs - passed.keys():
             if len(passed) == MAX_PROGRAMS:
-                raise PrivilegeError(f"seccomp.img: expected at most {MAX_PROGRAMS} filters")
+                raise SeccompError(f"seccomp.img: expected at most {MAX_PROGRAMS} filters")
             passed[program] = _passed(program, demands(profile, thread.leader.mtype))
-        # All filters of a chain are asked, and the strictest answer counts.
+        # The kernel runs all filters of a chain, and the strictest answer counts.
         weak = sorted(frozenset.intersection(*(passed[program] for program in programs)))
         if weak:
-            raise PrivilegeError(
+            raise SeccompError(
                 f"{thread.where}: its seccomp filters let through {len(weak)} system calls that "
                 f"the pod denies, {', '.join(weak[:_SHOWN])}...; {_REMEDY}"
             )
 
 
 def demands(profile: dict[str, Any], machine: int) -> list[Demand]:
-    """What *profile* denies whatever the arguments, for each ABI of the *machine*."""
+    """The calls that *profile* denies whatever the arguments, for each ABI of the *machine*."""
     if machine not in _ABIS:
-        raise PrivilegeError(f"core images: machine {machine}, expected x86-64 or arm64")
+        raise SeccompError(f"core images: machine {machine}, expected x86-64 or arm64")
     rules = profile.get("syscalls") or ()
     allowed = {n for rule in rules if rule["action"] in _PERMISSIVE for n in rule["names"]}
     denied = set(NUMBERS)
@@ -138,26 +144,23 @@ def _actions(profile: dict[str, Any]) -> list[str]:
     return [profile["defaultAction"], *(rule["action"] for rule in rules)]
 
 
-def _chain(thread: Thread, filters: Sequence[criu.seccomp_filter]) -> list[int]:
-    """Numbers of the filters that the thread will be under."""
+def chain(thread: DumpedThread, filters: Sequence[criu.seccomp_filter]) -> list[int]:
+    """Numbers of the filters that the thread will have, if any."""
     core, leader = thread.core.thread_core, thread.leader.thread_core
     tc = thread.leader.tc
     if tc.HasField("old_seccomp_mode") or tc.HasField("old_seccomp_filter"):
         # CRIU lets these replace what the leader's thread_core says.
-        raise PrivilegeError(
+        raise SeccompError(
             f"{thread.where}: seccomp recorded for the process, as by CRIU before 3.10; "
             "take the checkpoint again"
         )
     if core.seccomp_mode == _MODE_FILTER:
         return _linked(thread.where, core.seccomp_filter, filters)
     if core.seccomp_mode == 0 and leader.seccomp_mode == _MODE_FILTER:
-        chain = _linked(thread.where, leader.seccomp_filter, filters)
-        if all(filters[index].flags & _TSYNC for index in chain):
-            return chain
-    raise PrivilegeError(
-        f"{thread.where}: seccomp_mode {core.seccomp_mode}; the pod allows 2 (filter) only; "
-        f"{_REMEDY}"
-    )
+        linked = _linked(thread.where, leader.seccomp_filter, filters)
+        if all(filters[index].flags & _TSYNC for index in linked):
+            return linked
+    return []
 
 
 def _linked(where: str, head: int, filters: Sequence[criu.seccomp_filter]) -> list[int]:
@@ -169,6 +172,6 @@ def _linked(where: str, head: int, filters: Sequence[criu.seccomp_filter]) -> li
         if not filters[index].HasField("prev"):
             return chain
         index, limit = filters[index].prev, index
-    raise PrivilegeError(
+    raise SeccompError(
         f"{where}: seccomp_filter {index}, expected a number below {limit}; seccomp.img is damaged"
     )

@@ -1,8 +1,8 @@
-"""What a seccomp filter may answer for given system calls, whatever their arguments. Pure.
+"""Finding the system calls that a seccomp filter may permit, for any arguments. Pure.
 
 A filter is a loop-free classic BPF program over struct seccomp_data. It is run here for one
 architecture and for many system call numbers at once: arguments are unknown, so a test of one goes
-both ways; a test of the number splits the set. What can't be told counts as let through.
+both ways; a test of the number splits the set. A call whose result is unknown counts as permitted.
 
 Spec: linux kernel/seccomp.c seccomp_check_filter and seccomp_run_filters, include/uapi/linux/
 filter.h and seccomp.h.
@@ -13,9 +13,9 @@ from __future__ import annotations
 import operator
 import struct
 from bisect import bisect_left, bisect_right
-from typing import NamedTuple
 
-from grit_runtime.errors import PrivilegeError
+from grit_runtime.errors import SeccompError
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _ALU = frozenset(
 _JUMPS = frozenset({0x15, 0x1D, 0x25, 0x2D, 0x35, 0x3D, 0x45, 0x4D})
 _U32 = (1 << 32) - 1
 _ACTION = 0xFFFF0000
-# USER_NOTIF, TRACE, LOG and ALLOW: whoever is asked may say yes.
+# USER_NOTIF, TRACE, LOG and ALLOW: the supervisor or tracer may allow the call.
 _PERMISSIVE = frozenset({0x7FC00000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000})
 
 # A register: a number, or one of these.
@@ -100,16 +100,14 @@ def permitted(program: bytes, *, arch: int, numbers: Iterable[int]) -> set[int]:
         for state, mask in _split(instruction, waiting[pc], calls):
             steps += 1
             if steps > MAX_STEPS:
-                raise PrivilegeError(
-                    f"a seccomp filter takes more than {MAX_STEPS} steps to follow"
-                )
+                raise SeccompError(f"a seccomp filter takes more than {MAX_STEPS} steps to follow")
             if instruction.code & 7 == _RET:
                 passed |= mask if _is_permissive(instruction, state) else 0
                 continue
             for offset, after, part in _flow(instruction, state, mask, calls, arch):
                 target = pc + 1 + offset
                 if target >= len(code):
-                    raise PrivilegeError(f"seccomp filter: instruction {pc} leads out of it")
+                    raise SeccompError(f"seccomp filter: instruction {pc} leads out of it")
                 waiting[target][after] = waiting[target].get(after, 0) | part
         waiting[pc].clear()
     return {number for number, bit in calls.bits.items() if passed & bit}
@@ -117,7 +115,7 @@ def permitted(program: bytes, *, arch: int, numbers: Iterable[int]) -> set[int]:
 
 def _decode(program: bytes) -> list[Instruction]:
     if not program or len(program) % _INSTRUCTION.size or len(program) > _MAX_BYTES:
-        raise PrivilegeError(
+        raise SeccompError(
             f"seccomp filter: {len(program)} bytes, expected 1 to {_MAX_BYTES // 8} instructions "
             "of 8"
         )
@@ -130,7 +128,7 @@ def _decode(program: bytes) -> list[Instruction]:
             or (instruction.code == _LOAD and not is_datum)
             or (instruction.code in _USES_CELL and not is_cell)
         ):
-            raise PrivilegeError(f"seccomp filter: instruction {pc} is none that the kernel takes")
+            raise SeccompError(f"seccomp filter: instruction {pc} is none that the kernel takes")
     return code
 
 
@@ -199,7 +197,7 @@ def _loaded(mode: int, k: int, cells: tuple[int, ...], arch: int) -> int:
 
 
 def _computed(operation: int, a: int, b: int) -> int:
-    # Division and shifts are left unknown: by how much, the kernel may refuse or mask.
+    # Division and shifts are unknown: the kernel may refuse or mask the operand.
     if operation == _NEG:
         a, b, operation = 0, a, _SUB
     if operation not in _OPERATIONS or _UNKNOWN in {a, b}:

@@ -1,4 +1,4 @@
-"""The command line of a containerd shim, in the ways that Go's flag package takes it."""
+"""Parsing the command line of a containerd shim, as Go's flag package does."""
 
 from __future__ import annotations
 

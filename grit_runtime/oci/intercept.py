@@ -1,8 +1,10 @@
-"""The calls that a restore changes: `create` becomes it, `start` finds it done, `delete` ends it.
-And `kill` of a container that a checkpoint holds frozen, which has to thaw to die.
+"""The calls of runc that grit answers.
+
+A restore happens in `create`, `start` finds it done, `delete` drops what was kept of it. `kill` of
+a container that a checkpoint holds frozen has to thaw it.
 
 containerd's shim reads a runtime's failure from the file of ``--log`` (the last line of level
-error) and its exit code, so ours are written as runc writes its own.
+error) and its exit code, so grit writes both as runc does.
 """
 
 from __future__ import annotations
@@ -10,25 +12,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 
-from grit_runtime import config, log
-from grit_runtime.errors import GritError, one_line
-from grit_runtime.host import config_json
-from grit_runtime.oci.main import (
-    PODS_DIR,
-    exec_runc,
-    global_options,
-    journals_of,
-    options,
-    pod_dirs_of,
-)
+from grit_runtime import config, log, paths
+from grit_runtime.errors import GritError, HeldError, told
+from grit_runtime.host import config_json, journal
+from grit_runtime.oci.command_line import exec_runc, global_options, options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from grit_runtime.host.runc import Runc
+    from grit_runtime.model.annotations import RestoreOrder
 
-_LOG = f"{log.DIR}/runtime.log"
+_LOG = f"{paths.LOG_DIR}/runtime.log"
 
 # Options of `create` that `restore` has under the same name and meaning.
 _SHARED_VALUES = ("console-socket", "pid-file")
@@ -36,12 +34,12 @@ _SHARED_FLAGS = ("no-pivot",)
 
 
 def intercept(argv: list[str], at: int, runc: str) -> NoReturn:
-    """Run the command at argv[at], by a restore where one is ordered; ends the process."""
+    """Run the command at argv[at] and end the process; `create` restores if that is ordered."""
     try:
         handled = _COMMANDS[argv[at]](argv, at, runc)
     except (GritError, OSError) as error:
-        _fail(argv, at, one_line(error))
-    except Exception as error:  # noqa: BLE001  else containerd has nothing to tell but "exit 1"
+        _fail(argv, at, told(error))
+    except Exception as error:  # noqa: BLE001  else containerd can report only "exit 1"
         _fail(argv, at, f"internal error in grit-runtime: {_where(error)}")
     if handled is None:
         exec_runc(runc, argv)
@@ -53,56 +51,86 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
     bundle_dir = _bundle_dir(named)
     spec = config_json.read(bundle_dir)
 
-    from grit_runtime.model.annotations import restore_order, wants_safe_nccl  # noqa: PLC0415
-    from grit_runtime.model.gpu_preflight import SAFE_NCCL  # noqa: PLC0415
+    from grit_runtime.model.annotations import (
+        restore_order,
+        unknown,
+        wants_safe_nccl,
+    )
 
     settings = config.load()
-    order = restore_order(spec.get("annotations", {}), settings.checkpoint_root)
+    annotations = spec.get("annotations", {})
+    order = _second_life(annotations) or restore_order(annotations, settings.checkpoint_root)
+    strange = unknown(annotations)
+    if strange:
+        log.to_file(_LOG)
+        log.warning("unknown annotations ask nothing of grit", id=operands[0], keys=strange)
     if order is None:
-        if wants_safe_nccl(spec.get("annotations", {})):
+        if wants_safe_nccl(annotations):
+            from grit_runtime.model.gpu_preflight import SAFE_NCCL
+
             _add_environment(bundle_dir, spec, SAFE_NCCL)
         return None
 
-    from grit_runtime import restore  # noqa: PLC0415  a cold start does not pay for it
-    from grit_runtime.host.process import new_token  # noqa: PLC0415
-    from grit_runtime.host.runc import Runc  # noqa: PLC0415
+    from grit_runtime.restore import restore  # a cold start does not pay for it
+    from grit_runtime.restore.attempts import Request
+    from grit_runtime.startup import protobuf
 
-    request = restore.Request(
+    protobuf.leave_out_python()
+    request = Request(
         container_id=operands[0],
         bundle_dir=bundle_dir,
         spec=spec,
-        runc=Runc(runc, _kept_options(argv, at), new_token()),
+        runc=_callers_runc(argv, at, runc),
         flags=_shared_flags(named),
         order=order,
         checkpoint_root=settings.checkpoint_root,
         trusted_keys=settings.trusted_keys,
         huge_pages=settings.huge_pages,
+        criu=settings.criu,
     )
     log.to_file(f"{request.log_dir}/grit.log")
-    return 0 if restore.restore(request) else None
+    return 0 if restore.restore(request) is restore.End.RESTORED else None
+
+
+def _second_life(annotations: dict[str, str]) -> RestoreOrder | None:
+    """The order to restore a container of a pod that was held; refuses if the pod is still held."""
+    from grit_runtime.model import annotations as model
+    from grit_runtime.model import hold as holding
+    from grit_runtime.pod import held_pods
+
+    identity = model.identity_of(annotations) if model.is_container(annotations) else None
+    hold = held_pods.of(identity.pod_uid) if identity else None
+    if identity is None or hold is None:
+        return None
+    if hold.forbids(identity.container):
+        raise HeldError(holding.refusal(hold, identity.container))
+    return holding.second_life(hold, identity, annotations)
 
 
 def _add_environment(bundle_dir: str, spec: dict[str, Any], variables: dict[str, str]) -> None:
-    """Have the container's process started with *variables*, whatever its pod says of them."""
+    """Start the container's process with *variables*, which override those of its pod."""
     kept = [pair for pair in spec["process"]["env"] if pair.partition("=")[0] not in variables]
     spec["process"]["env"] = kept + [f"{name}={value}" for name, value in variables.items()]
     config_json.write(bundle_dir, spec)
 
 
 def _start(argv: list[str], at: int, _runc: str) -> int | None:
-    from grit_runtime.attempts import claim_start  # noqa: PLC0415
+    from grit_runtime.restore.attempts import claim_start
 
-    paths = pod_dirs_of(options(argv[at + 1 :])[1][0])
-    return 0 if any(claim_start(path) for path in paths) else None
+    directories = journal.dirs_of(options(argv[at + 1 :])[1][0])
+    return 0 if any(claim_start(path) for path in directories) else None
 
 
 def _delete(argv: list[str], at: int, _runc: str) -> None:
-    from grit_runtime import attempts, holds  # noqa: PLC0415
+    from grit_runtime.checkpoint import holds
+    from grit_runtime.pod import held_pods
+    from grit_runtime.restore import attempts
 
     container_id = options(argv[at + 1 :])[1][0]
     log.to_file(_LOG)
-    for path in pod_dirs_of(container_id):
-        if path == f"{PODS_DIR}/{container_id}":
+    held_pods.drop_gone()
+    for path in journal.dirs_of(container_id):
+        if path == f"{journal.PODS_DIR}/{container_id}":
             attempts.forget_pod(path)
             holds.forget_pod(path)
         else:
@@ -110,25 +138,39 @@ def _delete(argv: list[str], at: int, _runc: str) -> None:
 
 
 def _kill(argv: list[str], at: int, runc: str) -> int | None:
-    """SIGKILL reaches what is held frozen on cgroup v1 only when it is thawed.
+    """Kill a container that is held frozen at once, whatever the signal.
 
-    runc does so itself for a container with a process namespace of its own, and some for all
-    (libcontainer/container_linux.go Signal, signalAllProcesses).
+    Frozen, it could not use its grace period; thawed for the signal, it would go on beside its
+    second life. If it is dead already and has left frozen processes, runc kills and reports.
     """
     container_id, *words = options(argv[at + 1 :])[1]
-    if "".join(words).upper().removeprefix("SIG") not in ("KILL", "9"):
+    if words == ["0"]:  # signal 0 only checks
         return None
 
-    from grit_runtime import holds  # noqa: PLC0415
-    from grit_runtime.host import process  # noqa: PLC0415
-    from grit_runtime.host.runc import Runc, resume  # noqa: PLC0415
-
-    if not any(holds.is_held(path) for path in journals_of(container_id)):
+    named = global_options(argv, at)
+    if not journal.checkpoints_with(container_id) and not _outlives_its_pod(named):
         return None
-    tool = Runc(runc, _kept_options(argv, at), process.new_token())
+
+    from grit_runtime.checkpoint import holds  # seldom needed
+    from grit_runtime.host import process
+    from grit_runtime.host.runc import resume, stop
+
+    holds.recover_gone()
+    if not any(holds.is_pod_held(path) for path in journal.checkpoints_with(container_id)):
+        return None
+    tool = _callers_runc(argv, at, runc)
+    if stop(tool, container_id):
+        return 0
     status = process.run_attached([runc, *argv[1:]], token=tool.token)
     resume(tool, container_id)
     return status
+
+
+def _outlives_its_pod(named: dict[str, str]) -> bool:
+    """Whether a journal is left of a pod that runc no longer knows, which is still to be undone."""
+    root = named.get("root", "/run/runc")
+    pods = map(os.path.dirname, journal.checkpoints())
+    return not all(os.path.exists(f"{root}/{os.path.basename(pod)}") for pod in pods)
 
 
 def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:
@@ -136,29 +178,50 @@ def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:
     if not operands:
         return None
 
-    from grit_runtime import plain  # noqa: PLC0415  a node without GPUs does not pay for it
-    from grit_runtime.host.process import new_token  # noqa: PLC0415
-    from grit_runtime.host.runc import Runc, state  # noqa: PLC0415
+    from grit_runtime import runc_level  # a node without GPUs does not pay for it
+    from grit_runtime.host import criu
+    from grit_runtime.host.runc import state
 
-    tool = Runc(runc, _kept_options(argv, at), new_token())
+    tool = _callers_runc(argv, at, runc)
     log.to_file(_LOG)
     bundle_dir = state(tool, operands[0]).bundle_dir
-    call = plain.Call(argv, operands[0], tool, config_json.read(bundle_dir))
-    return plain.checkpoint(call, leave_running="leave-running" in named)
+    call = runc_level.Call(argv, operands[0], tool, config_json.read(bundle_dir))
+    criu.prefer(config.load().criu)
+    return runc_level.checkpoint(call, leave_running="leave-running" in named)
 
 
 def _restore(argv: list[str], at: int, runc: str) -> int | None:
     named, operands = options(argv[at + 1 :])
-    if not operands or not ("detach" in named or "d" in named):
-        return None  # without --detach runc stays until the container has ended
+    if not operands:
+        return None
 
-    from grit_runtime import plain  # noqa: PLC0415
-    from grit_runtime.host.process import new_token  # noqa: PLC0415
-    from grit_runtime.host.runc import Runc  # noqa: PLC0415
+    from grit_runtime import runc_level
+    from grit_runtime.host import criu
 
-    tool = Runc(runc, _kept_options(argv, at), new_token())
+    tool = _callers_runc(argv, at, runc)
     log.to_file(_LOG)
-    return plain.restore(plain.Call(argv, operands[0], tool, config_json.read(_bundle_dir(named))))
+    criu.prefer(config.load().criu)
+    bundle_dir = _bundle_dir(named)
+    images_dir = os.path.abspath(named.get("image-path") or "checkpoint")  # runc's default
+    call = runc_level.Call(argv, operands[0], tool, config_json.read(bundle_dir))
+    if "detach" in named or "d" in named:
+        return runc_level.restore(call, bundle_dir, images_dir)
+    config_path = runc_level.write_config(call)
+    own_pid_file = f"{config_path}.pid"
+    pid_path = named.get("pid-file") or own_pid_file
+    pid_file = runc_level.PidFile(pid_path, runc_level.inode(pid_path))
+    runc_fd = os.pidfd_open(os.getpid())
+    if os.fork():
+        # The caller waits for this process, and its signals are runc's to forward.
+        os.environ[runc_level.CONFIG_FILE] = config_path
+        exec_runc(runc, [*argv[: at + 1], "--pid-file", pid_path, *argv[at + 1 :]])
+    try:
+        runc_level.attend(call, bundle_dir, images_dir, pid_file, runc_fd)
+    finally:
+        for path in (config_path, own_pid_file):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    return 0
 
 
 _COMMANDS = {
@@ -184,14 +247,18 @@ def _bundle_dir(named: dict[str, str]) -> str:
     return os.path.abspath(named.get("bundle") or named.get("b") or ".")
 
 
-def _kept_options(argv: list[str], at: int) -> tuple[str, ...]:
-    """The caller's global options, less those of the log, which is written by us."""
+def _callers_runc(argv: list[str], at: int, program: str) -> Runc:
+    """Runc with the caller's global options, except those of the log, which grit writes."""
+    from grit_runtime.host.process import new_token  # most calls run no program
+    from grit_runtime.host.runc import Runc
+
     named = global_options(argv, at)
-    return tuple(
+    kept = tuple(
         f"--{name}={value}" if value else f"--{name}"
         for name, value in named.items()
         if name not in ("log", "log-format", "debug")
     )
+    return Runc(program, kept, new_token())
 
 
 def _shared_flags(named: dict[str, str]) -> tuple[str, ...]:
@@ -219,6 +286,6 @@ def _fail(argv: list[str], at: int, message: str) -> NoReturn:
 
 
 def _end(status: int) -> NoReturn:
-    """Exit without taking the interpreter down piece by piece: 15 ms that the caller waits for."""
+    """Exit without finalizing the interpreter, which would take 15 ms of the caller's time."""
     sys.stderr.flush()
     os._exit(status)

@@ -90,10 +90,25 @@ class creds_entry(_message.Message):
     cap_amb: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, uid: _Optional[int] = ..., gid: _Optional[int] = ..., euid: _Optional[int] = ..., egid: _Optional[int] = ..., suid: _Optional[int] = ..., sgid: _Optional[int] = ..., fsuid: _Optional[int] = ..., fsgid: _Optional[int] = ..., cap_inh: _Optional[_Iterable[int]] = ..., cap_prm: _Optional[_Iterable[int]] = ..., cap_eff: _Optional[_Iterable[int]] = ..., cap_bnd: _Optional[_Iterable[int]] = ..., secbits: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., lsm_profile: _Optional[bytes] = ..., lsm_sockcreate: _Optional[bytes] = ..., apparmor_data: _Optional[bytes] = ..., no_new_privs: _Optional[int] = ..., cap_amb: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class rlimit_entry(_message.Message):
+    __slots__ = ("cur", "max")
+    CUR_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    cur: int
+    max: int
+    def __init__(self, cur: _Optional[int] = ..., max: _Optional[int] = ...) -> None: ...
+
+class task_rlimits_entry(_message.Message):
+    __slots__ = ("rlimits",)
+    RLIMITS_FIELD_NUMBER: _ClassVar[int]
+    rlimits: _containers.RepeatedCompositeFieldContainer[rlimit_entry]
+    def __init__(self, rlimits: _Optional[_Iterable[_Union[rlimit_entry, _Mapping]]] = ...) -> None: ...
+
 class task_core_entry(_message.Message):
-    __slots__ = ("task_state", "comm", "cg_set", "old_seccomp_mode", "old_seccomp_filter", "loginuid", "oom_score_adj")
+    __slots__ = ("task_state", "comm", "rlimits", "cg_set", "old_seccomp_mode", "old_seccomp_filter", "loginuid", "oom_score_adj")
     TASK_STATE_FIELD_NUMBER: _ClassVar[int]
     COMM_FIELD_NUMBER: _ClassVar[int]
+    RLIMITS_FIELD_NUMBER: _ClassVar[int]
     CG_SET_FIELD_NUMBER: _ClassVar[int]
     OLD_SECCOMP_MODE_FIELD_NUMBER: _ClassVar[int]
     OLD_SECCOMP_FILTER_FIELD_NUMBER: _ClassVar[int]
@@ -101,12 +116,13 @@ class task_core_entry(_message.Message):
     OOM_SCORE_ADJ_FIELD_NUMBER: _ClassVar[int]
     task_state: int
     comm: bytes
+    rlimits: task_rlimits_entry
     cg_set: int
     old_seccomp_mode: int
     old_seccomp_filter: int
     loginuid: int
     oom_score_adj: int
-    def __init__(self, task_state: _Optional[int] = ..., comm: _Optional[bytes] = ..., cg_set: _Optional[int] = ..., old_seccomp_mode: _Optional[int] = ..., old_seccomp_filter: _Optional[int] = ..., loginuid: _Optional[int] = ..., oom_score_adj: _Optional[int] = ...) -> None: ...
+    def __init__(self, task_state: _Optional[int] = ..., comm: _Optional[bytes] = ..., rlimits: _Optional[_Union[task_rlimits_entry, _Mapping]] = ..., cg_set: _Optional[int] = ..., old_seccomp_mode: _Optional[int] = ..., old_seccomp_filter: _Optional[int] = ..., loginuid: _Optional[int] = ..., oom_score_adj: _Optional[int] = ...) -> None: ...
 
 class task_kobj_ids_entry(_message.Message):
     __slots__ = ("vm_id", "files_id", "fs_id", "sighand_id", "pid_ns_id", "net_ns_id", "ipc_ns_id", "uts_ns_id", "mnt_ns_id", "user_ns_id", "cgroup_ns_id", "time_ns_id")
@@ -347,7 +363,7 @@ class reg_file_entry(_message.Message):
     def __init__(self, id: _Optional[int] = ..., flags: _Optional[int] = ..., pos: _Optional[int] = ..., name: _Optional[bytes] = ..., mnt_id: _Optional[int] = ..., size: _Optional[int] = ..., ext: _Optional[bool] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class inet_sk_entry(_message.Message):
-    __slots__ = ("id", "ino", "family", "type", "proto", "state", "src_port", "dst_port", "src_addr", "dst_addr")
+    __slots__ = ("id", "ino", "family", "type", "proto", "state", "src_port", "dst_port", "flags", "src_addr", "dst_addr")
     ID_FIELD_NUMBER: _ClassVar[int]
     INO_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -356,6 +372,7 @@ class inet_sk_entry(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     SRC_PORT_FIELD_NUMBER: _ClassVar[int]
     DST_PORT_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
     SRC_ADDR_FIELD_NUMBER: _ClassVar[int]
     DST_ADDR_FIELD_NUMBER: _ClassVar[int]
     id: int
@@ -366,9 +383,32 @@ class inet_sk_entry(_message.Message):
     state: int
     src_port: int
     dst_port: int
+    flags: int
     src_addr: _containers.RepeatedScalarFieldContainer[int]
     dst_addr: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, id: _Optional[int] = ..., ino: _Optional[int] = ..., family: _Optional[int] = ..., type: _Optional[int] = ..., proto: _Optional[int] = ..., state: _Optional[int] = ..., src_port: _Optional[int] = ..., dst_port: _Optional[int] = ..., src_addr: _Optional[_Iterable[int]] = ..., dst_addr: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., ino: _Optional[int] = ..., family: _Optional[int] = ..., type: _Optional[int] = ..., proto: _Optional[int] = ..., state: _Optional[int] = ..., src_port: _Optional[int] = ..., dst_port: _Optional[int] = ..., flags: _Optional[int] = ..., src_addr: _Optional[_Iterable[int]] = ..., dst_addr: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class tcp_stream_entry(_message.Message):
+    __slots__ = ("inq_len", "inq_seq", "outq_len", "outq_seq", "opt_mask", "snd_wscale", "mss_clamp", "unsq_len", "snd_wnd")
+    INQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    INQ_SEQ_FIELD_NUMBER: _ClassVar[int]
+    OUTQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    OUTQ_SEQ_FIELD_NUMBER: _ClassVar[int]
+    OPT_MASK_FIELD_NUMBER: _ClassVar[int]
+    SND_WSCALE_FIELD_NUMBER: _ClassVar[int]
+    MSS_CLAMP_FIELD_NUMBER: _ClassVar[int]
+    UNSQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    SND_WND_FIELD_NUMBER: _ClassVar[int]
+    inq_len: int
+    inq_seq: int
+    outq_len: int
+    outq_seq: int
+    opt_mask: int
+    snd_wscale: int
+    mss_clamp: int
+    unsq_len: int
+    snd_wnd: int
+    def __init__(self, inq_len: _Optional[int] = ..., inq_seq: _Optional[int] = ..., outq_len: _Optional[int] = ..., outq_seq: _Optional[int] = ..., opt_mask: _Optional[int] = ..., snd_wscale: _Optional[int] = ..., mss_clamp: _Optional[int] = ..., unsq_len: _Optional[int] = ..., snd_wnd: _Optional[int] = ...) -> None: ...
 
 class timerfd_entry(_message.Message):
     __slots__ = ("id", "flags", "clockid", "ticks", "settime_flags", "vsec", "vnsec", "isec", "insec")
@@ -429,32 +469,84 @@ class inotify_wd_entry(_message.Message):
     def __init__(self, id: _Optional[int] = ..., i_ino: _Optional[int] = ..., f_handle: _Optional[_Union[fh_entry, _Mapping]] = ...) -> None: ...
 
 class inotify_file_entry(_message.Message):
-    __slots__ = ("id", "wd")
+    __slots__ = ("id", "flags", "wd")
     ID_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
     WD_FIELD_NUMBER: _ClassVar[int]
     id: int
+    flags: int
     wd: _containers.RepeatedCompositeFieldContainer[inotify_wd_entry]
-    def __init__(self, id: _Optional[int] = ..., wd: _Optional[_Iterable[_Union[inotify_wd_entry, _Mapping]]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., flags: _Optional[int] = ..., wd: _Optional[_Iterable[_Union[inotify_wd_entry, _Mapping]]] = ...) -> None: ...
+
+class file_perms_entry(_message.Message):
+    __slots__ = ("mode", "uid", "gid")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    mode: int
+    uid: int
+    gid: int
+    def __init__(self, mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+
+class unix_sk_entry(_message.Message):
+    __slots__ = ("id", "ino", "type", "state", "flags", "backlog", "peer", "name", "file_perms", "deleted")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INO_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    BACKLOG_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FILE_PERMS_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    ino: int
+    type: int
+    state: int
+    flags: int
+    backlog: int
+    peer: int
+    name: bytes
+    file_perms: file_perms_entry
+    deleted: bool
+    def __init__(self, id: _Optional[int] = ..., ino: _Optional[int] = ..., type: _Optional[int] = ..., state: _Optional[int] = ..., flags: _Optional[int] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., name: _Optional[bytes] = ..., file_perms: _Optional[_Union[file_perms_entry, _Mapping]] = ..., deleted: _Optional[bool] = ...) -> None: ...
+
+class flagged_file_entry(_message.Message):
+    __slots__ = ("id", "flags")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    flags: int
+    def __init__(self, id: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class file_entry(_message.Message):
-    __slots__ = ("type", "id", "reg", "isk", "tfd", "ify", "ext", "pipe")
+    __slots__ = ("type", "id", "reg", "isk", "efd", "epfd", "sgfd", "tfd", "ify", "ext", "usk", "pipe")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     REG_FIELD_NUMBER: _ClassVar[int]
     ISK_FIELD_NUMBER: _ClassVar[int]
+    EFD_FIELD_NUMBER: _ClassVar[int]
+    EPFD_FIELD_NUMBER: _ClassVar[int]
+    SGFD_FIELD_NUMBER: _ClassVar[int]
     TFD_FIELD_NUMBER: _ClassVar[int]
     IFY_FIELD_NUMBER: _ClassVar[int]
     EXT_FIELD_NUMBER: _ClassVar[int]
+    USK_FIELD_NUMBER: _ClassVar[int]
     PIPE_FIELD_NUMBER: _ClassVar[int]
     type: int
     id: int
     reg: reg_file_entry
     isk: inet_sk_entry
+    efd: flagged_file_entry
+    epfd: flagged_file_entry
+    sgfd: flagged_file_entry
     tfd: timerfd_entry
     ify: inotify_file_entry
     ext: ext_file_entry
+    usk: unix_sk_entry
     pipe: pipe_entry
-    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., reg: _Optional[_Union[reg_file_entry, _Mapping]] = ..., isk: _Optional[_Union[inet_sk_entry, _Mapping]] = ..., tfd: _Optional[_Union[timerfd_entry, _Mapping]] = ..., ify: _Optional[_Union[inotify_file_entry, _Mapping]] = ..., ext: _Optional[_Union[ext_file_entry, _Mapping]] = ..., pipe: _Optional[_Union[pipe_entry, _Mapping]] = ...) -> None: ...
+    def __init__(self, type: _Optional[int] = ..., id: _Optional[int] = ..., reg: _Optional[_Union[reg_file_entry, _Mapping]] = ..., isk: _Optional[_Union[inet_sk_entry, _Mapping]] = ..., efd: _Optional[_Union[flagged_file_entry, _Mapping]] = ..., epfd: _Optional[_Union[flagged_file_entry, _Mapping]] = ..., sgfd: _Optional[_Union[flagged_file_entry, _Mapping]] = ..., tfd: _Optional[_Union[timerfd_entry, _Mapping]] = ..., ify: _Optional[_Union[inotify_file_entry, _Mapping]] = ..., ext: _Optional[_Union[ext_file_entry, _Mapping]] = ..., usk: _Optional[_Union[unix_sk_entry, _Mapping]] = ..., pipe: _Optional[_Union[pipe_entry, _Mapping]] = ...) -> None: ...
 
 class fdinfo_entry(_message.Message):
     __slots__ = ("id", "flags", "type", "fd")
@@ -519,7 +611,7 @@ class vma_entry(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., pgoff: _Optional[int] = ..., shmid: _Optional[int] = ..., prot: _Optional[int] = ..., flags: _Optional[int] = ..., status: _Optional[int] = ...) -> None: ...
 
 class mm_entry(_message.Message):
-    __slots__ = ("mm_arg_start", "mm_arg_end", "mm_env_start", "mm_env_end", "exe_file_id", "vmas", "dumpable")
+    __slots__ = ("mm_arg_start", "mm_arg_end", "mm_env_start", "mm_env_end", "exe_file_id", "vmas", "dumpable", "thp_disabled")
     MM_ARG_START_FIELD_NUMBER: _ClassVar[int]
     MM_ARG_END_FIELD_NUMBER: _ClassVar[int]
     MM_ENV_START_FIELD_NUMBER: _ClassVar[int]
@@ -527,6 +619,7 @@ class mm_entry(_message.Message):
     EXE_FILE_ID_FIELD_NUMBER: _ClassVar[int]
     VMAS_FIELD_NUMBER: _ClassVar[int]
     DUMPABLE_FIELD_NUMBER: _ClassVar[int]
+    THP_DISABLED_FIELD_NUMBER: _ClassVar[int]
     mm_arg_start: int
     mm_arg_end: int
     mm_env_start: int
@@ -534,7 +627,8 @@ class mm_entry(_message.Message):
     exe_file_id: int
     vmas: _containers.RepeatedCompositeFieldContainer[vma_entry]
     dumpable: int
-    def __init__(self, mm_arg_start: _Optional[int] = ..., mm_arg_end: _Optional[int] = ..., mm_env_start: _Optional[int] = ..., mm_env_end: _Optional[int] = ..., exe_file_id: _Optional[int] = ..., vmas: _Optional[_Iterable[_Union[vma_entry, _Mapping]]] = ..., dumpable: _Optional[int] = ...) -> None: ...
+    thp_disabled: bool
+    def __init__(self, mm_arg_start: _Optional[int] = ..., mm_arg_end: _Optional[int] = ..., mm_env_start: _Optional[int] = ..., mm_env_end: _Optional[int] = ..., exe_file_id: _Optional[int] = ..., vmas: _Optional[_Iterable[_Union[vma_entry, _Mapping]]] = ..., dumpable: _Optional[int] = ..., thp_disabled: _Optional[bool] = ...) -> None: ...
 
 class pagemap_head(_message.Message):
     __slots__ = ("pages_id",)

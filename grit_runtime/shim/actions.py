@@ -1,4 +1,4 @@
-"""What containerd asks of a shim's program: to start a shim, to clean up after one, to describe it.
+"""The actions of a shim's program: starting a shim, cleaning up after one, describing the runtime.
 
 Spec: containerd v2.1.9 core/runtime/v2/README.md, pkg/shim/shim.go.
 """
@@ -31,7 +31,7 @@ FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Feat
 
 
 def answer(request: Request) -> bytes:
-    """The answer to all that is asked but `start`, which leaves a shim behind."""
+    """The answer to every action but `start`, which leaves a shim behind."""
     if "v" in request.flags or "version" in request.flags:
         return f"containerd-shim-grit-v1:\n  Version:  {VERSION}\n".encode()
     if "info" in request.flags:
@@ -42,9 +42,9 @@ def answer(request: Request) -> bytes:
 
 
 def _delete(request: Request) -> bytes:
-    """Take away what a container left whose shim has died, and say that it was killed.
+    """Remove what a container whose shim has died left behind, and report that it was killed.
 
-    containerd asks this of every shim that has gone, so that most have left nothing.
+    containerd calls this for every shim that has gone; most have left nothing.
     """
     namespace, container_id = request.flags["namespace"], request.flags["id"]
     bundle_dir = f"{os.path.dirname(request.directory)}/{container_id}"
@@ -77,7 +77,7 @@ def _init_pid(bundle_dir: str) -> int:
 
 
 def _info(options_bytes: bytes) -> bytes:
-    """What this runtime is called and can do, as runc says."""
+    """The name and the features of this runtime, as runc reports them."""
     options = Any.FromString(options_bytes)
     program = runtime_options.decode(options).binary_name
     features = process.run([program, "features"], token=new_token())

@@ -1,4 +1,4 @@
-"""What the shim leaves in a container's bundle for the `delete` that comes when it has died."""
+"""Files that the shim keeps in a container's bundle for `delete` after the shim has died."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def write_options(bundle_dir: str, options: RuntimeOptions) -> None:
 
 
 def read_options(bundle_dir: str) -> RuntimeOptions | None:
-    """The options that the container was created with; None if it was not, or is deleted."""
+    """The options that the container was created with; None before that and once it is deleted."""
     with suppress(FileNotFoundError), open(f"{bundle_dir}/{_NAME}", encoding="utf-8") as file:
         return RuntimeOptions(**json.load(file))
     return None
 
 
 def forget_options(bundle_dir: str) -> None:
-    """Nothing is left of the container."""
+    """Remove the options of a deleted container."""
     os.unlink(f"{bundle_dir}/{_NAME}")
 
 

@@ -1,8 +1,8 @@
-"""The shim's children: commands of the runtime, and containers' processes, which become ours.
+"""The shim's children: commands of the runtime, and containers' processes, which it adopts.
 
-A container's first process is a child of a runc that ends at once; the shim, a subreaper, gets it
-then. So any child may end at any moment, before anybody knows what it is, and one owner waits for
-all of them: nothing else in the shim calls waitpid.
+A container's first process is a child of a runc that ends at once; the shim, a subreaper, becomes
+its parent then. So a child may end before it is known what it is, and only this module waits for
+children: nothing else in the shim calls waitpid.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import os
 import signal
 import time
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 from grit_runtime.host import linux, process
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Exit(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a command left: its exit status, and what it printed."""
+    """The result of a command: its exit status, and what it printed."""
 
     status: int
     out: str
@@ -52,9 +52,9 @@ class Children:
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """While the block runs, exits of processes that nobody has claimed yet are kept.
+        """While the block runs, exits of unclaimed processes are kept.
 
-        It is held from before a container's process can exist until it has been claimed.
+        The block must begin before a container's process can exist, and last until it is claimed.
         """
         self._expecting += 1
         try:
@@ -65,7 +65,7 @@ class Children:
                 self._unclaimed.clear()
 
     def claim(self, pid: int) -> asyncio.Future[Exit]:
-        """The exit of *pid*, which may have been already."""
+        """The exit of *pid*, which may have ended already."""
         future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         if pid in self._unclaimed:
             future.set_result(self._unclaimed.pop(pid))
@@ -85,14 +85,14 @@ class Children:
     ) -> tuple[int, asyncio.Future[Exit]]:
         """Start *argv*, with nothing to read by default; its pid and its exit.
 
-        It finds *passed_fds* as its descriptors 3 and up; all stay the caller's. Unlike a fork this
-        copies nothing of the shim, but the child outlives it: `delete` finds it by its token.
+        *passed_fds* become its descriptors 3 and up; all stay the caller's. Unlike a fork this does
+        not copy the shim's memory, but the child outlives the shim: `delete` finds it by its token.
         OSError if there is no such program.
         """
         with ExitStack() as stack:
             null = stack.enter_context(open(os.devnull, "rb", buffering=0))
             fds = [null.fileno() if stdin is None else stdin, stdout, stderr, *passed_fds]
-            for at, fd in enumerate(fds):  # out of the way of those that take their place
+            for at, fd in enumerate(fds):  # out of the way of the descriptors from 3 on
                 fds[at] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(fds))
                 stack.callback(os.close, fds[at])
             pid = os.posix_spawnp(

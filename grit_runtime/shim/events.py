@@ -1,4 +1,4 @@
-"""Publishes what happens to containers, in order, to a containerd that may be away for a while.
+"""Publishes containers' events, in order, to a containerd that may be down for a while.
 
 Spec: containerd v2.1.9 pkg/shim/publisher.go, api/services/ttrpc/events/v1/events.proto.
 """
@@ -46,7 +46,7 @@ TOPICS: dict[type[Message], str] = {
 class Publisher:
     """Sends events one after the other; while containerd cannot be reached, they wait.
 
-    The oldest go once more than QUEUE_LIMIT wait, and one that containerd will not have.
+    The oldest are dropped once more than QUEUE_LIMIT wait, and an event that containerd refuses.
     """
 
     def __init__(self, address: str, namespace: str) -> None:
@@ -60,7 +60,7 @@ class Publisher:
         self._sending = asyncio.create_task(self._send_all())
 
     def publish(self, event: Message) -> None:
-        """Queue *event*, which has happened now."""
+        """Queue *event* with the present time."""
         envelope = types.Envelope(
             timestamp=timestamp(time.time_ns()),
             namespace=self._namespace,

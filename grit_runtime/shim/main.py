@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 def main() -> "NoReturn":
     """Run the action that containerd asks for; the arguments are the launcher and its own.
 
-    containerd reads standard error with the answer, so that a success leaves it empty.
+    containerd reads standard error together with the answer, so a success writes nothing to it.
     """
     here = os.path.abspath(__file__)
-    # asyncio can do without ssl, which takes as long to import as all else of it.
+    # asyncio works without ssl, which takes as long to import as the rest of asyncio.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(here))))
     try:
         answer = _answer(*sys.argv[1:])
-    except Exception as error:  # noqa: BLE001  containerd shows its user whatever is said here
+    except Exception as error:  # noqa: BLE001  containerd shows its user what is printed here
         sys.stderr.write(f"containerd-shim-grit-v1: {error}\n")
         sys.stderr.flush()
         os._exit(1)
@@ -28,20 +28,20 @@ def main() -> "NoReturn":
 
 
 def _answer(launcher: str, *words: str) -> bytes:
-    """The answer to containerd; `zygote`, an action of our own, has none and does not return."""
-    from grit_runtime.shim import actions, request  # noqa: PLC0415  found only now
+    """The answer to containerd; `zygote`, an action of this shim's own, does not return."""
+    from grit_runtime.shim import actions, request  # found only now
 
     if words[-1:] == ("zygote",):
-        from grit_runtime.shim import zygote  # noqa: PLC0415  brings all of a shim
+        from grit_runtime.shim import zygote  # brings all of a shim
 
         zygote.run()
-    asked = request.own(words)
-    if asked.action != "start":
-        return actions.answer(asked)
-    from grit_runtime.shim import start, zygote  # noqa: PLC0415  the same
+    call = request.of_this_process(words)
+    if call.action != "start":
+        return actions.answer(call)
+    from grit_runtime.shim import start, zygote  # the same
 
     zygote.launch(launcher)
-    return start.here(asked)
+    return start.start_in_process(call)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hears from the kernel when a container has run out of memory.
+"""Watches for kills by the OOM killer in a container's cgroup.
 
 Spec: linux Documentation/admin-guide/cgroup-v1/memory.rst section 10, cgroup-v2.rst
 (memory.events, which poll(2) reports as POLLPRI when it changes).
@@ -9,84 +9,114 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from grit_runtime.host import cgroup
+from grit_runtime.shim.threads import in_thread
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+class _Watched(NamedTuple):
+    """The descriptor to poll, all that is open for it, and the check whether the kernel killed."""
+
+    fd: int
+    opened: ExitStack
+    look: Callable[[], bool]
+
+
 class OomWatch:
-    """Calls *happened* when the kernel kills in a watched cgroup for want of memory."""
+    """Calls *happened* when the OOM killer kills in a watched cgroup."""
 
     def __init__(self, happened: Callable[[], None]) -> None:
         self._happened = happened
-        self._fds: list[int] = []  # all that is open
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._watched: list[_Watched] = []
+        self._is_closed = False
 
-    def watch(self, cgroup_path: str) -> None:
+    async def watch(self, cgroup_path: str) -> None:
         """Watch until close(); OSError if the cgroup goes meanwhile."""
-        for directory in cgroup.directories(cgroup_path):
-            if os.path.exists(f"{directory}/memory.events"):
-                self._watch_v2(f"{directory}/memory.events")
-            elif os.path.exists(f"{directory}/memory.oom_control"):
-                self._watch_v1(directory)
+        self._watched = await in_thread(_watched, cgroup_path)
+        if self._is_closed:
+            self.close()
+        else:
+            for watched in self._watched:
+                asyncio.get_running_loop().add_reader(watched.fd, self._look, watched)
 
     def close(self) -> None:
-        """Watch no more. What the kernel has told by now is passed on before."""
-        for fd, look in self._watched.items():
-            asyncio.get_running_loop().remove_reader(fd)
-            look()
-        for fd in self._fds:
-            os.close(fd)
-        self._watched.clear()
-        self._fds.clear()
+        """Stop watching, after kills up to now have been passed on."""
+        self._is_closed = True
+        for watched in self._watched:
+            asyncio.get_running_loop().remove_reader(watched.fd)
+            self._look(watched)
+            watched.opened.close()
+        self._watched = []
 
-    def _open(self, path: str) -> int:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._fds.append(fd)
-        return fd
+    def _look(self, watched: _Watched) -> None:
+        if watched.look():
+            self._happened()
 
-    def _look_when_readable(self, fd: int, look: Callable[[], None]) -> None:
-        self._watched[fd] = look
-        asyncio.get_running_loop().add_reader(fd, look)
 
-    def _watch_v1(self, directory: str) -> None:
-        control_fd = self._open(f"{directory}/memory.oom_control")
+def _watched(cgroup_path: str) -> list[_Watched]:
+    """Register with the kernel. Blocks while it is busy with its cgroups."""
+    found = []
+    with ExitStack() as on_failure:
+        for directory in cgroup.directories(cgroup_path):
+            if os.path.exists(f"{directory}/memory.events"):
+                found.append(_watched_v2(f"{directory}/memory.events"))
+            elif os.path.exists(f"{directory}/memory.oom_control"):
+                found.append(_watched_v1(directory))
+            else:
+                continue
+            on_failure.callback(found[-1].opened.close)
+        on_failure.pop_all()
+    return found
+
+
+def _watched_v1(directory: str) -> _Watched:
+    with ExitStack() as opened:
+        control_fd = _open(f"{directory}/memory.oom_control", opened)
         event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._fds.append(event_fd)
+        opened.callback(os.close, event_fd)
         with open(f"{directory}/cgroup.event_control", "w", encoding="ascii") as file:
             file.write(f"{event_fd} {control_fd}")
 
-        def look() -> None:
-            with suppress(BlockingIOError):  # there has been none
+        def look() -> bool:
+            with suppress(BlockingIOError):  # there was no event
                 os.eventfd_read(event_fd)
-                if os.path.exists(directory):  # its removal is notified too
-                    self._happened()
+                return os.path.exists(directory)  # its removal is notified too
+            return False
 
-        self._look_when_readable(event_fd, look)
+        return _Watched(event_fd, opened.pop_all(), look)
 
-    def _watch_v2(self, path: str) -> None:
-        file_fd = self._open(path)
+
+def _watched_v2(path: str) -> _Watched:
+    with ExitStack() as opened:
+        file_fd = _open(path, opened)
         with select.epoll() as poll:
             poll.register(file_fd, select.EPOLLPRI)
             poll_fd = os.dup(poll.fileno())
-        self._fds.append(poll_fd)
+        opened.callback(os.close, poll_fd)
         killed = _kills(file_fd)
 
-        def look() -> None:
+        def look() -> bool:
             nonlocal killed
-            if (now := _kills(file_fd)) > killed:
-                killed = now
-                self._happened()
+            before, killed = killed, max(killed, _kills(file_fd))
+            return killed > before
 
-        self._look_when_readable(poll_fd, look)
+        return _Watched(poll_fd, opened.pop_all(), look)
+
+
+def _open(path: str, opened: ExitStack) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    opened.callback(os.close, fd)
+    return fd
 
 
 def _kills(fd: int) -> int:
-    """How often memory.events says that the kernel has killed; none once the cgroup is gone."""
+    """The count of OOM kills in memory.events; 0 once the cgroup is gone."""
     try:
         lines = os.pread(fd, 4096, 0).decode("ascii").splitlines()
     except OSError:

@@ -12,8 +12,8 @@ from contextlib import suppress
 from grit_runtime import log
 from grit_runtime.shim import sockets
 from grit_runtime.shim.children import Children
-from grit_runtime.shim.container import Shim
 from grit_runtime.shim.events import Publisher
+from grit_runtime.shim.runtime import Shim
 from grit_runtime.shim.task import Task
 from grit_runtime.shim.transport import Server
 
@@ -27,8 +27,8 @@ CLOSE_TIMEOUT_S = 5
 
 
 def run(listener: socket.socket, *, namespace: str, events_address: str) -> NoReturn:
-    """Serve on *listener* until containerd asks for the end, or a signal does."""
-    faulthandler.register(signal.SIGUSR1)  # where it stands, into the log
+    """Serve on *listener* until containerd requests the shutdown, or a signal arrives."""
+    faulthandler.register(signal.SIGUSR1)  # writes stack traces to the log
     asyncio.run(_serve(listener, namespace, events_address))
     sys.exit(0)
 
@@ -46,7 +46,7 @@ async def _serve(listener: socket.socket, namespace: str, events_address: str) -
     log.info("shim started", pid=os.getpid(), socket=listener.getsockname())
     await ended.wait()
     with suppress(FileNotFoundError):
-        os.unlink(listener.getsockname())  # the next `start` is not to find a shim that is ending
+        os.unlink(listener.getsockname())  # the next `start` must not find a shim that is ending
     await publisher.flush(FLUSH_TIMEOUT_S)
     with suppress(TimeoutError):
         await asyncio.wait_for(server.close(), CLOSE_TIMEOUT_S)

@@ -24,12 +24,12 @@ def path_of(containerd_address: str, namespace: str, group: str) -> str:
 
 
 def token(path: str) -> str:
-    """What all commands carry that the shim at this socket runs (host/process.py)."""
+    """The token of all commands that the shim at this socket runs (host/process.py)."""
     return os.path.basename(path)
 
 
 def claim(path: str) -> socket.socket | None:
-    """A listening socket at *path*, in the place of a dead shim's; None if a shim serves there."""
+    """A listening socket at *path*, replacing a dead shim's; None if a shim serves there."""
     os.makedirs(DIR, mode=0o700, exist_ok=True)
     with _locked():
         if serves(path):
@@ -57,7 +57,7 @@ def serves(path: str) -> bool:
 
 
 def remove_dead(path: str) -> None:
-    """Take away the socket of a shim that has died, unless another serves there by now."""
+    """Remove the socket of a shim that has died, unless another serves there by now."""
     with suppress(FileNotFoundError), _locked():
         if not serves(path):
             os.unlink(path)
@@ -65,7 +65,7 @@ def remove_dead(path: str) -> None:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Nobody else of ours takes a socket for dead meanwhile, and replaces it."""
+    """Keep other calls of this program from replacing a dead socket meanwhile."""
     fd = os.open(DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

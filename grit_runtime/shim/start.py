@@ -7,16 +7,16 @@ Spec: containerd v2.1.9 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import cgroup, config_json, linux
-from grit_runtime.model import runtime_options
+from grit_runtime.model import cri, runtime_options
 from grit_runtime.proto import bootstrap_pb2
 from grit_runtime.shim import bundle, server, sockets
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 
     from grit_runtime.shim.request import Request
 
-GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", cri.SANDBOX_ID)
 OOM_SCORE_ADJ_MAX = 1000
 
 
 class Place(NamedTuple):
-    """Where a shim is reached; *listener* is None when another one serves there already."""
+    """Where a shim is reached; *listener* is None if another shim serves there already."""
 
     address: str
     listener: socket.socket | None
 
 
-def here(request: Request) -> bytes:
-    """Start the shim from this process, as one that outlives it; the answer for containerd."""
+def start_in_process(request: Request) -> bytes:
+    """Start the shim as a process that outlives this one; the answer for containerd."""
     place = find(request)
     if place.listener is not None:
-        take_place(request)
+        adopt_caller_context(request)
         if os.fork() == 0:
             serve(request, place.listener)
     return place.address.encode()
 
 
 def serve(request: Request, listener: socket.socket) -> NoReturn:
-    """Be the shim, apart from whoever has started it."""
+    """Be the shim, detached from the process that has started it."""
     os.setsid()
     null_fd = os.open(os.devnull, os.O_RDWR)
-    # containerd reads from the fifo, and may come and go: held open both ways it never ends.
+    # containerd reads the fifo, and may restart: open for reading too, the fifo never breaks.
     log_fd = os.open(f"{request.directory}/log", os.O_RDWR | os.O_NONBLOCK)
     for target, fd in enumerate((null_fd, null_fd, log_fd)):
         os.dup2(fd, target)
@@ -65,7 +65,7 @@ def serve(request: Request, listener: socket.socket) -> NoReturn:
 
 
 def find(request: Request) -> Place:
-    """The place of the shim for a bundle, bound by us if nobody serves there."""
+    """The place of the shim for a bundle; its socket is bound here if no shim serves there."""
     annotations = config_json.read(request.directory).get("annotations") or {}
     flags = request.flags
     group = next((annotations[key] for key in GROUP_ANNOTATIONS if key in annotations), flags["id"])
@@ -75,8 +75,8 @@ def find(request: Request) -> Place:
     return place
 
 
-def take_place(request: Request) -> None:
-    """Be where a child of the caller would be: directory, environment, cgroup, OOM score."""
+def adopt_caller_context(request: Request) -> None:
+    """Take the context of a child of the caller: directory, environment, cgroup, OOM score."""
     os.chdir(request.directory)
     os.environ.clear()
     os.environ.update(request.environment)
@@ -92,10 +92,10 @@ def take_place(request: Request) -> None:
 
 
 def _runtime_options(request: Request) -> runtime_options.RuntimeOptions:
-    """Options that containerd has written to standard input, in whichever form.
+    """Options that containerd has written to standard input, in either form.
 
-    From 2.3 on they are an extension of BootstrapParams, which reads as an Any too, and the other
-    way round: only what repeats the flags is taken for the former.
+    From 2.3 on they are an extension of BootstrapParams. Each form also parses as the other, so
+    input is taken for BootstrapParams only if it repeats the flags.
     """
     try:
         parameters = bootstrap_pb2.BootstrapParams.FromString(request.stdin)

@@ -1,4 +1,4 @@
-"""The Task service: each request of containerd, decoded, to the container that it means.
+"""The Task service: decodes each request of containerd and calls its container.
 
 Served under the names of both versions, whose messages are the same. Source of the semantics:
 containerd v2.1.9 api/runtime/task/v3/shim.proto, cmd/containerd-shim-runc-v2/task/service.go.
@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -25,14 +26,15 @@ from grit_runtime.proto import containerd_types_pb2, runc_options_pb2, task_pb2,
 from grit_runtime.shim import bundle
 from grit_runtime.shim.container import Container
 from grit_runtime.shim.stdio import Names
+from grit_runtime.shim.threads import in_thread
 from grit_runtime.shim.transport import Method
-from grit_runtime.wire.well_known import pack, timestamp, unpack
+from grit_runtime.wire.well_known import pack, timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from grit_runtime.shim.container import Shim
+    from grit_runtime.shim.runtime import Shim
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 
@@ -94,10 +96,12 @@ class Task:
         return task_pb2.CreateTaskResponse(pid=container.init.pid)
 
     async def _start(self, request: task_pb2.StartRequest) -> task_pb2.StartResponse:
-        return task_pb2.StartResponse(pid=await self._of(request.id).start(request.exec_id))
+        return task_pb2.StartResponse(
+            pid=await self._container_of(request.id).start(request.exec_id)
+        )
 
     async def _state(self, request: task_pb2.StateRequest) -> task_pb2.StateResponse:
-        container = self._of(request.id)
+        container = self._container_of(request.id)
         process = container.process(request.exec_id)
         return task_pb2.StateResponse(
             id=request.id,
@@ -111,7 +115,7 @@ class Task:
         )
 
     async def _delete(self, request: task_pb2.DeleteRequest) -> task_pb2.DeleteResponse:
-        container = self._of(request.id)
+        container = self._container_of(request.id)
         process = await container.delete(request.exec_id)
         if not request.exec_id:
             bundle.forget_options(container.bundle_dir)
@@ -123,12 +127,13 @@ class Task:
         )
 
     async def _pids(self, request: task_pb2.PidsRequest) -> task_pb2.PidsResponse:
-        container = self._of(request.id)
+        container = self._container_of(request.id)
         execs = {process.pid: process.id for process in container.execs.values()}
         processes = []
-        # A containerd that has been restarted takes a shim without processes for a leaked one, and
-        # ends it, exit status and all: so the first one is there until it is deleted.
-        for pid in sorted(cgroup.pids(container.cgroup_path) | {container.init.pid}):
+        # A restarted containerd takes a shim without processes for a leaked one and ends it, which
+        # loses the exit status; so the first process is listed until it is deleted.
+        inside = await in_thread(cgroup.pids, container.cgroup_path)
+        for pid in sorted(inside | {container.init.pid}):
             info = task_types_pb2.ProcessInfo(pid=pid)
             if pid in execs:
                 details = runc_options_pb2.ProcessDetails(exec_id=execs[pid])
@@ -137,56 +142,54 @@ class Task:
         return task_pb2.PidsResponse(processes=processes)
 
     async def _pause(self, request: task_pb2.PauseRequest) -> Empty:
-        await self._of(request.id).pause()
+        await self._container_of(request.id).pause()
         return Empty()
 
     async def _resume(self, request: task_pb2.ResumeRequest) -> Empty:
-        await self._of(request.id).resume()
+        await self._container_of(request.id).resume()
         return Empty()
 
     async def _checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> Empty:
-        options = unpack(request.options, runc_options_pb2.CheckpointOptions)
-        await self._of(request.id).checkpoint(request.path, options)
+        options = runtime_options.decode_checkpoint(request.options)
+        await self._container_of(request.id).checkpoint(request.path, options)
         return Empty()
 
     async def _kill(self, request: task_pb2.KillRequest) -> Empty:
-        container = self._of(request.id)
+        container = self._container_of(request.id)
         if request.signal > signal.SIGRTMAX:
             raise InvalidArgumentError(f"signal {request.signal}: there is none, expected 1 to 64")
         await container.kill(request.exec_id, request.signal, everyone=request.all)
         return Empty()
 
     async def _exec(self, request: task_pb2.ExecProcessRequest) -> Empty:
-        container = self._of(request.id)
-        try:
-            spec = json.loads(request.spec.value)
-        except ValueError as error:
-            raise InvalidArgumentError(f"exec {request.exec_id}: its spec: {error}") from None
-        container.add_exec(_file_name(request.exec_id), _names(request), spec)
+        container = self._container_of(request.id)
+        names = _names(request)
+        spec = _process_spec(request)
+        container.add_exec(_file_name(request.exec_id), names, {**spec, "terminal": names.terminal})
         return Empty()
 
     async def _resize_pty(self, request: task_pb2.ResizePtyRequest) -> Empty:
-        process = self._of(request.id).process(request.exec_id)
-        process.streams.resize(request.width, request.height)
+        self._container_of(request.id).resize(request.exec_id, request.width, request.height)
         return Empty()
 
     async def _close_io(self, request: task_pb2.CloseIORequest) -> Empty:
         if request.stdin:
-            self._of(request.id).process(request.exec_id).streams.close_input()
+            self._container_of(request.id).process(request.exec_id).streams.close_input()
         return Empty()
 
     async def _update(self, request: task_pb2.UpdateTaskRequest) -> Empty:
-        await self._of(request.id).update(request.resources.value)
+        await self._container_of(request.id).update(request.resources.value)
         return Empty()
 
     async def _wait(self, request: task_pb2.WaitRequest) -> task_pb2.WaitResponse:
-        process = self._of(request.id).process(request.exec_id)
+        process = self._container_of(request.id).process(request.exec_id)
         ended = await asyncio.shield(process.exited)
         return task_pb2.WaitResponse(exit_status=ended.status, exited_at=timestamp(ended.at_ns))
 
     async def _stats(self, request: task_pb2.StatsRequest) -> task_pb2.StatsResponse:
-        container = self._of(request.id)
-        return task_pb2.StatsResponse(stats=pack(cgroup_stats.read(container.cgroup_path)))
+        container = self._container_of(request.id)
+        stats = await in_thread(cgroup_stats.read, container.cgroup_path)
+        return task_pb2.StatsResponse(stats=pack(stats))
 
     async def _connect(self, request: task_pb2.ConnectRequest) -> task_pb2.ConnectResponse:
         known = self._containers.get(request.id)
@@ -199,17 +202,28 @@ class Task:
             self._shut_down()
         return Empty()
 
-    def _of(self, container_id: str) -> Container:
+    def _container_of(self, container_id: str) -> Container:
         if container_id not in self._containers:
             raise NotFoundError(f"container {container_id}: not found")
         return self._containers[container_id]
 
 
 def _file_name(id_: str) -> str:
-    """An id that may be part of a file's name in the bundle."""
+    """*id_*, if it may be part of a file's name in the bundle."""
     if not id_ or "/" in id_ or id_.startswith("."):
         raise InvalidArgumentError(f"id {id_!r} cannot be the name of a file")
     return id_
+
+
+def _process_spec(request: task_pb2.ExecProcessRequest) -> dict[str, Any]:
+    """OCI's ``process``."""
+    try:
+        spec = json.loads(request.spec.value)
+    except ValueError as error:
+        raise InvalidArgumentError(f"exec {request.exec_id}: its spec: {error}") from None
+    if not isinstance(spec, dict):
+        raise InvalidArgumentError(f"exec {request.exec_id}: its spec: expected an object")
+    return spec
 
 
 def _mount(mount: containerd_types_pb2.Mount) -> mounts.Mount:

@@ -1,7 +1,7 @@
 """ttrpc on unix sockets: a server of methods, and calls to one. Knows none of the methods.
 
-Runs on asyncio. Each call is a task of its own, so that one which takes long holds up no other. As
-in containerd's own shims, what a handler has begun outlives its deadline and its client.
+Runs on asyncio. Each call is a task of its own, so that a long one does not delay others. As in
+containerd's own shims, a handler that has begun outlives its deadline and its client.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import traceback
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
@@ -25,6 +25,7 @@ from grit_runtime.errors import (
     one_line,
 )
 from grit_runtime.proto import ttrpc_pb2
+from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire import ttrpc
 from grit_runtime.wire.ttrpc import Code
 
@@ -38,7 +39,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Method(NamedTuple):
-    """A method of a service: the kind of its requests, and what takes one."""
+    """A method of a service: the type of its requests, and its handler."""
 
     request: type[Message]
     handler: Callable[[Any], Awaitable[Message]]
@@ -48,8 +49,8 @@ class Method(NamedTuple):
 class Server:
     """Methods, by the names of their service and their own, on a listening socket.
 
-    The GritError or OSError of a handler is its client's to hear. Any other exception is a bug: the
-    client is told, and it is logged. Who runs as another user or group is not heard at all.
+    A handler's GritError or OSError is sent to its client. Any other exception is a bug: it is sent
+    too, and logged. Clients that run as another user or group are refused.
     """
 
     def __init__(self, methods: Mapping[tuple[str, str], Method]) -> None:
@@ -59,15 +60,15 @@ class Server:
         self.tasks: set[asyncio.Task[None]] = set()  # the loop alone may lose one while it runs
 
     async def listen(self, listener: socket.socket) -> None:
-        """Serve whoever connects to *listener*, until close()."""
+        """Serve all clients that connect to *listener*, until close()."""
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(lambda: _ServedConnection(self), sock=listener)
 
     async def close(self) -> None:
-        """Take no more calls, wait for those that run, and let their clients have the answers.
+        """Take no more calls, wait for those that run, and send their answers.
 
-        A handler must not wait for this, as it would for itself. How long it takes is up to the
-        handlers and clients; those that only wait are cancelled.
+        A handler must not wait for this, because it would wait for itself. The handlers and clients
+        decide how long it takes; handlers that only wait are cancelled.
         """
         self._is_closing = True
         self._listening.close()
@@ -76,7 +77,7 @@ class Server:
         await asyncio.gather(*(connection.close() for connection in self.connections))
 
     def look_up(self, request: ttrpc_pb2.Request) -> tuple[Method, Message]:
-        """The method that *request* is for, and what it is to be given."""
+        """The method of *request*, and its decoded argument."""
         if self._is_closing:
             raise UnavailableError(f"{request.method}: this shim is ending")
         method = self._methods.get((request.service, request.method))
@@ -99,7 +100,7 @@ class _ServedConnection(asyncio.Protocol):
         self._lost = asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
-        """Close the connection; what is to be sent is sent before."""
+        """Close the connection after all queued data is sent."""
         self._transport.close()
         await self._lost
 
@@ -128,7 +129,7 @@ class _ServedConnection(asyncio.Protocol):
             log.warning("client lost", reason=error)
 
     def pause_writing(self) -> None:
-        self._transport.pause_reading()  # who does not read the answers asks no more
+        self._transport.pause_reading()  # no more requests until the client reads its answers
 
     def resume_writing(self) -> None:
         self._transport.resume_reading()
@@ -153,7 +154,7 @@ class _ServedConnection(asyncio.Protocol):
         task.add_done_callback(tasks.discard)
 
     async def _serve(self, call: ttrpc.Call, method: Method, argument: Message) -> None:
-        """Have the call handled and answer it, if its client still waits for that."""
+        """Handle the call, and answer it if its client still waits."""
         loop = asyncio.get_running_loop()
         timeout_s = call.request.timeout_nano / 1e9 or float("inf")
         deadline_s = loop.time() + timeout_s
@@ -180,7 +181,7 @@ class _ServedConnection(asyncio.Protocol):
 
 
 def _peer(connected: socket.socket) -> tuple[int, int, int]:
-    """Pid, uid and gid of who connected."""
+    """Pid, uid and gid of the process that connected."""
     found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(found)
     return pid, uid, gid
@@ -214,10 +215,10 @@ class Client(asyncio.Protocol):
         timeout_s: float,
         metadata: Mapping[str, str],
     ) -> M:
-        """What the server answers; the error that it answers is raised.
+        """The server's answer; an error that it answers is raised.
 
-        DeadlineExceededError: no answer within *timeout_s*, which the server is told too.
-        UnavailableError: the connection is lost, and whether the call had its effect is not known.
+        DeadlineExceededError: no answer within *timeout_s*, which is also sent to the server.
+        UnavailableError: the connection is lost; it is unknown whether the call had its effect.
         """
         if self._transport.is_closing():
             raise self._lost()

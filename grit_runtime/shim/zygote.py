@@ -1,8 +1,8 @@
 """The zygote: a process that has imported all that a shim needs, and becomes one by fork.
 
 So a pod's shim starts in a few milliseconds, and shares its memory with the others. The launcher
-hands calls over to it: it writes its pid into a fifo, and is ended by a signal when the answer is
-in its standard output. Where there is no zygote, or one of other packages, main.py does it all.
+passes calls on to it: it writes its pid into a fifo, and is ended by a signal once the answer is in
+its standard output. Without a zygote, or with one of other packages, main.py does everything.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import signal
 import sys
 from contextlib import suppress
 
-from grit_runtime import log
+from grit_runtime import log, paths
 from grit_runtime.errors import GritError
 from grit_runtime.host import linux, process
-from grit_runtime.shim import actions, rehearsal, request, start
+from grit_runtime.shim import actions, packing, request, start, warm_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
 # The launcher knows these names, and the signals that end it.
-FIFO = "/run/grit/zygote"
+FIFO = f"{paths.RUN_DIR}/zygote"
 NAME = "grit-zygote"
 ANSWERED = signal.SIGUSR1
 FAILED = signal.SIGUSR2
@@ -35,7 +35,7 @@ LISTEN_FDS_START = 3  # sd_listen_fds(3)
 
 
 def launch(launcher: str) -> None:
-    """Have a zygote for the next `start`: systemd's, if it holds the fifo, or one of our own."""
+    """Start a zygote for the next `start`: systemd's, if it has the fifo open, or another one."""
     try:
         fd = os.open(FIFO, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # there is none, or nobody reads from it
@@ -46,22 +46,23 @@ def launch(launcher: str) -> None:
 
 
 def run() -> NoReturn:
-    """Serve until the package has become another one, then make way for a zygote of that."""
+    """Serve until the package is upgraded, then end, so that the new package's zygote can start."""
     packages = sys.path[0]
     born = _version()
     lock_fd = _lock()
     fifo_fd = _fifo()
     try:
-        rehearsal.run()
+        warm_up.run()
     except (GritError, OSError) as error:
         log.warning("rehearsal failed, shims will take more memory", reason=error)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a shim has ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit status of a shim is not needed
     linux.set_name(NAME)
     with open(f"{FIFO}.pid.new", "w", encoding="utf-8") as file:
         file.write(f"{os.getpid()} {packages}\n")
     os.replace(f"{FIFO}.pid.new", f"{FIFO}.pid")
     gc.collect()
-    gc.freeze()  # else a collection in a child would copy every page that it looks at
+    packing.fill_holes()
+    gc.freeze()  # otherwise a collection in a child would copy every page that it visits
     while True:
         for word in filter(bytes.isdigit, os.read(fifo_fd, 4096).split()):
             if _version() != born:
@@ -74,7 +75,7 @@ def run() -> NoReturn:
 
 
 def _answer(pid: int) -> NoReturn:
-    """Do what the launcher *pid* was asked; become the shim if one is to be started."""
+    """Answer the launcher *pid*'s request; become the shim if one is to be started."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     caller_fd = os.pidfd_open(pid)
     if os.stat(f"/proc/{pid}").st_uid != os.getuid() or not _shares_mounts(pid):
@@ -83,14 +84,14 @@ def _answer(pid: int) -> NoReturn:
     out_fd = os.open(f"/proc/{pid}/fd/{request.LAUNCHER_STDOUT}", os.O_WRONLY)
     listener = None
     try:
-        asked = request.of_launcher(pid)
-        if asked.action == "start":
-            address, listener = start.find(asked)
+        call = request.of_launcher(pid)
+        if call.action == "start":
+            address, listener = start.find(call)
             answer = address.encode()
             if listener is not None:
-                start.take_place(asked)
+                start.adopt_caller_context(call)
         else:
-            answer = actions.answer(asked)
+            answer = actions.answer(call)
     except Exception as error:  # noqa: BLE001  containerd shows its user whatever is said here
         os.write(out_fd, f"containerd-shim-grit-v1: {error}\n".encode())
         _tell(caller_fd, FAILED)
@@ -100,7 +101,7 @@ def _answer(pid: int) -> NoReturn:
     os.close(out_fd)
     os.close(caller_fd)
     if listener is not None:
-        start.serve(asked, listener)
+        start.serve(call, listener)
     os._exit(0)
 
 
@@ -110,7 +111,7 @@ def _tell(pidfd: int, number: signal.Signals) -> None:
 
 
 def _shares_mounts(pid: int) -> bool:
-    """Whether what we mount is where *pid* looks for it."""
+    """Whether *pid* sees the mounts that this process makes."""
     ours, theirs = (os.readlink(f"/proc/{who}/ns/mnt") for who in ("self", pid))
     return ours == theirs
 
@@ -122,7 +123,7 @@ def _version() -> tuple[int, int]:
 
 
 def _lock() -> int:
-    """Hold what only one zygote holds; the process ends if another one does."""
+    """Take the lock of the only zygote; the process ends if another has it."""
     os.makedirs(os.path.dirname(LOCK), mode=0o700, exist_ok=True)
     fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -133,7 +134,7 @@ def _lock() -> int:
 
 
 def _fifo() -> int:
-    """systemd's fifo, or our own."""
+    """The fifo: passed by systemd, or made here."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
         return LISTEN_FDS_START
     with suppress(FileExistsError):

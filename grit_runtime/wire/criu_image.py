@@ -14,12 +14,13 @@ The OCI wrapper imports this module on every restore: nothing slow may be import
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from grit_runtime.errors import ImageError
 from grit_runtime.proto import criu_pb2 as criu
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ KINDS = {
     "remap-fpath": _common(0x59133954, criu.remap_file_path_entry),
     "seccomp": _common(0x64413049, criu.seccomp_entry),
     "stats": Kind(_U32.pack(_SERVICE_MAGIC) + _U32.pack(0x57093306), criu.stats_entry),
+    "tcp-stream": _common(0x51465506, criu.tcp_stream_entry),
     "userns": _common(0x55474906, criu.userns_entry),
     "utsns": _common(0x54473203, criu.utsns_entry),
 }
@@ -99,7 +101,7 @@ def kind_of(name: str) -> Kind:
 
 
 def parse(data: bytes, *, name: str) -> Image:
-    """The image *data*, whose kind its file's *name* tells."""
+    """The image *data*; its file's *name* determines its kind."""
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"image {name}: {len(data)} bytes, expected at most {MAX_IMAGE_BYTES}")
     head = _head(data, name)
@@ -107,7 +109,7 @@ def parse(data: bytes, *, name: str) -> Image:
 
 
 def parse_beginning(data: bytes, *, name: str) -> Image:
-    """The first entry alone of an image, of which *data* is at least that much."""
+    """Only the first entry of an image; *data* must contain at least that."""
     head = _head(data, name)
     body = len(head) + 4
     end = body + _U32.unpack_from(data, len(head))[0] if len(data) >= body else body
@@ -115,7 +117,7 @@ def parse_beginning(data: bytes, *, name: str) -> Image:
 
 
 def serialize(image: Image) -> bytes:
-    """The file's bytes: those that were parsed, but for entries replaced since."""
+    """The file's bytes as they were parsed, except for replaced entries."""
     parts = [image.head]
     for payload in image.payloads:
         parts += (_U32.pack(len(payload)), payload)
@@ -135,7 +137,7 @@ def entry(image: Image, message: type[M]) -> M:
 
 
 def pages(image: Image) -> tuple[int, int]:
-    """Of a pagemap image: the number of its pages image, and how many pages that must hold."""
+    """The number of a pagemap's pages image, and how many pages that must hold."""
     if not image.payloads:
         raise ImageError(f"image {image.name}: no entries, expected a head")
     head = _decode(image, 0, criu.pagemap_head)
@@ -143,7 +145,7 @@ def pages(image: Image) -> tuple[int, int]:
 
 
 def pagemap(name: str, pages_id: int, present: Sequence[Pages]) -> Image:
-    """A pagemap image of pages that lie, in this order, in ``pages-PAGES_ID.img``."""
+    """A pagemap image for the pages in ``pages-PAGES_ID.img``, in this order."""
     head = criu.pagemap_head(pages_id=pages_id).SerializeToString()
     return Image(name, kind_of(name).magics, (head, *(_entry(one, _PE_PRESENT) for one in present)))
 
@@ -154,12 +156,12 @@ def present_pages(image: Image) -> list[Pages]:
 
 
 def parent_pages(image: Image) -> list[Pages]:
-    """The pages that a pagemap image leaves to the images that its own add to."""
+    """The pages of a pagemap image that are in the parent images."""
     return [_pages(entry) for entry in _pagemap_entries(image) if _is_in_parent(entry)]
 
 
 def with_parent_pages(image: Image, added: Sequence[Pages]) -> Image:
-    """A pagemap image that leaves more to the images its own add to; pages that it has not yet."""
+    """A pagemap image with *added* pages, new to it, that are in the parent images."""
     kept = zip(
         (_pages(entry) for entry in _pagemap_entries(image)), image.payloads[1:], strict=True
     )
@@ -169,7 +171,7 @@ def with_parent_pages(image: Image, added: Sequence[Pages]) -> Image:
 
 
 def without_parent_pages(image: Image) -> Image:
-    """A pagemap image with its own pages alone: a restore leaves the others empty."""
+    """A pagemap image with only its own pages: a restore leaves the others empty."""
     kept = zip(_pagemap_entries(image), image.payloads[1:], strict=True)
     own = (payload for entry, payload in kept if not _is_in_parent(entry))
     return image._replace(payloads=(image.payloads[0], *own))
@@ -209,7 +211,7 @@ def _pages(entry: criu.pagemap_entry) -> Pages:
 
 
 def _entry(pages: Pages, flags: int) -> bytes:
-    """The count is in both places: CRIU 4.2 looks at the one, older ones know the other alone."""
+    """A pagemap entry. It has both counts: CRIU 4.2 reads one, older versions only the other."""
     return criu.pagemap_entry(
         vaddr=pages.start, compat_nr_pages=pages.number, nr_pages=pages.number, flags=flags
     ).SerializeToString()

@@ -5,9 +5,11 @@ Spec: opencontainers/image-spec layer.md@v1.1.0, "Representing Changes".
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import operator
+from functools import lru_cache
 
-from grit_runtime.errors import ImageError
+from grit_runtime.errors import LayerError
+from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire import tar
 
 TYPE_CHECKING = False
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 
+_NO_COMPONENTS = frozenset({b"", b".", b".."})
 MAX_COMPONENT_BYTES = 255  # NAME_MAX
 MAX_XATTR_NAME_BYTES = 255  # XATTR_NAME_MAX
 MAX_XATTR_BYTES = 1 << 16  # XATTR_SIZE_MAX
@@ -36,14 +39,14 @@ class Present(NamedTuple):
 
 
 class Whiteout(NamedTuple):
-    """What the layers below have as *name* in *directory* is gone."""
+    """*name* in *directory* of the layers below is deleted."""
 
     directory: Parts
     name: bytes
 
 
 class Opaque(NamedTuple):
-    """All that the layers below have in *directory* is gone."""
+    """Everything in *directory* of the layers below is deleted."""
 
     directory: Parts
 
@@ -67,27 +70,33 @@ class Tally:
 
     __slots__ = ("_limits", "data_bytes", "members", "metadata_bytes")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self, limits: Limits, members: int = 0, data_bytes: int = 0, metadata_bytes: int = 0
+    ) -> None:
         self._limits = limits
-        self.members = self.data_bytes = self.metadata_bytes = 0
+        self.members = members
+        self.data_bytes = data_bytes
+        self.metadata_bytes = metadata_bytes
 
     def add(self, member: Member) -> None:
         """ImageError for the member that goes over a limit."""
         self.members += 1
         self.data_bytes += member.size_bytes
         self.metadata_bytes += len(member.name) + len(member.link)
-        self.metadata_bytes += sum(len(k) + len(v) for k, v in member.xattrs.items())
-        for field in Limits._fields:
-            limit = getattr(self._limits, field)
-            if getattr(self, field) > limit:
-                raise ImageError(
-                    f"layer: over {limit} {field} at {tar.shown(member.name)}: "
-                    "keep that much on a volume"
-                )
+        if member.xattrs:
+            self.metadata_bytes += sum(len(k) + len(v) for k, v in member.xattrs.items())
+        sums = (self.members, self.data_bytes, self.metadata_bytes)
+        if any(map(operator.gt, sums, self._limits)):
+            over = zip(Limits._fields, self._limits, sums, strict=True)
+            field, limit, _ = next(one for one in over if one[2] > one[1])
+            raise LayerError(
+                f"layer: over {limit} {field} at {tar.shown(member.name)}: "
+                "keep that much on a volume"
+            )
 
 
 def parse_name(name: bytes) -> Place:
-    """What *name* stands for. ImageError for a name that could lead out, or is reserved.
+    """What *name* means in a layer. ImageError for a name that could lead out, or is reserved.
 
     ``./a`` and ``a/`` are ``a``, as tar writes them. No whiteout has another below it, and no
     file's name begins with the prefix.
@@ -100,7 +109,7 @@ def parse_name(name: bytes) -> Place:
         return Opaque(tuple(parents))
     hidden = last.removeprefix(WHITEOUT)
     if hidden in {b"", b".", b".."} or is_reserved(hidden):
-        raise ImageError(f"layer: {tar.shown(name)} is a whiteout of no file name")
+        raise LayerError(f"layer: {tar.shown(name)} is a whiteout of no file name")
     return Whiteout(tuple(parents), hidden)
 
 
@@ -112,13 +121,24 @@ def parse_path(name: bytes) -> Parts:
     path = name.removesuffix(b"/").removeprefix(b"./")
     if path in {b"", b"."} and name.startswith(b"."):
         return ()
+    directory, slash, last = path.rpartition(b"/")
+    if not _is_component(last):
+        raise LayerError(f"layer: name {tar.shown(name)}, expected a path beneath the root")
+    return (*_parse_directory(directory), last) if slash else (last,)
+
+
+@lru_cache(maxsize=8)  # one name after the other lies in the same
+def _parse_directory(path: bytes) -> Parts:
     parts = tuple(path.split(b"/"))
-    for part in parts:
-        if part in {b"", b".", b".."} or len(part) > MAX_COMPONENT_BYTES:
-            raise ImageError(f"layer: name {tar.shown(name)}, expected a path beneath the root")
-    if any(is_reserved(part) for part in parts[:-1]):
-        raise ImageError(f"layer: name {tar.shown(name)} lies beneath a whiteout")
+    if not all(map(_is_component, parts)):
+        raise LayerError(f"layer: name {tar.shown(path)}, expected a path beneath the root")
+    if any(map(is_reserved, parts)):
+        raise LayerError(f"layer: {tar.shown(path)}, a whiteout, has a file beneath it")
     return parts
+
+
+def _is_component(part: bytes) -> bool:
+    return part not in _NO_COMPONENTS and len(part) <= MAX_COMPONENT_BYTES
 
 
 def is_carried(xattr: bytes) -> bool:
@@ -135,9 +155,9 @@ def is_carried(xattr: bytes) -> bool:
 def check_xattr(xattr: bytes, value: bytes) -> None:
     """ImageError for an attribute that is never saved, or that the kernel would not take."""
     if not is_carried(xattr) and not xattr.startswith(b"security."):
-        raise ImageError(f"layer: attribute {tar.shown(xattr)} is none that a container can have")
+        raise LayerError(f"layer: attribute {tar.shown(xattr)} is none that a container can have")
     if len(xattr) > MAX_XATTR_NAME_BYTES or b"\0" in xattr or len(value) > MAX_XATTR_BYTES:
-        raise ImageError(f"layer: attribute {tar.shown(xattr)} is larger than the kernel allows")
+        raise LayerError(f"layer: attribute {tar.shown(xattr)} is larger than the kernel allows")
 
 
 def is_reserved(part: bytes) -> bool:

@@ -1,8 +1,8 @@
 """The special files in tmpfs-dev-N.tar.gz.img, CRIU's archive of a tmpfs. Knows no paths of ours.
 
 CRIU packs with `tar --create --gzip --sparse` in GNU's own format and unpacks as root with `tar
---extract`, so what GNU tar would take in another way than we do is refused: anything but plain
-GNU headers. Spec: GNU tar src/tar.h struct posix_header, oldgnu_header, sparse_header@1.35;
+--extract`, so anything but plain GNU headers is refused, as GNU tar could read it differently.
+Spec: GNU tar src/tar.h struct posix_header, oldgnu_header, sparse_header@1.35;
 checkpoint-restore/criu criu/filesystems.c tmpfs_dump and tmpfs_restore@2cf8f13.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import NamedTuple
 
 from grit_runtime.errors import ImageError
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""ttrpc, both ends of a connection: bytes to events, and what is to be sent. Knows no sockets.
+"""ttrpc, both ends of a connection: received bytes to events, calls to bytes. Knows no sockets.
 
 A frame is a header (u32be size of the data, u32be stream, u8 kind, u8 flags) and its data. A stream
 is one call: a request, data either way if the method streams, and a response. A frame that breaks
-a rule costs its stream, never the connection. Spec: containerd/ttrpc PROTOCOL.md and, where that is
+a rule ends its stream, never the connection. Spec: containerd/ttrpc PROTOCOL.md and, where that is
 silent, server.go, channel.go and client.go@4b166fb.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -28,6 +28,7 @@ from grit_runtime.errors import (
     printable,
 )
 from grit_runtime.proto import ttrpc_pb2 as ttrpc
+from grit_runtime.startup.named import NamedTuple
 
 MAX_DATA_BYTES = 4 << 20
 _MAX_MESSAGE_CHARS = 64 << 10  # of an error, which a person reads
@@ -82,12 +83,12 @@ def code_of(error: GritError) -> Code:
 
 
 def error_of(code: int, message: str) -> GritError:
-    """The error that a status stands for."""
+    """The error for a status."""
     return _ERRORS.get(code, GritError)(message)
 
 
 class Call(NamedTuple):
-    """A client asks. *flags* is 0 for a unary call, REMOTE_CLOSED or REMOTE_OPEN if it streams."""
+    """A client's call. *flags* is 0 if unary, REMOTE_CLOSED or REMOTE_OPEN if it streams."""
 
     stream_id: int
     request: ttrpc.Request
@@ -110,7 +111,7 @@ class Refusal(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A call of ours has ended: with *payload* if the code is OK."""
+    """A call of this client has ended: with *payload* if the code is OK."""
 
     stream_id: int
     code: int
@@ -134,7 +135,7 @@ Event = TypeVar("Event")
 
 
 class _Connection(Generic[Event]):
-    """What both ends share: frames come in, of which at most one is kept until it is whole."""
+    """What both ends share: receiving frames, of which at most one incomplete frame is kept."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -142,7 +143,7 @@ class _Connection(Generic[Event]):
         self._skip_bytes = 0  # what is to come of its data, if they are too many
 
     def feed(self, data: bytes) -> list[Event]:
-        """What the peer's next bytes mean, whatever they are."""
+        """The events of the peer's next bytes, whatever they are."""
         self._buffer += data
         events = []
         while (frame := self._next_frame()) is not None:
@@ -282,7 +283,7 @@ class Client(_Connection[Answer | Data]):
         return _data_frame(stream_id, payload, is_last=is_last)
 
     def give_up(self, stream_id: int) -> None:
-        """Nobody waits for this call any more."""
+        """Forget a call that nobody waits for any more."""
         self._streams.pop(stream_id, None)
 
     def _receive(self, frame: _Frame) -> Answer | Data | None:

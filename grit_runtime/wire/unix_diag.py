@@ -1,4 +1,4 @@
-"""Asking the kernel about unix sockets, and its answer: which socket is at whose other end.
+"""The kernel's messages about unix sockets and their peers.
 
 Spec: sock_diag(7), linux include/uapi/linux/unix_diag.h and netlink.h.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import NamedTuple
+
+from grit_runtime.startup.named import NamedTuple
 
 _AF_UNIX = 1
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST_DUMP = 0x301
 _ALL_STATES = 0xFFFFFFFF
-_SHOW_NAME_AND_PEER = 1 | 4
+_SHOW = 1 | 4 | 8 | 16  # one bit for each attribute below, in their order
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NAME, _PEER = 0, 2
+_NAME, _PEER, _ICONS, _QUEUES = 0, 2, 3, 4
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _REQUEST = struct.Struct("=BBHIII8x")  # family, protocol, pad, states, inode, show, cookie
@@ -24,16 +25,22 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 
 class UnixSocket(NamedTuple):
-    """A unix socket; *peer* is the inode of the one at its other end, 0 without."""
+    """A unix socket; *peer* is the inode of the one at its other end, 0 without.
+
+    *waiting* are the inodes of sockets that connected to it and were not accepted yet, 0 for a
+    closed one; *unsent_bytes* is what its peer has not received yet.
+    """
 
     inode: int
     peer: int
     name: str
+    waiting: tuple[int, ...] = ()
+    unsent_bytes: int = 0
 
 
 def request() -> bytes:
     """The question for all unix sockets of a network namespace."""
-    body = _REQUEST.pack(_AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW_NAME_AND_PEER)
+    body = _REQUEST.pack(_AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW)
     size = _HEADER.size + len(body)
     return _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 0, 0) + body
 
@@ -70,10 +77,18 @@ def _socket(body: bytes) -> UnixSocket:
         attributes[kind] = body[at + _ATTRIBUTE.size : at + max(size, _ATTRIBUTE.size)]
         at += max(_aligned(size), _ATTRIBUTE.size)
     peer = int.from_bytes(attributes.get(_PEER, b""), sys.byteorder)
+    _, unsent_bytes = _numbers(attributes.get(_QUEUES, b""), 2)
+    icons = attributes.get(_ICONS, b"")
+    waiting = _numbers(icons, len(icons) // 4)
     # A path ends in a zero byte; an abstract name begins with one, which ss(8) shows as @.
     name = attributes.get(_NAME, b"").decode(errors="surrogateescape")
     name = name.rstrip("\0").replace("\0", "@")
-    return UnixSocket(inode, peer, name)
+    return UnixSocket(inode, peer, name, waiting, unsent_bytes)
+
+
+def _numbers(data: bytes, count: int) -> tuple[int, ...]:
+    """*count* numbers of four bytes; those that are not there are 0."""
+    return struct.unpack(f"={count}I", data[: 4 * count].ljust(4 * count, b"\0"))
 
 
 def _aligned(size: int) -> int:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from integration import images, rootfs
+from integration.node import images, rootfs
 
 PREFIX = Path("/opt/grit-bundle")
 DEFAULT_PYTHON = "3.12"

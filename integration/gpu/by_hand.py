@@ -14,10 +14,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from integration import kubelet
 from integration.gpu import cases, driver, logs, pods
 from integration.gpu.machine import STATE
 from integration.gpu.results import VERIFIED, Outcome
+from integration.pods import kubelet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import IO
 
     from integration.gpu.cases import Case, Room
-    from integration.kubelet import Pod
+    from integration.pods.kubelet import Pod
 
 HAND = STATE / "by-hand"
 IMAGES = Path("/mnt/grit-agent/by-hand")  # on the filesystem that grit's go to

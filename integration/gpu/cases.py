@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from integration import kubelet
 from integration.gpu import driver, logs, migration, pods
 from integration.gpu.results import IN_PLACE, REFUSED, VERIFIED, Outcome
+from integration.pods import kubelet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from integration.gpu.machine import Machine
     from integration.gpu.pods import Machinery
-    from integration.kubelet import Pod
-    from integration.pod_spec import PodSpec
+    from integration.pods.kubelet import Pod
+    from integration.pods.pod_spec import PodSpec
 
     Case = Callable[["Room"], Outcome]
     Pairs = tuple[tuple[str, str], ...]

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from integration.kubelet import Pod
+    from integration.pods.kubelet import Pod
 
 POLL_S = 0.05
 STARTED_S = 90

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Self
 
 from grit_runtime.proto import cri_pb2
-from integration import cgroup, node, rootfs
-from integration.cri import Cri
 from integration.gpu.bundle import PREFIX
+from integration.node import cgroup, node, rootfs
+from integration.node.cri import Cri
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _install_project() -> None:
 
 def _configure_containerd() -> None:
     config_dir = Path("/etc/containerd")
-    shutil.copy(rootfs.REPO / "integration/containerd-2.x.toml", config_dir / "config.toml")
+    shutil.copy(rootfs.REPO / "integration/node/containerd-2.x.toml", config_dir / "config.toml")
     (config_dir / "conf.d").mkdir()
     handler = rootfs.REPO / "runtime-config/containerd-2.x.toml"
     shutil.copy(handler, config_dir / "conf.d/grit.toml")

@@ -8,14 +8,14 @@ import shutil
 import time
 from pathlib import Path
 
-from integration import checkpoints
+from integration.pods import checkpoints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from integration.kubelet import Pod
+    from integration.pods.kubelet import Pod
 
 RECORDS = Path("/var/lib/grit/records")
 TIMEOUT_S = 240

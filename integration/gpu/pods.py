@@ -9,9 +9,16 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from integration import images, rootfs
 from integration.gpu import driver
-from integration.pod_spec import ContainerSpec, EmptyDir, HostPath, PodSpec, Security, VolumeMount
+from integration.node import images, rootfs
+from integration.pods.pod_spec import (
+    ContainerSpec,
+    EmptyDir,
+    HostPath,
+    PodSpec,
+    Security,
+    VolumeMount,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

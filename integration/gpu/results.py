@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from integration import rootfs
+from integration.node import rootfs
 
 VERIFIED = "restored and verified"
 REFUSED = "refused, source unharmed"

@@ -10,11 +10,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from integration import kubelet
-from integration.cri import CriError
 from integration.gpu import cases, driver, logs, migration, pods
 from integration.gpu.bundle import PREFIX
 from integration.gpu.cases import Job, Room
+from integration.node.cri import CriError
+from integration.pods import kubelet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from integration.gpu.machine import Machine
-    from integration.kubelet import Pod
-    from integration.pod_spec import PodSpec
+    from integration.pods.kubelet import Pod
+    from integration.pods.pod_spec import PodSpec
 
 FAILURES = (
     AssertionError,

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from grit_runtime.cli import main as cli
 from grit_runtime.errors import GritError, one_line
-from grit_runtime.host import checkpoint_dir
+from grit_runtime.files import checkpoint_dir
 from grit_runtime.model import manifest as manifests
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -63,7 +63,7 @@ def sealed(tmp_path: Path) -> Path:
     shutil.copytree(GOLDENS / "criu-4.2/root", directory / "main/checkpoint")
     for name in ("rootfs-diff.tar", "config.dump", "spec.dump", "container.log"):
         (directory / "main" / name).write_bytes(name.encode() * 100)
-    manifest = manifests.of_strangers(["main"], {})._replace(
+    manifest = manifests.for_foreign_dump(["main"], {})._replace(
         files=checkpoint_dir.contents(str(directory)), created="2026-01-01T00:00:00Z"
     )
     (directory / manifests.FILE_NAME).write_bytes(manifests.dump(manifest))

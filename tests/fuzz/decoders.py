@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grit_runtime.errors import GritError
-from grit_runtime.model import checkpointctl, manifest, runc_dump, seccomp_filter
+from grit_runtime.model import checkpointctl, fit_to_runc, manifest, seccomp_filter
 from grit_runtime.proto import ttrpc_pb2
 from grit_runtime.wire import criu_image, layer, tar, tmpfs_image, ttrpc
 
@@ -70,7 +70,7 @@ def metadata(data: bytes) -> None:
     for decoder in (
         checkpointctl.container_name,
         checkpointctl.deleted_files,
-        runc_dump.check_descriptors,
+        fit_to_runc.check_descriptors,
     ):
         _or_none(partial(decoder, data))
 

@@ -36,6 +36,16 @@ def test_the_cause_is_found_in_the_log(tmp_path: Path, log: str, line: str | Non
     assert criu.decisive_line(str(path)) == line
 
 
+def test_a_restore_that_gave_up_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "restore.log"
+    assert not criu.has_given_up(str(path))
+    path.write_text("(00.1) Error (criu/files-reg.c:2): File x has bad build-ID\n")
+    assert not criu.has_given_up(str(path))
+    with path.open("a") as file:
+        file.write("(00.2) Error (criu/cr-restore.c:3): Restoring FAILED.\n")
+    assert criu.has_given_up(str(path))
+
+
 def test_no_log_has_no_decisive_line(tmp_path: Path) -> None:
     assert criu.decisive_line(str(tmp_path / "none")) is None
 

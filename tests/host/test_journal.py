@@ -6,33 +6,34 @@ import pytest
 
 from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.host import journal
+from grit_runtime.model.checkpoint_steps import STEPS, Freeze
 
 
 def test_steps_are_read_back_in_order(tmp_path: Path) -> None:
-    held = journal.begin(f"{tmp_path}/pod/j")
-    held.record("freeze", container="a")
-    held.record("freeze", container="b")
-    assert [step["container"] for step in held.steps()] == ["a", "b"]
+    held = journal.begin(f"{tmp_path}/pod/j", STEPS)
+    held.record(Freeze("a"))
+    held.record(Freeze("b"))
+    assert held.steps() == [Freeze("a"), Freeze("b")]
 
 
 def test_a_torn_last_step_was_never_taken(tmp_path: Path) -> None:
-    held = journal.begin(f"{tmp_path}/j")
-    held.record("freeze", container="a")
+    held = journal.begin(f"{tmp_path}/j", STEPS)
+    held.record(Freeze("a"))
     with open(held.path, "ab") as file:
         file.write(b'{"step": "free')
     assert len(held.steps()) == 1
 
 
 def test_a_journal_is_its_writers_for_as_long_as_it_lives(tmp_path: Path) -> None:
-    held = journal.begin(f"{tmp_path}/j")
-    assert journal.adopt(held.path) is None
+    held = journal.begin(f"{tmp_path}/j", STEPS)
+    assert journal.adopt(held.path, STEPS) is None
     with pytest.raises(FailedPreconditionError, match="another operation holds it"):
-        journal.begin(held.path)
+        journal.begin(held.path, STEPS)
     held.close()
-    adopted = journal.adopt(held.path)
+    adopted = journal.adopt(held.path, STEPS)
     assert adopted is not None
     adopted.end()
-    assert journal.adopt(held.path) is None
+    assert journal.adopt(held.path, STEPS) is None
 
 
 def test_the_journal_of_a_killed_process_can_be_adopted(tmp_path: Path) -> None:
@@ -40,24 +41,24 @@ def test_the_journal_of_a_killed_process_can_be_adopted(tmp_path: Path) -> None:
     ready_read, ready_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        journal.begin(path).record("freeze", container="a")
+        journal.begin(path, STEPS).record(Freeze("a"))
         os.write(ready_write, b"x")
         signal.pause()
     os.read(ready_read, 1)
-    assert journal.adopt(path) is None
+    assert journal.adopt(path, STEPS) is None
     os.kill(pid, 9)
     os.waitpid(pid, 0)
-    adopted = journal.adopt(path)
+    adopted = journal.adopt(path, STEPS)
     assert adopted is not None
-    assert adopted.steps() == [{"step": "freeze", "container": "a"}]
+    assert adopted.steps() == [Freeze("a")]
 
 
 def test_who_waits_for_a_journal_gets_nothing_when_its_writer_ended_it(tmp_path: Path) -> None:
     path = f"{tmp_path}/j"
-    held = journal.begin(path)
+    held = journal.begin(path, STEPS)
     pid = os.fork()
     if pid == 0:
         held.close()  # flock belongs to the open file, which the fork shares
-        os._exit(0 if journal.adopt(path, wait=True) is None else 1)
+        os._exit(0 if journal.adopt(path, STEPS, wait=True) is None else 1)
     held.end()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -10,6 +10,7 @@ import pytest
 
 from grit_runtime.errors import FailedPreconditionError, NotFoundError
 from grit_runtime.host import overlay
+from tests.host import overlays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,9 +94,8 @@ def odd_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def merged(odd_dir: Path) -> Iterator[Path]:
-    upper, work = (os.fspath(odd_dir / name) for name in ("upper", "work"))
-    path = odd_dir / "merged"
-    overlay.mount_overlay([os.fspath(odd_dir / "one")], upper, work, os.fspath(path))
+    one, upper, work, path = (odd_dir / name for name in ("one", "upper", "work", "merged"))
+    overlays.mount(one, upper, work, path)
     yield path
     overlay.unmount(os.fspath(path))
 

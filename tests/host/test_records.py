@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from grit_runtime import paths
 from grit_runtime.host import records
-from grit_runtime.model import lifecycle
+from grit_runtime.model import outcomes
 from tests.outcomes import NOW
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     logs = tmp_path / "pods"
     logs.mkdir()
     monkeypatch.setattr(records, "DIR", os.fspath(tmp_path / "records"))
-    monkeypatch.setattr(records, "_POD_LOGS_DIR", os.fspath(logs))
+    monkeypatch.setattr(paths, "POD_LOGS_DIR", os.fspath(logs))
     monkeypatch.setattr(records, "_GONE_PODS_KEPT", 2)
     return tmp_path / "records"
 
 
 @pytest.mark.usefixtures("directory")
 def test_what_is_kept_is_read_back_in_order() -> None:
-    failed = NOW._replace(outcome=lifecycle.FAILED, reason="why\n")
+    failed = NOW._replace(outcome=outcomes.FAILED, reason="why\n")
     records.append(failed)
     records.append(NOW)
     records.append(NOW._replace(pod_uid="other", pod="other", time="2026-01-01T00:00:00Z"))
@@ -46,10 +47,10 @@ def test_of_a_pod_nobody_knows_there_are_none() -> None:
 
 def test_a_pods_records_are_bounded(directory: Path) -> None:
     records.append(NOW)
-    for _ in range(lifecycle.RECORDS_KEPT + 5):
-        records.append(NOW._replace(outcome=lifecycle.FAILED))
+    for _ in range(outcomes.RECORDS_KEPT + 5):
+        records.append(NOW._replace(outcome=outcomes.FAILED))
     kept = records.of_pod("uid")
-    assert len(kept) == lifecycle.RECORDS_KEPT + 1
+    assert len(kept) == outcomes.RECORDS_KEPT + 1
     assert kept[0] == NOW._replace(timeline=kept[0].timeline)
     assert os.listdir(directory) == ["uid.json"]
 

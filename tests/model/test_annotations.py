@@ -1,7 +1,7 @@
 import pytest
 
 from grit_runtime.errors import InvalidArgumentError
-from grit_runtime.model.annotations import Identity, checkpoint_name, restore_order
+from grit_runtime.model.annotations import Identity, checkpoint_name, restore_order, unknown
 
 ROOT = "/mnt/grit-agent"
 IDENTITY = Identity("shop", "cart-7", "uid-7", "sandbox-7", "app")
@@ -83,9 +83,31 @@ def test_a_name_that_is_no_plain_component_is_refused(name: str) -> None:
         checkpoint_name(name)
 
 
-def test_an_unknown_key_is_named() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"grit\.dev/restore-nmae is unknown"):
+def test_an_unknown_key_that_would_change_a_restore_is_named() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"grit\.dev/restore-nmae is unknown .* upgrade"):
         restore_order(annotated(restore_nmae="weekly"), ROOT)
+
+
+def test_an_unknown_key_that_asks_nothing_stops_nothing() -> None:
+    annotations = annotated(restore_name="weekly", migration_of="cart-6")
+    order = restore_order(annotations, ROOT)
+    assert order is not None
+    assert order.path == ("shop", "weekly")
+    assert unknown(annotations) == ["grit.dev/migration-of"]
+    assert restore_order(annotated(migration_of="cart-6"), ROOT) is None
+
+
+@pytest.mark.parametrize("text", ["ab" * 32, f"sha256:{'ab' * 32}"])
+def test_a_pinned_manifest_goes_with_the_order(text: str) -> None:
+    order = restore_order(annotated(restore_name="weekly", manifest_digest=text), ROOT)
+    assert order is not None
+    assert order.manifest_sha256 == "ab" * 32
+
+
+@pytest.mark.parametrize("text", ["latest", "ab" * 31, f"sha512:{'ab' * 32}", "AB" * 32])
+def test_a_digest_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"manifest-digest: expected sha256"):
+        restore_order(annotated(restore_name="weekly", manifest_digest=text), ROOT)
 
 
 def test_a_policy_that_is_not_offered_is_refused() -> None:

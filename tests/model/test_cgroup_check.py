@@ -147,3 +147,55 @@ def test_a_path_that_leaves_the_containers_cgroup_is_refused(
         cgroup_check.check(cgroup, own_set=1)
     assert str(caught.value).startswith("cgroup.img: ")
     assert reason in str(caught.value)
+
+
+def at_the_root_of_v2() -> criu.cgroup_entry:
+    """A container that is in no cgroup of v2's, because v1 has all controllers."""
+    cgroup = golden()
+    for controller in cgroup.controllers:
+        if controller.cnames == [b""]:
+            controller.dirs[0].dir_name = b""
+    for group in cgroup.sets:
+        for member in group.ctls:
+            if member.name == b"":
+                member.path = b"/"
+    return cgroup
+
+
+def test_a_hierarchy_in_which_the_container_was_at_the_root_is_left_out() -> None:
+    with pytest.raises(PrivilegeError, match="directory ''"):
+        cgroup_check.check(at_the_root_of_v2(), own_set=1)
+    fitted = cgroup_check.without_roots(at_the_root_of_v2())
+    assert fitted is not None
+    cgroup_check.check(fitted, own_set=1)
+    assert [c.cnames for c in fitted.controllers] == [
+        c.cnames for c in golden().controllers if c.cnames != [b""]
+    ]
+    assert b"" not in {member.name for group in fitted.sets for member in group.ctls}
+
+
+def test_a_hierarchy_in_which_the_container_has_a_cgroup_is_not_left_out() -> None:
+    assert cgroup_check.without_roots(golden()) is None
+    cgroup = golden()
+    del cgroup.controllers[0].dirs[:]
+    assert cgroup_check.without_roots(cgroup) is None
+
+
+def test_on_v2_the_tasks_go_to_the_new_pods_cgroup() -> None:
+    old, new = b"kubepods/old/c1", b"kubepods/other/c2"
+    dumped = criu.cgroup_entry()
+    controller = dumped.controllers.add(cnames=[b""])
+    controller.dirs.add(dir_name=old)
+    dumped.controllers.add(cnames=[b"freezer"]).dirs.add(dir_name=old)
+    tasks = dumped.sets.add(id=2)
+    tasks.ctls.add(name=b"", path=b"/" + old, cgns_prefix=len(old) + 1)
+    tasks.ctls.add(name=b"", path=b"/" + old + b"/below", cgns_prefix=len(old) + 1)
+    tasks.ctls.add(name=b"freezer", path=b"/" + old)
+    moved = cgroup_check.moved(dumped, "/" + new.decode())
+    assert [c.dirs[0].dir_name for c in moved.controllers] == [new, old]
+    assert [(m.path, m.cgns_prefix) for m in moved.sets[0].ctls] == [
+        (b"/" + new, len(new) + 1),
+        (b"/" + new + b"/below", len(new) + 1),
+        (b"/" + old, 0),
+    ]
+    cgroup_check.check(moved, own_set=1)

@@ -9,11 +9,34 @@ from hypothesis import strategies as st
 
 from grit_runtime.errors import ImageError
 from grit_runtime.model import manifest as manifests
+from grit_runtime.model import task_facts
+from grit_runtime.model.losses import Loss
+from grit_runtime.model.memory_range import MemoryRange
 
 SCHEMA = Path(manifests.__file__).with_name("manifest.schema.json")
 
+FACTS = task_facts.ProcessFacts(
+    pid=1,
+    core_dump_filter=0x7F,
+    write_execute=1,
+    threads=(task_facts.usual_thread(7)._replace(cpus=(2, 3)),),
+    owners=(task_facts.Owner(1, 1000, 1000, 0o600),),
+    sockets=(
+        task_facts.SocketFacts(
+            5,
+            (task_facts.SocketOption(6, 18, "39300000"),),
+            (task_facts.Membership("239.0.0.1", "eth0", 0, ()),),
+            (1, 0, 0),
+        ),
+    ),
+    guards=(MemoryRange(4096, 8192),),
+    seals=(MemoryRange(8192, 16384),),
+    renamed=(
+        task_facts.RenamedSocket("/run/s.1", ("/run/s",), is_kept=False, uid=0, gid=0, mode=0o700),
+    ),
+)
 MANIFEST = manifests.Manifest(
-    version=1,
+    version=manifests.VERSION,
     name="nightly",
     created="2026-11-22T06:00:00Z",
     pod=manifests.Pod("shop", "cart-7", "uid-7", "sandbox-7"),
@@ -31,12 +54,14 @@ MANIFEST = manifests.Manifest(
             gpus=(manifests.Gpu("GPU-1", "NVIDIA H100", 80 << 30),),
             cuda=(manifests.CudaProcess(1, (manifests.DeviceMemory("GPU-1", 1 << 30),)),),
             uncaptured=(),
+            facts=(FACTS,),
         ),
     ),
     files=(manifests.File("app/checkpoint/pstree.img", 40, "sha256:bb"),),
     node=manifests.Node("6.18", "x86_64", ("avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9", "580.159"),
     options=manifests.Options(file_locks=True, ghost_limit_bytes=1 << 26),
     timeline=(manifests.Phase("dump", 0.25, "app", 4096), manifests.Phase("thaw", 1.0, None, None)),
+    warnings=(Loss("KeysLost", "app", 4711, "has keys"),),
 )
 
 
@@ -55,6 +80,16 @@ def test_what_was_written_is_read_back() -> None:
     assert manifests.parse(manifests.dump(MANIFEST)) == MANIFEST
 
 
+def test_a_manifest_of_the_first_version_is_read_and_keeps_its_version() -> None:
+    whole = manifests.plain(MANIFEST)
+    del whole["warnings"], whole["containers"][0]["facts"]
+    whole["version"] = 1
+    expected = MANIFEST._replace(
+        version=1, warnings=(), containers=(MANIFEST.containers[0]._replace(facts=()),)
+    )
+    assert manifests.parse(json.dumps(whole).encode()) == expected
+
+
 def test_the_schema_in_the_repository_is_the_formats() -> None:
     assert json.loads(SCHEMA.read_text()) == manifests.schema()
 
@@ -66,7 +101,8 @@ def test_a_manifest_fits_the_schema() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        ("version", 2, "version is 2, this grit reads 1"),
+        ("version", 0, "version is 0, this grit reads 1 to 2"),
+        ("version", 3, "version is 3, this grit reads up to 2; upgrade grit on this node"),
         ("version", True, "expected int"),
         ("name", 7, "name: expected str, is 7"),
         ("files.0.size_bytes", -1, r"files\[0\]: size_bytes: expected int, is -1"),

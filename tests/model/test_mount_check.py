@@ -269,3 +269,35 @@ def test_a_recursively_read_only_mount_is_read_only() -> None:
     spec: dict[str, Any] = {"root": {}, "linux": {}}
     with pytest.raises(PrivilegeError, match=r"^mount /v: is not rro in the checkpoint"):
         mount_check.check([root, volume], spec, live, frozenset(), is_admin=False)
+
+
+def bound(root: bytes, **fields: Any) -> criu.mnt_entry:
+    """A mount of a part of the container's own root."""
+    base = mounts()["/"]
+    same = {name: getattr(base, name) for name in ("fstype", "root_dev", "source", "options")}
+    return own("/x", **{**same, "root": root, **fields})
+
+
+@pytest.mark.parametrize("root", [b"/", b"/a/b"])
+def test_a_part_of_the_root_is_for_a_container_that_may_mount(root: bytes) -> None:
+    entries = [*mounts().values(), bound(root)]
+    check(entries, is_admin=True)
+    with pytest.raises(PrivilegeError, match=r"^mount /x: file system type"):
+        check(entries)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"root": b"/a/../.."},
+        {"root_dev": 901},
+        {"options": b"lowerdir=/"},
+        {"source": b"/dev/vda"},
+        {"fstype": 9},
+    ],
+    ids=str,
+)
+def test_what_criu_would_not_bind_from_the_root_is_no_part_of_it(fields: dict[str, Any]) -> None:
+    entry = bound(**{"root": b"/", **fields})
+    with pytest.raises(PrivilegeError, match=r"^mount /x: file system type"):
+        check([*mounts().values(), entry], is_admin=True)

@@ -237,8 +237,8 @@ def test_the_options_make_a_bind_mount_whatever_the_type_says() -> None:
         ],
     }
     found = mount_plan.live_mounts(spec, str.upper)
-    assert LiveMount("/A", "/s", "bind", ("bind", "ro")) in found
-    assert LiveMount("/B", "", "tmpfs", ()) in found
+    assert LiveMount("/A", "/s", "bind", ("bind", "ro"), "/a") in found
+    assert LiveMount("/B", "", "tmpfs", (), "/b") in found
 
 
 def test_the_nodes_that_the_pod_was_given_are_keys_too() -> None:

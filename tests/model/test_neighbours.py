@@ -1,4 +1,4 @@
-"""Which connections reach another container of the pod."""
+"""Which connections reach another container of the pod, and which need packets held back."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def test_only_a_peer_in_another_container_of_the_pod_is_a_neighbour() -> None:
     assert not connections.reaches_neighbour([connected(("10.0.0.1", 1), ("10.0.0.2", 2))])
     listening = connected(here, ("::", 0))._replace(is_connected=False)
     assert not connections.reaches_neighbour([listening])
+
+
+def test_packets_are_held_back_only_for_a_connection_that_is_kept() -> None:
+    kept = connected(("10.0.0.1", 1), ("10.0.0.2", 2))
+    bound = kept._replace(is_connected=False)
+    assert connections.needs_lock([bound, kept], "established")
+    assert connections.needs_lock([kept], "")
+    assert not connections.needs_lock([kept], "close")
+    assert not connections.needs_lock([bound], "")
+    assert not connections.needs_lock([], "established")

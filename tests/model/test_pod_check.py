@@ -16,12 +16,22 @@ def limited(limit: int | None) -> dict[str, object]:
     "spec", [{"linux": {}}, {"linux": {"resources": None}}, limited(None), limited(-1), limited(9)]
 )
 def test_memory_that_fits_is_let_through(spec: dict[str, object]) -> None:
-    pod_check.check_memory(spec, 9)
+    pod_check.check_memory(pod_check.memory_limit_bytes(spec), 9)
 
 
 def test_memory_above_the_limit_is_refused_with_both_numbers() -> None:
     with pytest.raises(FailedPreconditionError, match=r"holds 9 bytes .* limit is 8; raise"):
-        pod_check.check_memory(limited(8), 9)
+        pod_check.check_memory(pod_check.memory_limit_bytes(limited(8)), 9)
+
+
+def test_only_a_user_namespace_that_is_joined_is_refused() -> None:
+    def refusal(*namespaces: dict[str, str]) -> str | None:
+        return pod_check.user_namespace_refusal({"linux": {"namespaces": namespaces}})
+
+    network = {"type": "network", "path": "/proc/1/ns/net"}
+    assert refusal(network) is None
+    assert refusal(network, {"type": "user"}) is None
+    assert "hostUsers" in (refusal(network, {"type": "user", "path": "/proc/1/ns/user"}) or "")
 
 
 def test_a_number_that_is_taken_is_named_with_its_holder() -> None:

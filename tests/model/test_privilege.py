@@ -10,7 +10,8 @@ import pytest
 
 from grit_runtime.errors import PrivilegeError
 from grit_runtime.model import mount_plan, privilege
-from grit_runtime.model.privilege import Device, Dump, Live
+from grit_runtime.model.dump import Device, Dump
+from grit_runtime.model.live_pod import LivePod
 from grit_runtime.proto import criu_pb2 as criu
 from grit_runtime.wire import criu_image, tmpfs_image
 
@@ -74,16 +75,16 @@ def read(container: str) -> Dump:
     )
 
 
-def pod(container: str, **process: Any) -> Live:
+def pod(container: str, **process: Any) -> LivePod:
     """The pod that the container was in, with members of config.json's process replaced."""
     spec = json.loads((GOLDENS / container / "config.json").read_text())
     spec["process"] |= process
     mounts = mount_plan.live_mounts(spec, lambda path: path.replace("/var/run/", "/run/"))
     guarded = {*spec["linux"]["maskedPaths"], *spec["linux"]["readonlyPaths"]}
-    return Live(spec, tuple(mounts), frozenset(EXPOSED & guarded), frozenset())
+    return LivePod(spec, tuple(mounts), frozenset(EXPOSED & guarded), frozenset())
 
 
-def refusal(dump: Dump, live: Live) -> str:
+def refusal(dump: Dump, live: LivePod) -> str:
     with pytest.raises(PrivilegeError) as caught:
         privilege.check(dump, live)
     message = str(caught.value)
@@ -254,11 +255,24 @@ def test_a_priority_above_the_usual_needs_the_capability_to_set_it() -> None:
     privilege.check(dump, pod("criu-4.2/privileged"))
 
 
-@pytest.mark.parametrize(("policy", "name"), [(1, "FIFO"), (2, "RR"), (6, "DEADLINE")])
-def test_a_real_time_policy_needs_the_capability_to_set_it(policy: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [(1, "SCHED_FIFO"), (2, "SCHED_RR"), (6, "SCHED_DEADLINE"), (4, "4"), (1 << 31, "2147483648")],
+)
+@pytest.mark.parametrize("flag", [0, 0x40000000], ids=["", "reset on fork"])
+def test_a_real_time_policy_needs_the_capability_to_set_it(
+    policy: int, name: str, flag: int
+) -> None:
+    dump = read("criu-4.2/root")
+    dump.cores[1].thread_core.sched_policy = policy | flag
+    assert f"sched_policy {name}" in refusal(dump, pod("criu-4.2/root"))
+
+
+@pytest.mark.parametrize("policy", [0, 3, 5, 7, 0x40000003])
+def test_an_ordinary_policy_needs_nothing(policy: int) -> None:
     dump = read("criu-4.2/root")
     dump.cores[1].thread_core.sched_policy = policy
-    assert f"sched_policy SCHED_{name}" in refusal(dump, pod("criu-4.2/root"))
+    privilege.check(dump, pod("criu-4.2/root"))
 
 
 def without_credentials(dump: Dump) -> None:
@@ -344,7 +358,7 @@ def test_a_task_in_a_namespace_of_its_own_is_refused_without_the_capability_to_m
     privilege.check(dump, pod("criu-4.2/privileged"))
 
 
-def with_user_namespace(live: Live, **member: str) -> Live:
+def with_user_namespace(live: LivePod, **member: str) -> LivePod:
     linux = live.spec["linux"]
     linux["namespaces"].append({"type": "user", **member})
     linux["uidMappings"] = [{"containerID": 0, "hostID": 65536, "size": 65536}]

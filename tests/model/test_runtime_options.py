@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.model import runtime_options
 from grit_runtime.model.runtime_options import RuntimeOptions
-from grit_runtime.proto import runc_options_pb2, runtimeoptions_pb2, task_pb2
+from grit_runtime.proto import linux_runc_pb2, runc_options_pb2, runtimeoptions_pb2, task_pb2
 from grit_runtime.wire.well_known import pack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
 
 PATHS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 OPTIONS = st.fixed_dictionaries(
@@ -45,6 +49,25 @@ def from_toml(text: str) -> RuntimeOptions:
 def test_what_a_client_sets_is_taken_and_the_rest_is_default(given: dict[str, object]) -> None:
     message = pack(runc_options_pb2.Options(**given))  # type: ignore[arg-type]
     assert runtime_options.decode(message) == expected(given)
+
+
+def test_what_an_older_client_sets_is_taken() -> None:
+    options = linux_runc_pb2.CreateOptions(
+        no_pivot_root=True, open_tcp=True, shim_cgroup="/s", io_uid=5, criu_image_path="/i"
+    )
+    assert runtime_options.decode(pack(options)) == RuntimeOptions(
+        no_pivot_root=True, shim_cgroup="/s", io_uid=5, criu_image_path="/i"
+    )
+
+
+@pytest.mark.parametrize("proto", [runc_options_pb2, linux_runc_pb2])
+def test_what_a_dump_may_have_is_taken_from_old_and_new_clients(proto: ModuleType) -> None:
+    given = proto.CheckpointOptions(
+        exit=True, open_tcp=True, empty_namespaces=["network"], image_path="/i", work_path="/w"
+    )
+    assert runtime_options.decode_checkpoint(pack(given)) == runc_options_pb2.CheckpointOptions(
+        exit=True, open_tcp=True, empty_namespaces=["network"], image_path="/i", work_path="/w"
+    )
 
 
 def test_no_message_is_all_defaults() -> None:

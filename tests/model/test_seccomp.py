@@ -11,7 +11,7 @@ import pytest
 
 from grit_runtime.errors import PrivilegeError
 from grit_runtime.model import seccomp
-from grit_runtime.model.privilege import Thread
+from grit_runtime.model.dump import DumpedThread
 from grit_runtime.proto import criu_pb2 as criu
 from grit_runtime.wire import criu_image
 
@@ -49,18 +49,18 @@ class Dump:
         assert self.image is not None
         return self.image.seccomp_filters
 
-    def threads(self) -> list[Thread]:
+    def threads(self) -> list[DumpedThread]:
         return [
-            Thread("leader", self.leader, self.leader),
-            Thread("worker", self.worker, self.leader),
-            Thread("dropped", self.dropped, self.dropped),
-            Thread("narrowed", self.narrowed, self.dropped),
+            DumpedThread("leader", self.leader, self.leader),
+            DumpedThread("worker", self.worker, self.leader),
+            DumpedThread("dropped", self.dropped, self.dropped),
+            DumpedThread("narrowed", self.narrowed, self.dropped),
         ]
 
-    def check(self, live: dict[str, Any] | None) -> None:
+    def check(self, live: dict[str, Any]) -> None:
         seccomp.check(self.threads(), self.image, live)
 
-    def refusal(self, live: dict[str, Any] | None) -> str:
+    def refusal(self, live: dict[str, Any]) -> str:
         with pytest.raises(PrivilegeError) as caught:
             self.check(live)
         return str(caught.value)
@@ -79,7 +79,6 @@ def test_a_real_dump_is_as_strict_as_the_profile_it_was_made_under() -> None:
 @pytest.mark.parametrize(
     "live",
     [
-        None,
         {"defaultAction": "SCMP_ACT_ALLOW"},
         {
             "defaultAction": "SCMP_ACT_LOG",
@@ -88,7 +87,7 @@ def test_a_real_dump_is_as_strict_as_the_profile_it_was_made_under() -> None:
     ],
 )
 def test_a_pod_that_denies_nothing_takes_threads_without_filters(
-    live: dict[str, Any] | None,
+    live: dict[str, Any],
 ) -> None:
     dump = Dump()
     dump.leader.thread_core.ClearField("seccomp_mode")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grit_runtime.model import volumes
+from grit_runtime.model.volume_steps import Filled, LetGo, Step, Use
 from grit_runtime.model.volumes import Mounted
 
 UID = "3f0c"
@@ -74,37 +75,32 @@ USERS = st.sampled_from(["one", "two", "three"])
 STEPS = st.lists(
     st.one_of(
         st.builds(
-            lambda user, volume: {
-                "step": "use",
-                "container_id": user,
-                "volume": volume,
-                "path": f"/{volume}",
-            },
+            lambda user, volume: Use(volume, f"/{volume}", user),
             USERS,
             st.sampled_from(["a", "b"]),
         ),
-        st.builds(lambda volume: {"step": "filled", "volume": volume}, st.sampled_from(["a", "b"])),
-        st.builds(lambda user: {"step": "let go", "container_id": user}, USERS),
+        st.builds(Filled, st.sampled_from(["a", "b"])),
+        st.builds(LetGo, USERS),
     )
 )
 
 
-def is_sound(steps: list[dict[str, str]]) -> bool:
+def is_sound(steps: list[Step]) -> bool:
     """As they are written: a volume is filled by somebody who uses it."""
     used: set[str] = set()
     for step in steps:
-        if step["step"] == "filled" and step["volume"] not in used:
+        if isinstance(step, Filled) and step.volume not in used:
             return False
-        used |= {step["volume"]} if step["step"] == "use" else set()
+        used |= {step.volume} if isinstance(step, Use) else set()
     return True
 
 
 @given(STEPS.filter(is_sound), USERS)
 def test_what_one_container_relies_on_alone_is_needed_by_no_other(
-    steps: list[dict[str, str]], user: str
+    steps: list[Step], user: str
 ) -> None:
     holding = volumes.holding(steps)
-    after = volumes.holding([*steps, {"step": "let go", "container_id": user}])
+    after = volumes.holding([*steps, LetGo(user)])
     alone = set(holding.only(user))
     assert {f"/{name}" for name, ids in after.users.items() if ids}.isdisjoint(alone)
     assert after.only(user) == []

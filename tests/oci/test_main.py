@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from grit_runtime import holds
 from grit_runtime.host import journal
-from grit_runtime.oci import main
-from integration import node
+from grit_runtime.oci import command_line
+from grit_runtime.pod import held_pods
+from integration.node import node
 
 REPO = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def call(wrapper: list[str], *arguments: str) -> subprocess.CompletedProcess[str
         [],
         ["start", "abc"],
         ["delete", "--force", "abc"],
-        ["restore", "--bundle", "create", "abc"],
+        ["run", "--bundle", "create", "abc"],
         ["exec", "abc", "create"],
         ["exec", "abc", "sh", "-c", 'echo "a  b" $HOME *', ""],
     ],
@@ -70,14 +70,16 @@ def test_creating_an_ordinary_container_reaches_runc(wrapper: list[str], tmp_pat
 def test_an_order_that_cannot_be_followed_is_told_as_runc_tells_its_errors(
     wrapper: list[str], tmp_path: Path, form: list[str]
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"annotations": {"grit.dev/nonsense": "x"}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"annotations": {"grit.dev/restore-nonsense": "x"}})
+    )
     log = tmp_path / "log.json"
     bundle = [word.format(tmp_path) for word in form]
     done = call(wrapper, "--log", str(log), "--log-format", "json", "create", *bundle, "abc")
     assert done.returncode == 1
     entry = json.loads(log.read_text())
     assert entry["level"] == "error"
-    assert "grit.dev/nonsense is unknown" in entry["msg"]
+    assert "grit.dev/restore-nonsense is unknown" in entry["msg"]
     assert done.stderr == entry["msg"] + "\n"
     assert not (tmp_path / "argv.json").exists()
 
@@ -104,10 +106,11 @@ def test_a_runc_that_is_not_there_is_named(wrapper: list[str], tmp_path: Path) -
 def test_runcs_option_forms_are_read(
     words: list[str], named: dict[str, str], operands: list[str]
 ) -> None:
-    assert main.options(words) == (named, operands)
+    assert command_line.options(words) == (named, operands)
 
 
-def test_the_wrapper_looks_where_the_engine_writes() -> None:
-    assert main.PODS_DIR == journal.PODS_DIR
-    assert main.CHECKPOINT_JOURNAL == holds.JOURNAL
-    assert f"\npods={journal.PODS_DIR}\n" in (node.RUNTIME_CONFIG / "grit-runtime").read_text()
+def test_the_launcher_looks_where_the_engine_writes() -> None:
+    launcher = (node.RUNTIME_CONFIG / "grit-runtime").read_text()
+    assert f"\npods={journal.PODS_DIR}\n" in launcher
+    assert f'"$pods"/*/{journal.CHECKPOINT}; do' in launcher
+    assert f"\nheld={held_pods.DIR}\n" in launcher

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
+import sys
+import termios
 import threading
 import tty
 
@@ -26,6 +29,11 @@ def pipe(*, ours: str) -> tuple[int, int]:
     return ends
 
 
+def started(relay: Relay) -> Relay:
+    relay.start()
+    return relay
+
+
 def read_all(fd: int) -> bytes:
     with open(fd, "rb") as file:
         return file.read()
@@ -42,7 +50,7 @@ def test_all_that_goes_in_comes_out_though_the_reader_is_slow() -> None:
             file.write(data)
 
     async def run() -> None:
-        relay = Relay(source, sink)
+        relay = started(Relay(source, sink))
         threads = [
             threading.Thread(target=feed),
             threading.Thread(target=lambda: got.append(read_all(drained))),
@@ -61,7 +69,7 @@ def test_nothing_is_lost_while_nobody_reads() -> None:
     async def run() -> bytes:
         source, feeding = pipe(ours="read")
         drained, sink = pipe(ours="write")
-        relay = Relay(source, sink)
+        relay = started(Relay(source, sink))
         os.set_blocking(feeding, False)
         written = 0
         try:
@@ -83,7 +91,7 @@ def test_a_reader_that_goes_away_ends_the_relay() -> None:
     async def run() -> None:
         source, feeding = pipe(ours="read")
         drained, sink = pipe(ours="write")
-        relay = Relay(source, sink)
+        relay = started(Relay(source, sink))
         os.close(drained)
         os.write(feeding, b"for nobody")
         await asyncio.wait_for(relay.done, TIMEOUT_S)
@@ -99,7 +107,7 @@ def test_output_of_a_terminal_ends_when_its_last_user_closes_it(tmp_path: Path) 
         master, slave = pty.openpty()
         os.set_blocking(master, False)
         sink = os.open(tmp_path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        relay = Relay(master, sink)
+        relay = started(Relay(master, sink))
         os.write(slave, b"hello\n")
         os.close(slave)
         await asyncio.wait_for(relay.done, TIMEOUT_S)
@@ -112,7 +120,7 @@ def test_a_closed_relay_has_closed_both_ends() -> None:
     async def run() -> None:
         source, feeding = pipe(ours="read")
         drained, sink = pipe(ours="write")
-        Relay(source, sink).close()
+        started(Relay(source, sink)).close()
         assert await asyncio.to_thread(read_all, drained) == b""
         with pytest.raises(BrokenPipeError):
             os.write(feeding, b"x")
@@ -124,7 +132,7 @@ def test_a_closed_relay_has_closed_both_ends() -> None:
 def test_a_full_disk_costs_what_is_written_and_not_the_writer() -> None:
     async def run() -> None:
         source, feeding = pipe(ours="read")
-        relay = Relay(source, os.open("/dev/full", os.O_WRONLY))
+        relay = started(Relay(source, os.open("/dev/full", os.O_WRONLY)))
         for _ in range(8):  # more than the pipe holds
             await asyncio.to_thread(os.write, feeding, bytes(32 << 10))
         assert not relay.done.done()
@@ -132,6 +140,33 @@ def test_a_full_disk_costs_what_is_written_and_not_the_writer() -> None:
         await asyncio.wait_for(relay.done, TIMEOUT_S)
 
     asyncio.run(run())
+
+
+def test_relays_in_turn_write_in_the_order_in_which_they_have_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    async def run() -> None:
+        turn = asyncio.Lock()
+        sources, feeds = zip(*(pipe(ours="read") for _ in range(2)), strict=True)
+        relays = [
+            started(Relay(source, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), turn=turn))
+            for source in sources
+        ]
+        for number in range(400):
+            os.write(feeds[number % 2], b"%d\n" % number)
+            while unread(sources[number % 2]):
+                await asyncio.sleep(0)
+        for feed, relay in zip(feeds, relays, strict=True):
+            os.close(feed)
+            await relay.done
+
+    asyncio.run(run())
+    assert path.read_text().split() == [str(number) for number in range(400)]
+
+
+def unread(fd: int) -> int:
+    """How many bytes nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_a_terminal_gets_all_that_was_pasted_at_once() -> None:
@@ -142,7 +177,7 @@ def test_a_terminal_gets_all_that_was_pasted_at_once() -> None:
         master, slave = pty.openpty()
         tty.setraw(slave)
         os.set_blocking(master, False)
-        relay = Relay(source, os.dup(master))
+        relay = started(Relay(source, os.dup(master)))
         os.write(feeding, data)  # and nothing comes after it
         got = b""
         while len(got) < len(data):

@@ -8,6 +8,7 @@ import os
 import pty
 import struct
 import termios
+from contextlib import suppress
 
 import pytest
 
@@ -188,6 +189,36 @@ def test_a_terminal_relays_both_ways_and_has_a_size(tmp_path: Path) -> None:
         os.close(slave)
         await streams.drain(TIMEOUT_S)
         assert os.read(reader, 100) == b"typed\r\nshown\r\n"  # the first is the echo
+        await streams.close()
+        os.close(reader)
+
+    run(scenario())
+
+
+def terminals() -> int:
+    """How many descriptors of ours are a terminal's master."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that this was read from
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum(link.endswith("/ptmx") for link in links)
+
+
+def test_a_terminal_is_open_once_while_it_is_used_and_not_after(tmp_path: Path) -> None:
+    source, out = fifo(tmp_path / "in"), fifo(tmp_path / "out")
+
+    async def scenario() -> None:
+        streams = Streams(Names(source, out, "", terminal=True))
+        master, slave = pty.openpty()
+        await streams.take_console(master, Children("token"), IDENTITY)
+        assert terminals() == 1
+        os.write(slave, b"last words")
+        os.close(slave)
+        reader = read_end(out)
+        await streams.hang_up()
+        assert terminals() == 0
+        assert os.read(reader, 100) == b"last words"
+        streams.resize(77, 33)
         await streams.close()
         os.close(reader)
 

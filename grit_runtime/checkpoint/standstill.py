@@ -1,0 +1,144 @@
+"""Freeing a pod's GPUs and freezing it, and letting it run on."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from grit_runtime import log
+from grit_runtime.checkpoint import freezing, holds, memory
+from grit_runtime.errors import (
+    DriverError,
+    NotFoundError,
+)
+from grit_runtime.host import huge_pages, process, runc
+from grit_runtime.model import checkpoint_steps as steps
+from grit_runtime.model.memory_range import MemoryFile
+from grit_runtime.nvidia import driver_calls, suspension
+from grit_runtime.pod import running_container
+from grit_runtime.startup.named import NamedTuple
+from grit_runtime.tasks import ptrace_agent
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.checkpoint.freezing import Frozen
+    from grit_runtime.checkpoint.order import Context
+    from grit_runtime.config import Config
+    from grit_runtime.host.containerd import Pod
+    from grit_runtime.nvidia.gpu_driver import Driver
+    from grit_runtime.pod.running_container import RunningContainer
+
+
+class Suspended(NamedTuple):
+    """A frozen pod without its GPUs."""
+
+    survey: suspension.Survey | None  # None on a node without a driver
+    saved: list[MemoryFile]  # memory that was taken from its processes
+    frozen: Frozen
+    thawed: list[str]  # ids of containers, paused by somebody else, that were thawed for the driver
+
+    @property
+    def gpus(self) -> suspension.Survey | None:
+        """The survey, if the driver has taken cards from any process."""
+        return self.survey if self.survey and self.survey.all else None
+
+
+def suspend_gpus(pod: Pod, config: Config) -> int:
+    """Free the GPUs of a running pod and leave it so; the device memory freed, in bytes.
+
+    `grit gpu restore` brings them back. On any failure the pod runs as before.
+    """
+    token = process.new_token()
+    tool = runc.installed(config.runc_root, token)
+    containers = [running_container.read(tool, c.name, c.id) for c in pod.running]
+    held = holds.begin(pod)
+    try:
+        held.record(steps.Begin(token, config.runc_root))
+        with (
+            suspension.opened_driver(token) as driver,
+            huge_pages.enabled(wanted=config.huge_pages),
+        ):
+            survey = _survey_running(driver, containers, pod)
+            suspension.refuse_unrestorable(survey, containers)
+            held.record(steps.Gpu(tuple(survey.running_pids)))
+            suspension.suspend(survey, log.Timeline())
+    except BaseException:
+        holds.undo(held)
+        raise
+    holds.end(held)
+    return survey.size_bytes
+
+
+def _survey_running(
+    driver: Driver | None, containers: list[RunningContainer], pod: Pod
+) -> suspension.Survey:
+    survey = suspension.survey(driver, containers) if driver else None
+    if survey is None or not survey.running_pids:
+        raise NotFoundError(f"pod {pod.namespace}/{pod.name}: no running CUDA process")
+    return survey
+
+
+def suspend(context: Context, survey: suspension.Survey | None, thawed: list[str]) -> Suspended:
+    """Take the GPUs from the pod, then freeze it; again if a CUDA process started in between.
+
+    The memory that the driver has staged in the processes is moved to files, so that CRIU does not
+    dump it. The processes are stopped from then until they are frozen.
+    """
+    tool, held = context.tool, context.journal
+    if not (survey and survey.all):
+        return Suspended(survey, [], freezing.freeze(context, thawed), thawed)
+    left: list[str] = []
+    for attempt in range(2):
+        held.record(steps.Gpu(tuple(survey.running_pids)))
+        with huge_pages.enabled(wanted=context.config.huge_pages):
+            staged = suspension.suspend(survey, context.timeline)
+        saved = [
+            MemoryFile(pid, f"{context.memory_dir}/{attempt}-{pid}", staged[pid]) for pid in staged
+        ]
+        with ExitStack() as stack:
+            if saved:
+                holder = stack.enter_context(ptrace_agent.held(list(staged), tool.token))
+                size_bytes = sum(file.size_bytes for file in saved)
+                with context.timeline.phase("gpu memory", size_bytes=size_bytes):
+                    to_disk = context.order.after == "stopped"
+                    saved = memory.take(held, saved, holder.perform, to_disk=to_disk)
+            frozen = freezing.freeze(context, thawed)
+        left = suspension.not_suspended(context.containers)
+        if not left:
+            return Suspended(survey, saved, frozen, thawed)
+        memory.give_back(held, saved)
+        freezing.thaw(tool, frozen.ids)
+        driver_calls.bring_back_running(survey.driver, survey.running_pids)
+        survey = suspension.survey(survey.driver, context.containers)
+    raise DriverError(f"the pod keeps taking GPUs while it is suspended: {left[0]}")
+
+
+def thaw_for_driver(context: Context) -> list[str]:
+    """Thaw CUDA containers that somebody else has paused; they are paused again at the end.
+
+    containerd's clients pause a task before its checkpoint, but the driver needs its threads.
+    """
+    paused = [c.id for c in context.containers if c.paused and suspension.has_users(c)]
+    for container_id in paused:
+        context.journal.record(steps.Thaw(container_id))
+        runc.resume(context.tool, container_id)
+    return paused
+
+
+def go_on(context: Context, suspended: Suspended) -> None:
+    """Let the source run if ordered, except what somebody else had paused.
+
+    Its memory is given back unless it is to end.
+    """
+    after, timeline = context.order.after, context.timeline
+    if suspended.saved and after != "stopped":
+        with timeline.phase("gpu memory back"):
+            memory.give_back(context.journal, suspended.saved)
+    if after != "running":
+        return
+    with timeline.phase("thaw"):
+        freezing.thaw(context.tool, suspended.frozen.ids)
+    if suspended.gpus:
+        with timeline.phase("gpu restore"):
+            driver_calls.bring_back_running(suspended.gpus.driver, suspended.gpus.running_pids)
+    for container_id in suspended.thawed:
+        runc.pause(context.tool, container_id)

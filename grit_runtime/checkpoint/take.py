@@ -1,0 +1,220 @@
+"""Taking a checkpoint of a pod: freeze, dump, copy, seal, and the undoing of each.
+
+Every step with an effect is recorded in the pod's journal before it is taken; holds.py undoes it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+from grit_runtime import log
+from grit_runtime.checkpoint import holds, preflight, sealing, standstill
+from grit_runtime.checkpoint.dumping import NEWER_FLAGS, Dumps, dump
+from grit_runtime.checkpoint.order import Context, Order
+from grit_runtime.dump import link_remaps
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    GritError,
+    PodStateError,
+    SourceLostError,
+    one_line,
+    reason,
+)
+from grit_runtime.host import criu, process, records, runc
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model import checkpoint_steps as steps
+from grit_runtime.model import connections, losses, outcomes
+from grit_runtime.model import manifest as manifests
+from grit_runtime.model.annotations import checkpoint_name
+from grit_runtime.model.outcomes import Outcome
+from grit_runtime.nvidia import suspension
+from grit_runtime.pod import network, running_container, volumes
+from grit_runtime.restore import checks
+from grit_runtime.startup.named import NamedTuple
+from grit_runtime.tasks import readback
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.config import Config
+    from grit_runtime.model.manifest import Manifest
+    from grit_runtime.restore.checks import Case
+
+
+class Result(NamedTuple):
+    path: str
+    manifest: Manifest
+
+
+def checkpoint(order: Order, config: Config) -> Result:
+    """Take the checkpoint; on any failure the source runs as before and nothing is left.
+
+    Blocks for as long as the dump takes. GritError says what went wrong; either way is recorded.
+    """
+    try:
+        sealed = _take_or_undo(order, config)
+    except BaseException as error:
+        outcome = outcomes.LOST if isinstance(error, SourceLostError) else outcomes.FAILED
+        text = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
+        failed = _outcome(order, config, outcome, text)
+        records.append(failed._replace(error=reason(error)))
+        raise
+    warnings = tuple(map(losses.line, sealed.manifest.warnings))
+    records.append(_outcome(order, config, outcomes.SEALED, "")._replace(warnings=warnings))
+    return sealed
+
+
+def _take_or_undo(order: Order, config: Config) -> Result:
+    final_dir = _preflight(order, config)
+    if order.after == "frozen":
+        holds.warn(order.pod)
+    tool = runc.installed(config.runc_root, process.new_token())
+    held = holds.begin(order.pod)
+    try:
+        outcome = _outcome(order, config, outcomes.FAILED, "the engine was killed")
+        held.record(steps.Begin(tool.token, config.runc_root, outcome))
+        with suspension.opened_driver(tool.token) as driver:
+            running = tuple(running_container.read(tool, c.name, c.id) for c in order.pod.running)
+            timeline = log.Timeline()
+            sealed = _take(Context(order, config, final_dir, tool, driver, held, timeline, running))
+    except BaseException:
+        holds.undo(held)
+        raise
+    if order.after == "frozen":
+        held.close()
+    else:
+        holds.end(held)
+    return sealed
+
+
+def _preflight(order: Order, config: Config) -> str:
+    """The directory that the checkpoint will get; refuses what cannot succeed."""
+    pod = order.pod
+    name = f"pod {pod.namespace}/{pod.name}"
+    if order.after == "stopped" and pod.is_kubelets and not order.pod_is_going:
+        raise PodStateError(
+            f"{name}: kubelet restarts what stops in it; delete the pod and say --pod-is-going, "
+            "or use --after frozen"
+        )
+    for container in pod.containers:
+        if container.state not in ("running", "exited"):
+            raise PodStateError(
+                f"{name}: container {container.name} is {container.state}, expected running"
+            )
+    if not pod.running:
+        raise PodStateError(f"{name}: no container is running")
+    if config.signing_key:
+        from grit_runtime.files import signature
+
+        signature.sign(b"", config.signing_key)  # an invalid key fails before the pod is stopped
+    criu.prefer(config.criu)
+    final_dir = f"{config.checkpoint_root}/{pod.namespace}/{checkpoint_name(order.name)}"
+    if os.path.lexists(final_dir) and not order.replace:
+        raise AlreadyExistsError(f"checkpoint {final_dir} exists; choose another name or --replace")
+    return final_dir
+
+
+def _take(context: Context) -> Result:
+    for path in (context.staging_dir, context.memory_dir, context.work_dir):
+        context.journal.record(steps.Directory(path))
+        os.makedirs(path, mode=0o700)
+    looked = preflight.look(context)
+    chosen = preflight.choose_volumes(context)  # and again when nothing changes any more
+    thawed = standstill.thaw_for_driver(context)
+    survey = suspension.survey(context.driver, context.containers) if context.driver else None
+    if survey and survey.all:
+        suspension.refuse_unrestorable(survey, context.containers)
+    preflight.check_room(context, chosen, gpu_bytes=survey.size_bytes if survey else 0)
+    begin = time.monotonic()
+    suspended = standstill.suspend(context, survey, thawed)
+    preflight.tell_losses(context, suspended.frozen.losses)
+    _silence(context, looked.tcp)
+    dumps = _dumps(context, looked, suspended)
+    dumped = [dump(dumps, container) for container in context.order.pod.running]
+    with context.timeline.phase("volumes"):
+        captured = volumes.save(dumps.chosen, context.staging_dir)
+    link_remaps.drop(step for step in context.journal.steps() if isinstance(step, steps.Link))
+    standstill.go_on(context, suspended)
+    if context.order.after == "running":
+        context.timeline.add("paused", seconds=time.monotonic() - begin)
+
+    with context.timeline.phase("check"):
+        described = [*map(_checked, dumped), *sealing.ended(dumps)]
+    with sealing.written_back(context):
+        manifest = sealing.manifest(dumps, looked, suspended, captured, described)
+    with context.timeline.phase("seal"):
+        if context.order.after == "frozen":
+            data = manifests.dump(manifest)
+            holds.keep(context.order.pod, context.tool, context.journal, context.final_dir, data)
+        sealing.seal(context, manifest)
+    _leave_source(context)
+    for path in (context.memory_dir, context.work_dir):  # an undo needed the memory until now
+        shutil.rmtree(path)
+    return Result(context.final_dir, manifest)
+
+
+def _dumps(context: Context, looked: preflight.Looked, suspended: standstill.Suspended) -> Dumps:
+    """What the dumps of a pod that stands still have in common."""
+    containers, survey = context.containers, suspended.survey
+    return Dumps(
+        context=context,
+        flags=runc.read_flags(looked.flags, NEWER_FLAGS),
+        containers={c.id: c for c in containers},
+        chosen=preflight.choose_volumes(context),
+        lines=looked.able.lines,
+        losses=looked.able.losses + looked.asked.losses + suspended.frozen.losses,
+        facts={c.name: readback.read_facts(c, looked.asked) for c in containers},
+        tcp=looked.tcp,
+        gpus={c.name: suspension.describe(survey, c) for c in containers} if survey else {},
+        saved=suspended.saved,
+        digests={},
+    )
+
+
+def _checked(dumped: Case) -> manifests.Container:
+    """The container, if a restore would take what was dumped of it."""
+    with (
+        closing_fd(dumped.checkpoint_fd),
+        closing_fd(dumped.images_fd),
+        checks.of_source(dumped.container.name),
+    ):
+        checks.check(dumped)
+    return dumped.container
+
+
+def _leave_source(context: Context) -> None:
+    """After sealing, hold the source frozen or stop it, if that is ordered."""
+    if context.order.after == "frozen":
+        context.journal.record(steps.Frozen())
+    if context.order.after == "stopped":
+        context.journal.record(steps.Stop())
+        with context.timeline.phase("stop"):
+            for container in context.containers:
+                runc.stop(context.tool, container.id)
+
+
+def _silence(context: Context, tcp: dict[str, connections.DumpOptions]) -> None:
+    """Keep a source that is to end from closing its connections, which its peers go on using."""
+    if context.order.after == "running" or not any(options.has_peers for options in tcp.values()):
+        return
+    namespaces = context.containers[0].spec["linux"]["namespaces"]
+    for path in [ns["path"] for ns in namespaces if ns["type"] == "network" and ns.get("path")]:
+        context.journal.record(steps.Silence(path))
+        network.block_egress(path)
+
+
+def _outcome(order: Order, config: Config, outcome: str, reason: str) -> Outcome:
+    pod = order.pod
+    return Outcome(
+        time=log.rfc3339(),
+        outcome=outcome,
+        reason=reason,
+        namespace=pod.namespace,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        sandbox_id=pod.sandbox_id,
+        container="",
+        container_id="",
+        checkpoint=f"{config.checkpoint_root}/{pod.namespace}/{order.name}",
+    )

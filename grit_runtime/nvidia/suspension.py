@@ -1,0 +1,263 @@
+"""Suspending the CUDA processes of a pod and bringing them back, by the driver's checkpoint calls.
+
+The order matters: all processes of a pod are locked before the first is checkpointed, and nothing
+is frozen before the lock, which needs the target's own threads. A checkpointed process has its
+device memory in its own address space and holds no device, so CRIU can dump it.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from typing import Any
+
+from grit_runtime import log
+from grit_runtime.dump import staged_memory
+from grit_runtime.errors import CommandError, GpuError, SourceLostError
+from grit_runtime.host.procfs import container_pids
+from grit_runtime.model import device_map, gpu_preflight
+from grit_runtime.model import manifest as manifests
+from grit_runtime.nvidia import cuda_processes, driver_calls, gpu_driver
+from grit_runtime.nvidia.libcuda import CHECKPOINTED, RUNNING, STATES, SUCCESS, Call
+from grit_runtime.startup.named import NamedTuple
+from grit_runtime.tasks import process_memory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from grit_runtime.model.device_map import Pairs
+    from grit_runtime.model.memory_range import MemoryRange
+    from grit_runtime.nvidia.gpu_driver import Card, CudaProcess, Driver
+    from grit_runtime.pod.running_container import RunningContainer
+
+
+# The memory of a CUDA context, besides the program's own, differs a little from card to card.
+_SLACK_BYTES = 256 << 20
+
+
+Described = tuple[tuple[manifests.Gpu, ...], tuple[manifests.CudaProcess, ...]]
+
+
+class Placement(NamedTuple):
+    """Old and new UUID of every GPU that a dumped container was given."""
+
+    driver: Driver
+    pairs: Pairs
+
+
+class Survey(NamedTuple):
+    """The GPUs of a node and the CUDA processes of a pod, by container."""
+
+    driver: Driver
+    version: str
+    cards: tuple[Card, ...]
+    processes: dict[str, list[CudaProcess]]
+
+    @property
+    def all(self) -> list[CudaProcess]:
+        return [process for some in self.processes.values() for process in some]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(process.size_bytes for process in self.all)
+
+    @property
+    def running_pids(self) -> list[int]:
+        """Pids that a checkpoint suspends; a process suspended before stays suspended."""
+        return [process.pid for process in self.all if process.state == RUNNING]
+
+
+def open_driver(token: str, *, processes: int = 1) -> Driver | None:
+    """The node's driver, loading workers for so many *processes*; None without a driver."""
+    driver = gpu_driver.find_driver(token)
+    if driver:
+        driver.warm(processes)
+    return driver
+
+
+@contextmanager
+def opened_driver(token: str) -> Iterator[Driver | None]:
+    """As `open_driver`; closed when the block ends, since an undo waits for all with *token*."""
+    driver = open_driver(token)
+    try:
+        yield driver
+    finally:
+        if driver:
+            driver.close()
+
+
+def has_users(container: RunningContainer) -> bool:
+    """Whether the container may have CUDA processes; reads only /proc."""
+    return bool(gpu_driver.cuda_pids(container.pids()))
+
+
+def survey(driver: Driver, containers: Sequence[RunningContainer]) -> Survey:
+    """What the driver reports of the node and of every process of the containers."""
+    version, cards = gpu_driver.cards(driver)
+    processes = {c.name: gpu_driver.processes(driver, c.pids(), cards) for c in containers}
+    return Survey(driver, version, tuple(cards), processes)
+
+
+def describe(surveyed: Survey, container: RunningContainer) -> Described:
+    """The GPUs that the container was given and its CUDA processes, as the manifest keeps them."""
+    number = container_pids(p.pid for p in surveyed.processes[container.name])
+    processes = tuple(
+        manifests.CudaProcess(
+            number[p.pid], tuple(manifests.DeviceMemory(*pair) for pair in p.used_bytes.items())
+        )
+        for p in surveyed.processes[container.name]
+    )
+    return cuda_processes.described(
+        cuda_processes.assigned_cards(container.spec, surveyed.cards)
+    ), processes
+
+
+def refuse_unrestorable(surveyed: Survey, containers: Sequence[RunningContainer]) -> None:
+    """FailedPreconditionError, with all reasons, for a pod whose checkpoint could not be undone."""
+    users = [container for container in containers if surveyed.processes[container.name]]
+    reasons = gpu_preflight.refusals(
+        [
+            cuda_processes.container_facts(
+                c.name, c.init_pid, c.spec, surveyed.cards, surveyed.processes[c.name]
+            )
+            for c in users
+        ],
+        [
+            cuda_processes.process_facts(p, c.name)
+            for c in users
+            for p in surveyed.processes[c.name]
+        ],
+        host_left_bytes=cuda_processes.host_left_bytes(),
+    )
+    reasons += [
+        f"process {process.pid} is {STATES[process.state]} already; grit gpu unlock it first"
+        for process in surveyed.all
+        if process.state not in (RUNNING, CHECKPOINTED)
+    ]
+    known = {process.pid for process in surveyed.all}
+    heirs = {pid for c in containers for pid in c.pids() - known if gpu_driver.held_nodes(pid)}
+    reasons += [
+        f"process {pid} inherited {gpu_driver.held_nodes(pid)[0]} from the CUDA process that "
+        "forked it, and keeps it open; start such workers before CUDA is used, or by spawn"
+        for pid in sorted(heirs)
+    ]
+    if reasons:
+        raise GpuError("; ".join(reasons))
+
+
+def suspend(surveyed: Survey, timeline: log.Timeline) -> dict[int, tuple[MemoryRange, ...]]:
+    """Take the cards from all processes; the memory ranges, by pid, where the driver staged it."""
+    running = [process for process in surveyed.all if process.state == RUNNING]
+    if not running:
+        return {}
+    with timeline.phase("gpu lock"):
+        driver_calls.lock(surveyed.driver, surveyed.running_pids)
+    before = {process.pid: process_memory.anonymous(process.pid) for process in running}
+    size_bytes = sum(process.size_bytes for process in running)
+    with timeline.phase("gpu checkpoint", size_bytes=size_bytes):
+        driver_calls.checkpoint(surveyed.driver, running)
+    return staged_memory.appeared(before)
+
+
+def not_suspended(containers: Sequence[RunningContainer]) -> list[str]:
+    """The devices that CUDA processes of frozen containers, newer than the survey, have open.
+
+    The driver is not asked: it does not answer about a frozen process.
+    """
+    pids = {pid for container in containers for pid in container.pids()}
+    return [
+        f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu_driver.held_nodes(pid)
+    ]
+
+
+def plan(
+    driver: Driver | None, dumped: manifests.Container, spec: dict[str, Any], requested_map: str
+) -> Placement:
+    """Where the GPU memory of a dumped container goes in the new pod.
+
+    FailedPreconditionError or InvalidArgumentError if it has no place here. This is checked before
+    anything is restored: a process whose CUDA restore runs out of memory is stuck for ever.
+    """
+    if driver is None:
+        raise GpuError(
+            f"container {dumped.name} has GPU memory, and this node has no NVIDIA driver"
+        )
+    _, cards = gpu_driver.cards(driver)
+    given = cuda_processes.assigned_cards(spec, cards)
+    pairs = device_map.plan(dumped.gpus, cuda_processes.described(given), requested_map)
+    placement = Placement(driver, pairs)
+    _check_room(dumped, placement, given)
+    return placement
+
+
+def bring_back(
+    placement: Placement,
+    dumped: manifests.Container,
+    pids: Sequence[int],
+    timeline: log.Timeline,
+) -> None:
+    """Give restored processes their GPU memory and let them run, verified.
+
+    *pids* are this node's, in the order of the manifest's CUDA processes.
+    """
+    size_bytes = sum(process.size_bytes for process in dumped.cuda)
+    driver = placement.driver
+    _check_room(dumped, placement, gpu_driver.cards(driver)[1])
+    with timeline.phase("gpu restore", size_bytes=size_bytes):
+        largest = max(process.size_bytes for process in dumped.cuda)
+        driver_calls.restore(driver, pids, placement.pairs, size_bytes=largest)
+    with timeline.phase("gpu unlock"):
+        driver_calls.unlock(driver, pids)
+    _, cards = gpu_driver.cards(driver)
+    for pid, process in zip(pids, dumped.cuda, strict=True):
+        size_bytes = sum(card.used_bytes.get(pid, 0) for card in cards)
+        if size_bytes + _SLACK_BYTES < process.size_bytes:
+            raise CommandError(
+                f"process {process.pid} came back with {size_bytes} of "
+                f"{process.size_bytes} bytes of GPU memory"
+            )
+
+
+def _check_room(dumped: manifests.Container, placement: Placement, cards: Sequence[Card]) -> None:
+    """FailedPreconditionError unless each card has as much free as its processes will take."""
+    free = {card.uuid: card.free_bytes for card in cards}
+    memories = [memory for process in dumped.cuda for memory in process.devices]
+    for old, uuid in placement.pairs:
+        needed = sum(memory.size_bytes for memory in memories if memory.uuid == old)
+        if needed > free[uuid]:
+            raise GpuError(
+                f"GPU {uuid} has {free[uuid] >> 20} MiB free, the checkpoint needs "
+                f"{needed >> 20} MiB on it; free the card or use another"
+            )
+
+
+def bring_back_pids(token: str, pids: Sequence[int]) -> None:
+    """As `driver_calls.bring_back_running`, for an undo that has no driver open."""
+    driver = gpu_driver.find_driver(token)
+    if driver is None:
+        shown = ", ".join(map(str, pids))
+        raise SourceLostError(f"source lost: no GPU driver to bring back processes {shown}")
+    with closing(driver):
+        driver_calls.bring_back_running(driver, pids)
+
+
+def suspend_to_kill(token: str, pids: Sequence[int]) -> None:
+    """Take the cards from processes that are about to be killed; failures are only logged.
+
+    Killing a process that was restored and runs can hang a node (NVIDIA/cuda-checkpoint#53).
+    """
+    driver = gpu_driver.find_driver(token)
+    if driver is None:
+        return
+    with closing(driver):
+        living = gpu_driver.cuda_pids(pids)
+        states = gpu_driver.states(driver, living)
+        running = [pid for pid in living if states[pid] == (SUCCESS, RUNNING)]
+        for verb in ("lock", "checkpoint"):
+            calls = [Call(verb, pid, timeout_ms=driver_calls.LOCK_TRY_MS) for pid in running]
+            answers = gpu_driver.perform(driver, calls, deadline_s=driver_calls.MOVE_DEADLINE_S)
+            for call, answer in zip(calls, answers, strict=True):
+                if answer.code != SUCCESS:
+                    log.warning(
+                        "not suspended before its end", reason=driver_calls.failure(call, answer)
+                    )

@@ -1,0 +1,243 @@
+"""Processes that are held still from outside, and make system calls they know nothing of."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from grit_runtime.errors import CommandError
+from grit_runtime.host import process, procfs
+from grit_runtime.tasks import ptrace, ptrace_agent
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(not ptrace.IS_SUPPORTED, reason="ptrace.py is for x86-64 alone")
+
+SYS_GETPID, SYS_MADVISE, SYS_CLOSE = 39, 28, 3
+PATIENCE_S = 20
+POLL_S = 0.005
+
+# A thread that computes, ten that sleep, and a handler that counts signals; says of a sleep that
+# ends early. With an argument the kernel kills it for any madvise.
+PROGRAM = """
+import ctypes, signal, sys, threading, time
+spun, slept, signals = [0], [0], [0]
+def spin():
+    while True:
+        spun[0] += 1
+def sleep():
+    while True:
+        begin = time.monotonic()
+        time.sleep(0.2)
+        slept[0] += 1
+        if time.monotonic() - begin < 0.199:
+            print("woken early", flush=True)
+for work in (spin, *[sleep] * 10):
+    threading.Thread(target=work, daemon=True).start()
+signal.signal(signal.SIGUSR1, lambda *_: signals.__setitem__(0, signals[0] + 1))
+if len(sys.argv) > 1:
+    code = (ctypes.c_uint64 * 4)(0x20, 0x1C01000015, 0x8000000000000006, 0x7FFF000000000006)
+    program = (ctypes.c_uint64 * 2)(4, ctypes.addressof(code))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.syscall(317, 1, 0, program) == 0
+print("ready", flush=True)
+for line in sys.stdin:
+    print(spun[0], slept[0], signals[0], flush=True)
+"""
+
+
+# Has a child, and says which signals it has handled.
+PARENT = """
+import os, signal, sys
+seen = []
+for number in (signal.SIGCONT, signal.SIGCHLD):
+    signal.signal(number, lambda number, frame: seen.append(number))
+child = os.fork()
+if child == 0:
+    signal.pause()
+print(child, flush=True)
+sys.stdin.readline()
+print(seen, flush=True)
+"""
+
+
+class Busy:
+    """The program, while it runs."""
+
+    def __init__(self, running: subprocess.Popen[str]) -> None:
+        self._running = running
+        self.pid = running.pid
+        assert self._line() == "ready"
+
+    def counts(self) -> list[int]:
+        assert self._running.stdin is not None
+        self._running.stdin.write("\n")
+        self._running.stdin.flush()
+        return [int(word) for word in self._line().split()]
+
+    def place(self) -> list[str]:
+        """Where its first thread stands: its stack pointer and program counter."""
+        return procfs.text(self.pid, "syscall").split()[-2:]
+
+    def _line(self) -> str:
+        assert self._running.stdout is not None
+        return self._running.stdout.readline().strip()
+
+
+@contextmanager
+def busy(*arguments: str) -> Iterator[Busy]:
+    argv = [sys.executable, "-c", PROGRAM, *arguments]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            yield Busy(running)
+        finally:
+            running.kill()
+
+
+def assert_goes_on(program: Busy) -> None:
+    """Everything in it moves, and no sleep was cut short."""
+    before = program.counts()
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        after = program.counts()
+        if after[0] > before[0] and after[1] >= before[1] + 20:
+            return
+        assert time.monotonic() < end
+        time.sleep(POLL_S)
+
+
+def test_a_process_stands_still_and_goes_on_where_it_was() -> None:
+    with busy() as program:
+        with ptrace_agent.held([program.pid], process.new_token()) as holder:
+            stood = program.place()
+            os.kill(program.pid, signal.SIGUSR1)
+            calls = [ptrace.Syscall(program.pid, SYS_GETPID, (0, 0, 0))]
+            assert [holder.perform(calls * 3) for _ in range(20)] == [[program.pid] * 3] * 20
+            failing = [ptrace.Syscall(program.pid, SYS_CLOSE, (12345, 0, 0))]
+            assert holder.perform(failing) == [-errno.EBADF]
+            assert program.place() == stood
+        assert_goes_on(program)
+        assert program.counts()[2] == 1
+
+
+def test_two_processes_make_their_calls_together() -> None:
+    with busy() as one, busy() as other:
+        pids = [one.pid, other.pid]
+        with ptrace_agent.held(pids, process.new_token()) as holder:
+            assert (
+                holder.perform([ptrace.Syscall(pid, SYS_GETPID, (0, 0, 0)) for pid in pids]) == pids
+            )
+        assert_goes_on(one)
+        assert_goes_on(other)
+
+
+def test_a_filter_of_system_calls_is_not_asked() -> None:
+    with busy("filtered") as program:
+        with ptrace_agent.held([program.pid], process.new_token()) as holder:
+            advice = ptrace.Syscall(program.pid, SYS_MADVISE, (1, 1, 4))
+            assert holder.perform([advice]) == [-errno.EINVAL]
+        assert_goes_on(program)
+
+
+def test_a_process_that_is_stopped_is_told_and_one_that_is_gone_answers_nothing() -> None:
+    with busy() as program:
+        stop(program.pid)
+        with (
+            pytest.raises(CommandError, match="is stopped by a signal; continue it"),
+            ptrace_agent.held([program.pid], process.new_token()),
+        ):
+            pass
+        assert procfs.is_stopped(program.pid)
+        os.kill(program.pid, signal.SIGCONT)
+        assert_goes_on(program)
+    with ptrace_agent.held([program.pid], process.new_token()) as holder:
+        assert holder.perform([ptrace.Syscall(program.pid, SYS_GETPID, ())]) == [-errno.ESRCH]
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    wait_until_stopped(pid)
+
+
+def wait_until_stopped(pid: int) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not procfs.is_stopped(pid):
+        assert time.monotonic() < end
+        time.sleep(POLL_S)
+
+
+def test_a_stopped_process_goes_on_and_none_of_its_handlers_knows() -> None:
+    argv = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        pids = [parent.pid, int(parent.stdout.readline())]
+        try:
+            for pid in pids:
+                stop(pid)
+            with ptrace_agent.held_in_stop(pids) as holder:
+                assert holder.perform([ptrace.Syscall(pid, SYS_GETPID, ()) for pid in pids]) == pids
+            for pid in pids:
+                wait_until_stopped(pid)
+            with ptrace_agent.held_in_stop(pids) as holder:
+                holder.go_on(pids)
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == "[]\n"
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_stopped_process_stays_stopped_when_who_holds_it_is_killed() -> None:
+    with busy() as program:
+        stop(program.pid)
+        with ptrace_agent.held_in_stop([program.pid]):
+            holder = procfs.tracer(program.pid)
+            os.kill(holder, signal.SIGKILL)
+        wait_until_stopped(program.pid)  # the kernel wakes it, to stop it again
+        os.kill(program.pid, signal.SIGCONT)
+        assert_goes_on(program)
+
+
+def test_who_holds_a_process_may_be_killed() -> None:
+    token = process.new_token()
+    with busy() as program:
+        code = "import os, signal, sys; from grit_runtime.tasks import ptrace_agent\n"
+        code += f"with ptrace_agent.held([{program.pid}], {token!r}):\n"
+        code += "    os.kill(os.getpid(), signal.SIGKILL)"
+        done = subprocess.run([sys.executable, "-c", code], check=False)
+        assert done.returncode == -signal.SIGKILL
+        process.wait_gone(token, deadline_s=PATIENCE_S)
+        assert_goes_on(program)
+
+
+def test_a_process_whose_first_thread_has_ended_is_held_too() -> None:
+    program = "import ctypes, threading, time\n"
+    program += (
+        "threading.Thread(target=lambda: [print('on', flush=True), time.sleep(1000)]).start()\n"
+    )
+    program += "ctypes.CDLL(None).syscall(60, 0)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        while not procfs.is_zombie(running.pid):
+            time.sleep(POLL_S)
+        with ptrace_agent.held([running.pid], process.new_token()) as holder:
+            calls = [ptrace.Syscall(running.pid, SYS_GETPID, ())]
+            assert holder.perform(calls) == [-errno.ESRCH]
+        running.kill()

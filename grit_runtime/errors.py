@@ -214,7 +214,7 @@ class LinkError(PrivilegeError):
 
 
 class SourceLostError(GritError):
-    """The GPU driver could not bring a suspended process back."""
+    """The GPU driver has killed a process, or could not bring a suspended one back."""
 
     reason = "SourceLost"
 

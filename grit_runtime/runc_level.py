@@ -21,8 +21,7 @@ from grit_runtime.files import confine
 from grit_runtime.host import cgroup, criu, journal, process, runc
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import checkpoint_steps as steps
-from grit_runtime.nvidia import device_nodes, driver_calls, gpu_driver, suspension
-from grit_runtime.nvidia.libcuda import CHECKPOINTED
+from grit_runtime.nvidia import device_nodes, gpu_driver, suspension, threads
 from grit_runtime.pod import bundle, running_container
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.tasks import readback
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from grit_runtime.host.journal import Journal
     from grit_runtime.host.runc import Runc
     from grit_runtime.pod.running_container import RunningContainer
+    from grit_runtime.tasks.readback import Restored
 
 
 CONFIG_FILE = "CRIU_CONFIG_FILE"
@@ -150,7 +150,6 @@ def _bring_to_life(
 ) -> None:
     try:
         _let_go_on(init_pid, call, bundle_dir, images_dir)
-        _revive_gpus(init_pid, call)
     except BaseException as error:
         give_up()
         raise CommandError(f"container {call.container_id}: {error}") from error
@@ -163,25 +162,20 @@ def _let_go_on(init_pid: int, call: Call, bundle_dir: str, images_dir: str) -> N
             more = readback_images.read(images_fd, dump)
             readback.check(restored, more, dump, bundle.live(bundle_dir, call.spec))
         readback.give_streams(restored, call.spec)
-        readback.go_on(restored, dump)
+        pids = gpu_driver.cuda_pids(restored.pids.values())
+        try:
+            _revive_gpus(pids, restored, call)
+            readback.go_on(restored, dump)
+        except BaseException:
+            restored.holder.close()
+            suspension.suspend_to_kill(call.runc.token, pids)
+            raise
 
 
-def _revive_gpus(init_pid: int, call: Call) -> None:
-    pids = gpu_driver.cuda_pids(cgroup.pids(cgroup.of(init_pid)))
-    driver = gpu_driver.find_driver(call.runc.token)
-    if not pids or driver is None:
-        return
-    suspended = [
-        pid
-        for pid, answer in gpu_driver.states(driver, pids).items()
-        if answer == (0, CHECKPOINTED)
-    ]
-    try:
-        device_nodes.replace_nvidia_nodes(init_pid, call.spec)
-        driver_calls.bring_back_running(driver, suspended)
-    except BaseException:
-        suspension.suspend_to_kill(call.runc.token, suspended)
-        raise
+def _revive_gpus(pids: list[int], restored: Restored, call: Call) -> None:
+    if pids:
+        device_nodes.replace_nvidia_nodes(restored.init_pid, call.spec)
+        suspension.bring_back_standing(call.runc.token, pids, restored.holder)
 
 
 def _suspended(call: Call, container: RunningContainer, held: Journal[steps.Step]) -> int:
@@ -194,11 +188,18 @@ def _suspended(call: Call, container: RunningContainer, held: Journal[steps.Step
         if survey and survey.running_pids:
             suspension.refuse_unrestorable(survey, [container])
             held.record(steps.Gpu(tuple(survey.running_pids)))
-            suspension.suspend(survey, log.Timeline())
-    if container.paused:
-        held.record(steps.Freeze(call.container_id))
-        runc.pause(call.runc, call.container_id)
+            token = call.runc.token
+            holder, _ = suspension.suspend(survey, [container], token, log.Timeline())
+            with threads.until_frozen(holder, survey.suspended_pids):
+                _freeze(call, held)
+        elif container.paused:
+            _freeze(call, held)
     return _run(call)
+
+
+def _freeze(call: Call, held: Journal[steps.Step]) -> None:
+    held.record(steps.Freeze(call.container_id))
+    runc.pause(call.runc, call.container_id)
 
 
 def _run(call: Call, env: dict[str, str] | None = None) -> int:

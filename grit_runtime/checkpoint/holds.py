@@ -91,9 +91,7 @@ def undo(held: Journal[steps.Step]) -> None:
             stay = (steps.Hold,)
         if lost:
             stay += (steps.Gpu,)  # the processes would get other GPU memory than they had
-        for step in reversed(taken):
-            if not isinstance(step, stay):
-                _undo_step(tool, step, stopping=stopping)
+        _undo_steps(tool, [step for step in taken if not isinstance(step, stay)], stopping=stopping)
         if lost:
             end(held)
             raise SourceLostError(f"source lost: {lost}; delete the pod")
@@ -226,6 +224,16 @@ def end(held: Journal[steps.Step]) -> None:
         os.rmdir(os.path.dirname(held.path))
 
 
+def _undo_steps(tool: Runc, taken: list[steps.Step], *, stopping: bool) -> None:
+    """Undo steps, newest first; CUDA processes do not run before their GPUs are back."""
+    if not stopping and (before := last(taken, steps.Standing)):
+        suspension.stand_again(tool.token, before.pids)
+    pids = {pid for step in taken if isinstance(step, steps.Gpu) for pid in step.pids}
+    with suspension.standing(tool.token, sorted(pids)):
+        for step in reversed(taken):
+            _undo_step(tool, step, stopping=stopping)
+
+
 def _undo_step(tool: Runc, step: steps.Step, *, stopping: bool) -> None:
     match step:
         case steps.Freeze(container):
@@ -245,7 +253,14 @@ def _undo_step(tool: Runc, step: steps.Step, *, stopping: bool) -> None:
             held_pods.drop(pod_uid)
         case steps.Directory(path):
             shutil.rmtree(path, ignore_errors=True)
-        case steps.Memory() | steps.MemoryBack() | steps.Begin() | steps.Frozen() | steps.Stop():
+        case (
+            steps.Memory()
+            | steps.MemoryBack()
+            | steps.Begin()
+            | steps.Frozen()
+            | steps.Stop()
+            | steps.Standing()
+        ):
             pass  # nothing to take back; memory is given back before anything else
 
 

@@ -27,6 +27,7 @@ from grit_runtime.startup.named import NamedTuple
 from grit_runtime.tasks import (
     deleted_files,
     descriptors,
+    ptrace_agent,
     readback,
     socket_files,
     sockets,
@@ -117,7 +118,7 @@ def _process_facts(
             pid,
             container.name,
             has_io_uring="anon_inode:[io_uring]" in links[pid].values(),
-            tracer_pid=procfs.tracer(pid),
+            tracer_pid=ptrace_agent.debugger(pid),
             unix_peers=tuple(name for owner, name in peers if owner == pid),
             nameless_watches=tuple(sorted(watched.get(pid, set()) - named)),
             stopped_on_cgroup_v1=procfs.is_stopped(pid) and not is_unified,

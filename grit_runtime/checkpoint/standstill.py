@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 from grit_runtime import log
 from grit_runtime.checkpoint import freezing, holds, memory
+from grit_runtime.dump import staged_memory
 from grit_runtime.errors import (
     DriverError,
     NotFoundError,
 )
 from grit_runtime.host import huge_pages, process, runc
 from grit_runtime.model import checkpoint_steps as steps
-from grit_runtime.model.memory_range import MemoryFile
-from grit_runtime.nvidia import driver_calls, suspension
+from grit_runtime.nvidia import driver_calls, suspension, threads
 from grit_runtime.pod import running_container
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.tasks import ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     from grit_runtime.checkpoint.order import Context
     from grit_runtime.config import Config
     from grit_runtime.host.containerd import Pod
+    from grit_runtime.model.memory_range import MemoryFile
     from grit_runtime.nvidia.gpu_driver import Driver
     from grit_runtime.pod.running_container import RunningContainer
 
@@ -60,7 +58,9 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
             survey = _survey_running(driver, containers, pod)
             suspension.refuse_unrestorable(survey, containers)
             held.record(steps.Gpu(tuple(survey.running_pids)))
-            suspension.suspend(survey, log.Timeline())
+            suspended = suspension.suspend(survey, containers, token, log.Timeline())
+            if suspended.holder:
+                suspended.holder.close()  # it stays until the GPUs are back
     except BaseException:
         holds.undo(held)
         raise
@@ -81,35 +81,56 @@ def suspend(context: Context, survey: suspension.Survey | None, thawed: list[str
     """Take the GPUs from the pod, then freeze it; again if a CUDA process started in between.
 
     The memory that the driver has staged in the processes is moved to files, so that CRIU does not
-    dump it. The processes are stopped from then until they are frozen.
+    dump it. The processes stand from the lock until they are frozen.
     """
-    tool, held = context.tool, context.journal
+    held = context.journal
     if not (survey and survey.all):
         return Suspended(survey, [], freezing.freeze(context, thawed), thawed)
     left: list[str] = []
     for attempt in range(2):
         held.record(steps.Gpu(tuple(survey.running_pids)))
-        with huge_pages.enabled(wanted=context.config.huge_pages):
-            staged = suspension.suspend(survey, context.timeline)
-        saved = [
-            MemoryFile(pid, f"{context.memory_dir}/{attempt}-{pid}", staged[pid]) for pid in staged
-        ]
-        with ExitStack() as stack:
-            if saved:
-                holder = stack.enter_context(ptrace_agent.held(list(staged), tool.token))
-                size_bytes = sum(file.size_bytes for file in saved)
-                with context.timeline.phase("gpu memory", size_bytes=size_bytes):
-                    to_disk = context.order.after == "stopped"
-                    saved = memory.take(held, saved, holder.perform, to_disk=to_disk)
-            frozen = freezing.freeze(context, thawed)
+        if survey.suspended_pids:
+            held.record(steps.Standing(tuple(survey.suspended_pids)))
+        saved, frozen = _suspend_once(context, survey, thawed, f"{context.memory_dir}/{attempt}")
         left = suspension.not_suspended(context.containers)
+        suspended = Suspended(survey, saved, frozen, thawed)
         if not left:
-            return Suspended(survey, saved, frozen, thawed)
+            return suspended
         memory.give_back(held, saved)
-        freezing.thaw(tool, frozen.ids)
-        driver_calls.bring_back_running(survey.driver, survey.running_pids)
+        _run_on(context, suspended)
         survey = suspension.survey(survey.driver, context.containers)
     raise DriverError(f"the pod keeps taking GPUs while it is suspended: {left[0]}")
+
+
+def _suspend_once(
+    context: Context, survey: suspension.Survey, thawed: list[str], prefix: str
+) -> tuple[list[MemoryFile], Frozen]:
+    """The memory that was moved, to files that begin with *prefix*, and what was frozen."""
+    token = context.tool.token
+    with huge_pages.enabled(wanted=context.config.huge_pages):
+        holder, staged = suspension.suspend(survey, context.containers, token, context.timeline)
+    saved = [f for pid in staged for f in staged_memory.files(pid, staged[pid], f"{prefix}-{pid}")]
+    with threads.until_frozen(holder, survey.suspended_pids):
+        if holder and saved:
+            size_bytes = sum(file.size_bytes for file in saved)
+            with context.timeline.phase("gpu memory", size_bytes=size_bytes):
+                to_disk = context.order.after == "stopped"
+                saved = memory.take(context.journal, saved, holder.perform, to_disk=to_disk)
+        frozen = freezing.freeze(context, thawed)
+    return saved, frozen
+
+
+def _run_on(context: Context, suspended: Suspended) -> None:
+    """Thaw the pod, and bring its GPUs back before its CUDA processes run."""
+    survey = suspended.gpus
+    if survey:
+        suspension.stand_again(context.tool.token, survey.suspended_pids)
+    with suspension.standing(context.tool.token, survey.running_pids if survey else ()):
+        with context.timeline.phase("thaw"):
+            freezing.thaw(context.tool, suspended.frozen.ids)
+        if survey:
+            with context.timeline.phase("gpu restore"):
+                driver_calls.bring_back(survey.driver, survey.running_pids)
 
 
 def thaw_for_driver(context: Context) -> list[str]:
@@ -135,10 +156,6 @@ def go_on(context: Context, suspended: Suspended) -> None:
             memory.give_back(context.journal, suspended.saved)
     if after != "running":
         return
-    with timeline.phase("thaw"):
-        freezing.thaw(context.tool, suspended.frozen.ids)
-    if suspended.gpus:
-        with timeline.phase("gpu restore"):
-            driver_calls.bring_back_running(suspended.gpus.driver, suspended.gpus.running_pids)
+    _run_on(context, suspended)
     for container_id in suspended.thawed:
         runc.pause(context.tool, container_id)

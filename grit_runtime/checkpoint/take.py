@@ -43,8 +43,11 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
+    """A sealed checkpoint; *lost* says why its source could not go on as ordered."""
+
     path: str
     manifest: Manifest
+    lost: str = ""
 
 
 def checkpoint(order: Order, config: Config) -> Result:
@@ -85,6 +88,11 @@ def _take_or_undo(order: Order, config: Config) -> Result:
         held.close()
     else:
         holds.end(held)
+    if sealed.lost:
+        raise SourceLostError(
+            f"{sealed.lost}; its checkpoint {sealed.path} is sealed: restore that, and delete the "
+            "pod"
+        )
     return sealed
 
 
@@ -135,7 +143,7 @@ def _take(context: Context) -> Result:
     with context.timeline.phase("volumes"):
         captured = volumes.save(dumps.chosen, context.staging_dir)
     link_remaps.drop(step for step in context.journal.steps() if isinstance(step, steps.Link))
-    standstill.go_on(context, suspended)
+    lost = _go_on(context, suspended)
     if context.order.after == "running":
         context.timeline.add("paused", seconds=time.monotonic() - begin)
 
@@ -151,7 +159,16 @@ def _take(context: Context) -> Result:
     _leave_source(context)
     for path in (context.memory_dir, context.work_dir):  # an undo needed the memory until now
         shutil.rmtree(path)
-    return Result(context.final_dir, manifest)
+    return Result(context.final_dir, manifest, lost)
+
+
+def _go_on(context: Context, suspended: standstill.Suspended) -> str:
+    """As `standstill.go_on`; why the source is lost: what was dumped is all that is left of it."""
+    try:
+        standstill.go_on(context, suspended)
+    except SourceLostError as error:
+        return one_line(error)
+    return ""
 
 
 def _dumps(context: Context, looked: preflight.Looked, suspended: standstill.Suspended) -> Dumps:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from contextlib import ExitStack, contextmanager
 from stat import S_ISDIR
 from types import MappingProxyType
@@ -304,8 +305,8 @@ def gpu_memory(manifest: Manifest, container: manifests.Container) -> dict[str, 
     """The files, by path, that may hold GPU memory; each is verified when it is used."""
     if not container.cuda:
         return {}
-    start = f"{container.name}/checkpoint/{PARENT}/pages-"
-    return {file.path: file for file in manifest.files if file.path.startswith(start)}
+    pattern = re.compile(rf"{re.escape(container.name)}/checkpoint/(?:{PARENT}/)+pages-[^/]*")
+    return {file.path: file for file in manifest.files if pattern.fullmatch(file.path)}
 
 
 def _files(dir_fd: int) -> dict[str, int]:

@@ -17,6 +17,10 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
 _SYS_PIDFD_GETFD = 438
+_SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
+
+# What kcmp(2) compares.
+KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS = range(4)
 
 # Flags of mount(2) and umount2(2).
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -84,6 +88,15 @@ def copy_descriptor(pid: int, fd: int) -> int:
             if error.errno == errno.EBADF:
                 raise FileNotFoundError(errno.ENOENT, "it was closed", path) from None
             raise
+
+
+def differ(tid: int, other: int, kind: int, ids: tuple[int, int] = (0, 0)) -> bool:
+    """Whether two threads differ in what *kind* names: for KCMP_FILE, the files of descriptors.
+
+    Spec: kcmp(2).
+    """
+    arguments = map(ctypes.c_long, (_SYS_KCMP, tid, other, kind, *ids))
+    return result("syscall", f"thread {other}", *arguments) != 0
 
 
 def unread_bytes(pid: int, fd: int) -> int:

@@ -92,6 +92,14 @@ def is_in_kernel(pid: int) -> bool:
     return False
 
 
+def moving_threads(pid: int) -> list[int]:
+    """The threads of a process that no tracer holds stopped."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        tids = map(int, os.listdir(f"/proc/{pid}/task"))
+        return [tid for tid in tids if _stat(tid)[:1] not in (["t"], ["Z"], ["X"])]
+    return []
+
+
 def children(pid: int) -> list[int]:
     """The children of a process, including those that have ended and were not waited for."""
     try:
@@ -166,6 +174,14 @@ def parent(pid: int) -> int:
 def tracer(pid: int) -> int:
     """The pid of the tracer of a process; 0 without one."""
     return _status_number(pid, "TracerPid")
+
+
+def is_like_us(pid: int) -> bool:
+    """Whether a process is of our user, and numbers processes as we do."""
+    with suppress(FileNotFoundError):
+        is_our_users = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+        return is_our_users and namespaces(pid).get("pid") == namespaces(os.getpid()).get("pid")
+    return False
 
 
 def anonymous_bytes(pid: int) -> int:

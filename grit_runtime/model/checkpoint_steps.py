@@ -50,6 +50,12 @@ class Gpu(NamedTuple):
     pids: tuple[int, ...]
 
 
+class Standing(NamedTuple):
+    """Processes are frozen that were suspended before; they must not run when they are thawed."""
+
+    pids: tuple[int, ...]
+
+
 class Memory(NamedTuple):
     """Memory is in files, and taken from the processes, which started at these ticks."""
 
@@ -98,6 +104,7 @@ Step = (
     | Thaw
     | Freeze
     | Gpu
+    | Standing
     | Memory
     | MemoryBack
     | Silence

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # back; with either missing the restore fails with 801, 1 or 999 and the ranks are lost.
 SAFE_NCCL = {"NCCL_P2P_DISABLE": "1", "NCCL_CUMEM_ENABLE": "0"}
 
+# Drivers whose checkpoint calls were seen to kill processes that were sound, and where.
+_DEADLY_DRIVERS = {
+    "610.57.04": "its lock kills processes of many threads (NVIDIA/cuda-checkpoint#58)",
+}
+
 _DRIVER_FILE = re.compile(r".*/(?:lib(?:cuda|nvidia|nv)[^/]*\.so[^/]*|nvidia-[^/]+)$")
 
 
@@ -68,6 +73,13 @@ def refusals(
         if process.container not in safe:
             reasons += _nccl_refusals(process, several=several)
     return reasons
+
+
+def deadly(version: str) -> str:
+    """Why nothing must be checkpointed with this version of the driver; "" if it may."""
+    if why := _DEADLY_DRIVERS.get(version):
+        return f"NVIDIA driver {version} is not asked for a checkpoint: {why}; install another"
+    return ""
 
 
 def driver_mounts(mountpoints: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

@@ -50,6 +50,26 @@ def appeared(
     return [new for new in left if new.size_bytes >= min_bytes]
 
 
+def striped(ranges: Iterable[MemoryRange], count: int, unit_bytes: int) -> list[list[MemoryRange]]:
+    """*ranges*, dealt out in units in *count* turns; fewer if there are fewer units."""
+    units = [
+        MemoryRange(start, min(start + unit_bytes, one.end))
+        for one in ranges
+        for start in range(one.start, one.end, unit_bytes)
+    ]
+    return [merged(units[turn::count]) for turn in range(min(count, len(units)))]
+
+
+def merged(ranges: Iterable[MemoryRange]) -> list[MemoryRange]:
+    """The same memory in order, with what lies side by side as one."""
+    whole: list[MemoryRange] = []
+    for one in sorted(ranges):
+        if whole and whole[-1].end == one.start:
+            one = MemoryRange(whole.pop().start, one.end)  # noqa: PLW2901
+        whole.append(one)
+    return whole
+
+
 def _without(new: MemoryRange, old: MemoryRange) -> list[MemoryRange]:
     below = MemoryRange(new.start, min(new.end, old.start))
     above = MemoryRange(max(new.start, old.end), new.end)

@@ -11,9 +11,10 @@ from grit_runtime.errors import (
 from grit_runtime.host import runc
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.host.process import new_token
-from grit_runtime.nvidia import driver_calls, gpu_driver
+from grit_runtime.nvidia import driver_calls, gpu_driver, suspension, threads
 from grit_runtime.nvidia.libcuda import CHECKPOINTED, LOCKED, RUNNING, SUCCESS, Call
 from grit_runtime.pod import running_container
+from grit_runtime.tasks import ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,18 +79,30 @@ def act(
         state(driver, pid)
     pairs = _pairs(device_map)
     if verb == "lock":
-        driver_calls.lock(driver, pids, deadline_s=timeout_ms / 1000)
+        with suspension.telling_of_the_dead(pids, verb):
+            driver_calls.lock(driver, pids, deadline_s=timeout_ms / 1000)
+        threads.keep(driver, pids).close()
     elif verb == "checkpoint":
         _expect(driver, pids, LOCKED, verb)
         calls = [Call("checkpoint", pid) for pid in pids]
-        driver_calls.perform_all(driver, calls, size_bytes=_largest_card_bytes(driver))
+        _keep(driver, pids)
+        with suspension.telling_of_the_dead(pids, verb):
+            driver_calls.perform_all(driver, calls, size_bytes=_largest_card_bytes(driver))
     elif verb == "restore":
         _expect(driver, pids, CHECKPOINTED, verb)
         calls = [Call("restore", pid, pairs=pairs) for pid in pids]
+        _keep(driver, pids)
         driver_calls.perform_all(driver, calls, size_bytes=_largest_card_bytes(driver))
     else:
         _expect(driver, pids, LOCKED, verb)
         driver_calls.unlock(driver, pids)
+        threads.let_go(pids)
+
+
+def _keep(driver: Driver, pids: Sequence[int]) -> None:
+    """Hold the threads until the unlock, of processes that somebody else has suspended too."""
+    if free := [pid for pid in pids if not ptrace_agent.keeper(pid)]:
+        threads.keep(driver, free).close()
 
 
 def suspend(driver: Driver, pids: Sequence[int], *, timeout_ms: int) -> None:
@@ -98,7 +111,7 @@ def suspend(driver: Driver, pids: Sequence[int], *, timeout_ms: int) -> None:
     try:
         act(driver, "checkpoint", pids, timeout_ms=timeout_ms, device_map="")
     except BaseException:
-        driver_calls.bring_back_running(driver, pids)
+        suspension.bring_back_running(driver, pids)
         raise
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from grit_runtime.host import cgroup, overlay, procfs
-from grit_runtime.host.procfs import open_links, tracer
+from grit_runtime.host.procfs import open_links
 from grit_runtime.model import nvidia_nodes
 from grit_runtime.model.annotations import NCCL
 from grit_runtime.model.gpu_preflight import ContainerFacts, ProcessFacts, driver_mounts
 from grit_runtime.model.manifest import Gpu
+from grit_runtime.tasks import ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def process_facts(process: CudaProcess, container: str) -> ProcessFacts:
         environ=_environ(process.pid),
         maps_nccl="/libnccl" in procfs.text(process.pid, "maps"),
         devices=len(process.used_bytes),
-        tracer_pid=tracer(process.pid),
+        tracer_pid=ptrace_agent.debugger(process.pid),
         talks_to_mps=any("/nvidia-mps/" in link for link in links),
     )
 

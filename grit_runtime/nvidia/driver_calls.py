@@ -8,6 +8,7 @@ import time
 from grit_runtime import log
 from grit_runtime.errors import CommandError, DriverError, SourceLostError
 from grit_runtime.host import procfs
+from grit_runtime.host.process import wait_exit
 from grit_runtime.nvidia import gpu_driver
 from grit_runtime.nvidia.libcuda import (
     CHECKPOINTED,
@@ -68,7 +69,7 @@ def lock(driver: Driver, pids: Sequence[int], *, deadline_s: float = _LOCK_DEADL
         bad = [(call, answer) for call, answer in zip(calls, answers, strict=True) if answer.code]
         if not bad:
             return
-        bring_back_running(driver, pids)
+        bring_back(driver, pids)
         if time.monotonic() >= end or any(answer.code != NOT_READY for _, answer in bad):
             raise failure(*bad[0])
         log.info("lock timed out, trying again", pids=",".join(str(call.pid) for call, _ in bad))
@@ -108,8 +109,8 @@ def unlock(driver: Driver, pids: Sequence[int]) -> None:
             raise DriverError(f"process {pid} is {state_name(answer)} after its CUDA restore")
 
 
-def bring_back_running(driver: Driver, pids: Sequence[int]) -> None:
-    """Make *pids* run again, whatever state a failed or killed operation left them in.
+def bring_back(driver: Driver, pids: Sequence[int]) -> None:
+    """Unlock *pids*, whatever state a failed or killed operation left them in.
 
     SourceLostError, with the driver's answer, for a process that cannot be brought back. Processes
     that have ended are ignored.
@@ -117,12 +118,17 @@ def bring_back_running(driver: Driver, pids: Sequence[int]) -> None:
     states = _settled(driver, pids)
     suspended = [pid for pid, state in states.items() if state == CHECKPOINTED]
     locked = [pid for pid, state in states.items() if state == LOCKED]
+    calls = [Call("restore", pid) for pid in suspended]
+    deadline_s = _deadline_s(resident_bytes(suspended))
+    answers = gpu_driver.perform(driver, calls, deadline_s=deadline_s)
+    lost = [(call, answer) for call, answer in zip(calls, answers, strict=True) if answer.code]
+    locked += [call.pid for call in calls if call.pid not in {call.pid for call, _ in lost}]
     try:
-        calls = [Call("restore", pid) for pid in suspended]
-        perform_all(driver, calls, size_bytes=resident_bytes(suspended))
-        unlock(driver, suspended + locked)
+        unlock(driver, locked)
     except CommandError as error:
         raise SourceLostError(f"source lost: {error}") from None
+    if lost:
+        raise SourceLostError(f"source lost: {failure(*lost[0])}")
 
 
 def state_name(answer: Answer) -> str:
@@ -142,11 +148,14 @@ def error_name(code: int) -> str:
 
 def perform_all(driver: Driver, calls: Sequence[Call], *, size_bytes: int = 0) -> None:
     """Make all calls at the same time; when all have ended, CommandError for the first failure."""
-    deadline_s = MOVE_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S
-    answers = gpu_driver.perform(driver, calls, deadline_s=deadline_s)
+    answers = gpu_driver.perform(driver, calls, deadline_s=_deadline_s(size_bytes))
     for call, answer in zip(calls, answers, strict=True):
         if answer.code != SUCCESS:
             raise failure(call, answer)
+
+
+def _deadline_s(size_bytes: int) -> float:
+    return MOVE_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S
 
 
 def failure(call: Call, answer: Answer) -> CommandError:
@@ -159,11 +168,10 @@ def _settled(driver: Driver, pids: Sequence[int]) -> dict[int, int]:
 
     The driver does not answer about a process while it works on it, or while it is frozen.
     """
-    size_bytes = resident_bytes([pid for pid in pids if os.path.exists(f"/proc/{pid}")])
+    size_bytes = resident_bytes(_living(pids))
     end = time.monotonic() + _SETTLE_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S
     while True:
-        living = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
-        answers = _answers(driver, living)
+        answers = _answers(driver, _living(pids))
         settled = {p: a.value for p, a in answers.items() if a.code == SUCCESS and a.value in _REST}
         if len(settled) == len(answers):
             return settled
@@ -172,6 +180,10 @@ def _settled(driver: Driver, pids: Sequence[int]) -> dict[int, int]:
             pid = failed[0] if failed else next(p for p in answers if p not in settled)
             raise SourceLostError(f"source lost: process {pid} is {state_name(answers[pid])}")
         time.sleep(_SETTLE_POLL_S)
+
+
+def _living(pids: Sequence[int]) -> list[int]:
+    return [pid for pid in pids if not wait_exit(pid, timeout_s=0)]
 
 
 def _answers(driver: Driver, pids: Sequence[int]) -> dict[int, Answer]:

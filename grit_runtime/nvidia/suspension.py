@@ -7,16 +7,20 @@ device memory in its own address space and holds no device, so CRIU can dump it.
 
 from __future__ import annotations
 
-from contextlib import closing, contextmanager
+import signal
+import time
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from grit_runtime import log
 from grit_runtime.dump import staged_memory
 from grit_runtime.errors import CommandError, GpuError, SourceLostError
+from grit_runtime.host import procfs
+from grit_runtime.host.process import wait_exit
 from grit_runtime.host.procfs import container_pids
 from grit_runtime.model import device_map, gpu_preflight
 from grit_runtime.model import manifest as manifests
-from grit_runtime.nvidia import cuda_processes, driver_calls, gpu_driver
+from grit_runtime.nvidia import cuda_processes, driver_calls, gpu_driver, inherited, threads
 from grit_runtime.nvidia.libcuda import CHECKPOINTED, RUNNING, STATES, SUCCESS, Call
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.tasks import process_memory
@@ -29,10 +33,14 @@ if TYPE_CHECKING:
     from grit_runtime.model.memory_range import MemoryRange
     from grit_runtime.nvidia.gpu_driver import Card, CudaProcess, Driver
     from grit_runtime.pod.running_container import RunningContainer
+    from grit_runtime.tasks.ptrace_agent import Holder
 
 
 # The memory of a CUDA context, besides the program's own, differs a little from card to card.
 _SLACK_BYTES = 256 << 20
+
+# How long a process may take to die of what the driver has answered for already.
+_DYING_S = 1.0
 
 
 Described = tuple[tuple[manifests.Gpu, ...], tuple[manifests.CudaProcess, ...]]
@@ -65,6 +73,22 @@ class Survey(NamedTuple):
     def running_pids(self) -> list[int]:
         """Pids that a checkpoint suspends; a process suspended before stays suspended."""
         return [process.pid for process in self.all if process.state == RUNNING]
+
+    @property
+    def suspended_pids(self) -> list[int]:
+        """The other pids; `threads.keep` may hold them."""
+        return [process.pid for process in self.all if process.state != RUNNING]
+
+
+class Suspended(NamedTuple):
+    """Processes without their cards.
+
+    *holder* keeps their threads from running, if there are any. *staged* is by pid the memory where
+    the driver has what was on the cards.
+    """
+
+    holder: Holder | None
+    staged: dict[int, tuple[MemoryRange, ...]]
 
 
 def open_driver(token: str, *, processes: int = 1) -> Driver | None:
@@ -134,29 +158,83 @@ def refuse_unrestorable(surveyed: Survey, containers: Sequence[RunningContainer]
         for process in surveyed.all
         if process.state not in (RUNNING, CHECKPOINTED)
     ]
-    known = {process.pid for process in surveyed.all}
-    heirs = {pid for c in containers for pid in c.pids() - known if gpu_driver.held_nodes(pid)}
+    _, others = _heirs(surveyed, containers)
     reasons += [
-        f"process {pid} inherited {gpu_driver.held_nodes(pid)[0]} from the CUDA process that "
-        "forked it, and keeps it open; start such workers before CUDA is used, or by spawn"
-        for pid in sorted(heirs)
+        f"process {pid} holds {gpu_driver.held_nodes(pid)[0]} without having it from a CUDA process"
+        " that runs; end it, or have it close that"
+        for pid in others
     ]
+    if surveyed.all and (why := gpu_preflight.deadly(surveyed.version)):
+        reasons.append(why)
     if reasons:
         raise GpuError("; ".join(reasons))
 
 
-def suspend(surveyed: Survey, timeline: log.Timeline) -> dict[int, tuple[MemoryRange, ...]]:
-    """Take the cards from all processes; the memory ranges, by pid, where the driver staged it."""
+def suspend(
+    surveyed: Survey, containers: Sequence[RunningContainer], token: str, timeline: log.Timeline
+) -> Suspended:
+    """Take the cards from all processes, whose threads stand until they are let go.
+
+    On an error they may stand too: whoever brings the processes back lets them go.
+    """
+    driver = surveyed.driver
     running = [process for process in surveyed.all if process.state == RUNNING]
+    pids = [process.pid for process in running]
     if not running:
-        return {}
-    with timeline.phase("gpu lock"):
-        driver_calls.lock(surveyed.driver, surveyed.running_pids)
-    before = {process.pid: process_memory.anonymous(process.pid) for process in running}
-    size_bytes = sum(process.size_bytes for process in running)
-    with timeline.phase("gpu checkpoint", size_bytes=size_bytes):
-        driver_calls.checkpoint(surveyed.driver, running)
-    return staged_memory.appeared(before)
+        return Suspended(None, {})
+    with timeline.phase("gpu lock"), telling_of_the_dead(pids, "lock"):
+        driver_calls.lock(driver, pids)
+        holder = threads.keep(driver, pids)
+    try:
+        heirs, _ = _heirs(surveyed, containers)
+        before = {pid: process_memory.anonymous(pid) for pid in pids}
+        size_bytes = sum(process.size_bytes for process in running)
+        with (
+            timeline.phase("gpu checkpoint", size_bytes=size_bytes),
+            telling_of_the_dead(pids, "checkpoint", holder),
+        ):
+            driver_calls.checkpoint(driver, running)
+        inherited.let_go(heirs, token)
+    except BaseException:
+        holder.close()
+        raise
+    return Suspended(holder, staged_memory.appeared(before))
+
+
+def _heirs(
+    surveyed: Survey, containers: Sequence[RunningContainer]
+) -> tuple[list[inherited.Heir], list[int]]:
+    pids = {pid for container in containers for pid in container.pids()}
+    return inherited.find(pids, [process.pid for process in surveyed.all])
+
+
+@contextmanager
+def telling_of_the_dead(
+    pids: Sequence[int], verb: str, holder: Holder | None = None
+) -> Iterator[None]:
+    """SourceLostError for a process that has died in the block, whatever else went wrong."""
+    try:
+        yield
+    except CommandError as error:
+        _refuse_dead(pids, verb, holder, error)
+        raise
+    _refuse_dead(pids, verb, holder, None)
+
+
+def _refuse_dead(
+    pids: Sequence[int], verb: str, holder: Holder | None, error: CommandError | None
+) -> None:
+    end = time.monotonic() + (_DYING_S if error else 0)
+    for pid in pids:
+        if not wait_exit(pid, timeout_s=max(0.0, end - time.monotonic())):
+            continue
+        killed = holder.killed() if holder else {}
+        number = killed.get(pid) or procfs.killed_by(pid)
+        by = f"was killed by {signal.Signals(number).name}" if number else "has ended"
+        raise SourceLostError(
+            f"source lost: process {pid} {by} in the GPU driver's {verb}; no checkpoint of it was "
+            "sealed"
+        ) from error
 
 
 def not_suspended(containers: Sequence[RunningContainer]) -> list[str]:
@@ -194,20 +272,22 @@ def bring_back(
     placement: Placement,
     dumped: manifests.Container,
     pids: Sequence[int],
+    holder: Holder,
     timeline: log.Timeline,
 ) -> None:
-    """Give restored processes their GPU memory and let them run, verified.
+    """Give restored processes their GPU memory, verified and unlocked; *holder* still holds them.
 
     *pids* are this node's, in the order of the manifest's CUDA processes.
     """
     size_bytes = sum(process.size_bytes for process in dumped.cuda)
     driver = placement.driver
     _check_room(dumped, placement, gpu_driver.cards(driver)[1])
-    with timeline.phase("gpu restore", size_bytes=size_bytes):
-        largest = max(process.size_bytes for process in dumped.cuda)
-        driver_calls.restore(driver, pids, placement.pairs, size_bytes=largest)
-    with timeline.phase("gpu unlock"):
-        driver_calls.unlock(driver, pids)
+    with threads.alone(holder, driver, pids):
+        with timeline.phase("gpu restore", size_bytes=size_bytes):
+            largest = max(process.size_bytes for process in dumped.cuda)
+            driver_calls.restore(driver, pids, placement.pairs, size_bytes=largest)
+        with timeline.phase("gpu unlock"):
+            driver_calls.unlock(driver, pids)
     _, cards = gpu_driver.cards(driver)
     for pid, process in zip(pids, dumped.cuda, strict=True):
         size_bytes = sum(card.used_bytes.get(pid, 0) for card in cards)
@@ -231,14 +311,56 @@ def _check_room(dumped: manifests.Container, placement: Placement, cards: Sequen
             )
 
 
+def bring_back_running(driver: Driver, pids: Sequence[int]) -> None:
+    """Make processes run again, whatever state a failed or killed operation left them in.
+
+    As `driver_calls.bring_back`, while the driver's threads alone run.
+    """
+    with threads.kept(driver, pids):
+        driver_calls.bring_back(driver, pids)
+
+
 def bring_back_pids(token: str, pids: Sequence[int]) -> None:
-    """As `driver_calls.bring_back_running`, for an undo that has no driver open."""
+    """As `bring_back_running`, for an undo that has no driver open."""
     driver = gpu_driver.find_driver(token)
     if driver is None:
         shown = ", ".join(map(str, pids))
         raise SourceLostError(f"source lost: no GPU driver to bring back processes {shown}")
     with closing(driver):
-        driver_calls.bring_back_running(driver, pids)
+        bring_back_running(driver, pids)
+
+
+def bring_back_standing(token: str, pids: Sequence[int], holder: Holder) -> None:
+    """As `bring_back_pids`, for processes that *holder* holds, and goes on to."""
+    with opened_driver(token) as driver:
+        if driver:
+            with threads.alone(holder, driver, pids):
+                driver_calls.bring_back(driver, pids)
+
+
+@contextmanager
+def standing(token: str, pids: Sequence[int]) -> Iterator[None]:
+    """Let processes, which may be frozen, be thawed in the block without running on.
+
+    What fails is only logged: an undo goes on.
+    """
+    driver = gpu_driver.find_driver(token) if pids else None
+    with ExitStack() as stack:
+        if driver:
+            stack.enter_context(closing(driver))
+            try:
+                stack.enter_context(threads.kept(driver, pids, are_frozen=True))
+            except CommandError as error:
+                log.warning("threads run on without their GPUs", reason=str(error))
+        yield
+
+
+def stand_again(token: str, pids: Sequence[int]) -> None:
+    """Hold frozen processes, which were suspended before, again from when they are thawed on."""
+    driver = gpu_driver.find_driver(token) if pids else None
+    if driver:
+        with closing(driver):
+            threads.keep(driver, pids, are_frozen=True).close()
 
 
 def suspend_to_kill(token: str, pids: Sequence[int]) -> None:
@@ -251,13 +373,19 @@ def suspend_to_kill(token: str, pids: Sequence[int]) -> None:
         return
     with closing(driver):
         living = gpu_driver.cuda_pids(pids)
-        states = gpu_driver.states(driver, living)
-        running = [pid for pid in living if states[pid] == (SUCCESS, RUNNING)]
-        for verb in ("lock", "checkpoint"):
-            calls = [Call(verb, pid, timeout_ms=driver_calls.LOCK_TRY_MS) for pid in running]
-            answers = gpu_driver.perform(driver, calls, deadline_s=driver_calls.MOVE_DEADLINE_S)
-            for call, answer in zip(calls, answers, strict=True):
-                if answer.code != SUCCESS:
-                    log.warning(
-                        "not suspended before its end", reason=driver_calls.failure(call, answer)
-                    )
+        try:
+            with threads.kept(driver, living):
+                _suspend_to_kill(driver, living)
+        except CommandError as error:
+            log.warning("not suspended before its end", reason=str(error))
+
+
+def _suspend_to_kill(driver: Driver, living: Sequence[int]) -> None:
+    states = gpu_driver.states(driver, living)
+    running = [pid for pid in living if states[pid] == (SUCCESS, RUNNING)]
+    for verb in ("lock", "checkpoint"):
+        calls = [Call(verb, pid, timeout_ms=driver_calls.LOCK_TRY_MS) for pid in running]
+        answers = gpu_driver.perform(driver, calls, deadline_s=driver_calls.MOVE_DEADLINE_S)
+        for call, answer in zip(calls, answers, strict=True):
+            if answer.code != SUCCESS:
+                raise driver_calls.failure(call, answer)

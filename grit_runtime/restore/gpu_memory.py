@@ -8,10 +8,6 @@ from grit_runtime.errors import (
     SourceLostError,
 )
 from grit_runtime.files import checkpoint_dir, confine
-from grit_runtime.host import (
-    cgroup,
-    procfs,
-)
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import restore_steps as steps
 from grit_runtime.nvidia import device_nodes
@@ -29,6 +25,7 @@ if TYPE_CHECKING:
     from grit_runtime.nvidia import suspension
     from grit_runtime.nvidia.gpu_driver import Driver
     from grit_runtime.restore.attempts import Request
+    from grit_runtime.tasks.readback import Restored
 
 
 class Gpus(NamedTuple):
@@ -66,24 +63,23 @@ def plan(
 
 
 def bring_back(
-    init_pid: int,
+    restored: Restored,
     request: Request,
     attempt: Journal[steps.Step],
     container: Container,
     gpus: Gpus,
     timeline: log.Timeline,
 ) -> None:
-    """Give the restored processes the cards of the new pod, and their memory back."""
+    """Give the restored processes, which stand, the cards of the new pod and their memory back."""
     from grit_runtime.nvidia import suspension
 
-    device_nodes.replace_nvidia_nodes(init_pid, request.spec)
-    inside = procfs.pids_by_container_pid(sorted(cgroup.pids(cgroup.of(init_pid))))
-    gone = [str(process.pid) for process in container.cuda if process.pid not in inside]
+    device_nodes.replace_nvidia_nodes(restored.init_pid, request.spec)
+    gone = [str(process.pid) for process in container.cuda if process.pid not in restored.pids]
     if gone:
         raise ImageError(f"CUDA process {', '.join(gone)} of the manifest did not come back")
-    pids = [inside[process.pid] for process in container.cuda]
+    pids = [restored.pids[process.pid] for process in container.cuda]
     attempt.record(steps.Gpu(tuple(pids), request.runc.token))
-    suspension.bring_back(gpus.placement, container, pids, timeline)
+    suspension.bring_back(gpus.placement, container, pids, restored.holder, timeline)
     gpus.placement.driver.close()
 
 
@@ -102,16 +98,16 @@ def fill(
     checkpoint_dir.refuse(request.checkpoint_path, checkpoint_dir.digest_mismatches(saved, digests))
 
 
-def resume_foreign(init_pid: int, request: Request, attempt: Journal[steps.Step]) -> None:
+def resume_foreign(restored: Restored, request: Request, attempt: Journal[steps.Step]) -> None:
     """Bring back the CUDA processes that another program had suspended, onto the cards they had."""
     from grit_runtime.nvidia import gpu_driver, suspension
 
-    pids = gpu_driver.cuda_pids(cgroup.pids(cgroup.of(init_pid)))
+    pids = gpu_driver.cuda_pids(restored.pids.values())
     if not pids:
         return
     attempt.record(steps.Gpu(tuple(pids), request.runc.token))
-    device_nodes.replace_nvidia_nodes(init_pid, request.spec)
+    device_nodes.replace_nvidia_nodes(restored.init_pid, request.spec)
     try:
-        suspension.bring_back_pids(request.runc.token, pids)
+        suspension.bring_back_standing(request.runc.token, pids, restored.holder)
     except SourceLostError as error:
         raise DriverError(f"GPU memory of container {request.name}: {error}") from error

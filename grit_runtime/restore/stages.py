@@ -178,11 +178,11 @@ def _bring_back(
                 warnings = _mend(request, sealed, ready, restored, more)
             if gpus and gpus.saved:
                 gpu_memory.fill(request, gpus.saved, restored.pids, timeline)
+            if gpus:
+                gpu_memory.bring_back(restored, request, attempt, ready.container, gpus, timeline)
+            if not sealed.is_verifiable:
+                gpu_memory.resume_foreign(restored, request, attempt)
             readback.go_on(restored, ready.dump)
-        if gpus:
-            gpu_memory.bring_back(init_pid, request, attempt, ready.container, gpus, timeline)
-        if not sealed.is_verifiable:
-            gpu_memory.resume_foreign(init_pid, request, attempt)
     return warnings
 
 

@@ -1,4 +1,4 @@
-"""Stopping processes by ptrace, and making system calls in their name. Only on x86-64.
+"""Requests of ptrace, and system calls made in the name of stopped processes, on x86-64 alone.
 
 Spec: ptrace(2); struct user_regs_struct of sys/user.h. All of it must happen in one thread, which
 the kernel takes for the tracer.
@@ -13,26 +13,26 @@ import os
 import signal
 import struct
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 
 from grit_runtime.errors import CommandError
-from grit_runtime.host import linux, procfs
+from grit_runtime.host import linux
 from grit_runtime.model.memory_range import MemoryRange
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 IS_SUPPORTED = os.uname().machine == "x86_64"
 
-_CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
-_GETSIGINFO, _SEIZE, _INTERRUPT = 0x4202, 0x4206, 0x4207
+CONT, _GETREGS, _SETREGS, DETACH, _SYSCALL = 7, 12, 13, 17, 24
+SETOPTIONS, SEIZE, INTERRUPT = 0x4200, 0x4206, 0x4207
 _PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK, _GET_RSEQ = 0x4209, 0x420A, 0x420B, 0x420F
-_O_TRACESYSGOOD, _O_SUSPEND_SECCOMP = 1, 1 << 21
 _EVENT_STOP = 128
-_WALL = 0x40000000
+WALL = 0x40000000
+ALL_SIGNALS = 2**64 - 1
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
@@ -42,7 +42,6 @@ _PEEK_SHARED = 1
 _PENDING_LIMIT = 64
 _CLD_STOPPED, _CLD_CONTINUED = 5, 6
 _RSEQ_CS_OFFSET = 8  # of struct rseq, include/uapi/linux/rseq.h
-_STOP_DEADLINE_S = 10.0
 _POLL_S = 0.0005
 
 
@@ -88,30 +87,8 @@ class Syscall(NamedTuple):
     arguments: tuple[int, ...]
 
 
-@contextmanager
-def stopped(pids: Sequence[int]) -> Iterator[None]:
-    """Stop all threads of the processes for as long as the block lasts.
-
-    None of them runs an instruction of its own meanwhile; they go on where they were, also when
-    this process dies. Processes that have ended are left out. CommandError for a thread that does
-    not stop.
-    """
-    with _held(pids, in_group_stop=False):
-        yield
-
-
-@contextmanager
-def stopped_by_signal(pids: Sequence[int]) -> Iterator[None]:
-    """As `stopped`, for processes that SIGSTOP has stopped or is about to stop.
-
-    They stay stopped by it afterwards, also when this process dies, except those given to `go_on`.
-    """
-    with _held(pids, in_group_stop=True):
-        yield
-
-
 def go_on(pids: Sequence[int]) -> None:
-    """Continue processes held by `stopped_by_signal`: they run once they are released.
+    """Continue held processes that SIGSTOP has stopped: they run once they are released.
 
     None of their handlers sees the SIGCONT, nor the SIGCHLD that a parent gets when a child stops
     or continues. Spec: linux kernel/signal.c prepare_signal, do_signal_stop, get_signal.
@@ -148,60 +125,47 @@ def perform(calls: Sequence[Syscall]) -> list[int]:
     return results
 
 
-@contextmanager
-def _held(pids: Sequence[int], *, in_group_stop: bool) -> Iterator[None]:
-    seized: list[int] = []
-    try:
-        for pid in pids:
-            _seize_process(pid, seized, in_group_stop=in_group_stop)
-        yield
-    finally:
-        for tid in seized:
-            with suppress(ProcessLookupError):
-                _ptrace(_DETACH, tid)
-
-
 def _begin(call: Syscall) -> _Kept:
     """Begin the call; the state to be restored after it."""
-    kept = _Kept(_registers(call.pid), _signal_mask(call.pid), *_rseq(call.pid))
-    _set_signal_mask(call.pid, 2**64 - 1)
+    kept = _Kept(_registers(call.pid), signal_mask(call.pid), *_rseq(call.pid))
+    set_signal_mask(call.pid, ALL_SIGNALS)
     changed = _Registers.from_buffer_copy(kept.registers)
     changed.rip = _vdso(call.pid).start + _syscall_offset()
     changed.rax, changed.orig_rax = call.number, 2**64 - 1  # no call to restart
     arguments = (*call.arguments, *(0,) * (6 - len(call.arguments)))
     for register, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=True):
         setattr(changed, register, value)
-    _ptrace(_SETREGS, call.pid, data=ctypes.addressof(changed))
-    _ptrace(_SYSCALL, call.pid)
-    _wait(call.pid, _SYSCALL_STOP)
-    _ptrace(_SYSCALL, call.pid)
+    request(_SETREGS, call.pid, data=ctypes.addressof(changed))
+    request(_SYSCALL, call.pid)
+    wait(call.pid, _SYSCALL_STOP)
+    request(_SYSCALL, call.pid)
     return kept
 
 
 def _end(call: Syscall, kept: _Kept) -> int:
-    _wait(call.pid, _SYSCALL_STOP)
+    wait(call.pid, _SYSCALL_STOP)
     result = ctypes.c_long(_registers(call.pid).rax).value
-    _ptrace(_SETREGS, call.pid, data=ctypes.addressof(kept.registers))
-    _set_signal_mask(call.pid, kept.mask.value)
+    request(_SETREGS, call.pid, data=ctypes.addressof(kept.registers))
+    set_signal_mask(call.pid, kept.mask.value)
     if kept.rseq_place:
         # The kernel cleared rseq_cs when it saw the thread outside of the sequence; with it written
         # back, the kernel aborts the sequence.
-        _write_memory(call.pid, kept.rseq_place, kept.rseq)
+        write_memory(call.pid, kept.rseq_place, kept.rseq)
     # From the stop at a call's end a process would go on without checking whether the call that was
     # interrupted has to be restarted; from this stop it checks.
-    _ptrace(_INTERRUPT, call.pid)
-    _ptrace(_CONT, call.pid)
-    _wait(call.pid, None)
+    request(INTERRUPT, call.pid)
+    request(CONT, call.pid)
+    wait(call.pid, None)
     return result
 
 
 def _take_signal(pid: int, number: int) -> None:
     """Have a process's first thread take a pending signal, and discard it."""
-    mask = _signal_mask(pid)
-    _set_signal_mask(pid, (2**64 - 1) & ~(1 << (number - 1)))
-    _ptrace(_CONT, pid)
-    _wait(pid, number)
-    _set_signal_mask(pid, mask.value)
+    mask = signal_mask(pid)
+    set_signal_mask(pid, ALL_SIGNALS & ~(1 << (number - 1)))
+    request(CONT, pid)
+    wait(pid, number)
+    set_signal_mask(pid, mask.value)
 
 
 def _is_pending_for_stop(pid: int, number: int) -> bool:
@@ -231,15 +195,15 @@ def _pending(pid: int, flags: int) -> list[tuple[int, int]]:
     return [(number, code) for number, _, code in signals]
 
 
-def _signal_mask(tid: int) -> ctypes.c_uint64:
+def signal_mask(tid: int) -> ctypes.c_uint64:
     mask = ctypes.c_uint64()
-    _ptrace(_GETSIGMASK, tid, _SIGSET_BYTES, ctypes.addressof(mask))
+    request(_GETSIGMASK, tid, _SIGSET_BYTES, ctypes.addressof(mask))
     return mask
 
 
-def _set_signal_mask(tid: int, value: int) -> None:
+def set_signal_mask(tid: int, value: int) -> None:
     mask = ctypes.c_uint64(value)
-    _ptrace(_SETSIGMASK, tid, _SIGSET_BYTES, ctypes.addressof(mask))
+    request(_SETSIGMASK, tid, _SIGSET_BYTES, ctypes.addressof(mask))
 
 
 def _rseq(tid: int) -> tuple[int, bytes]:
@@ -270,47 +234,21 @@ def _rseq(tid: int) -> tuple[int, bytes]:
     return (place, value) if any(value) else (0, b"")
 
 
-def _write_memory(tid: int, address: int, data: bytes) -> None:
+def write_memory(tid: int, address: int, data: bytes) -> None:
+    """Write into the memory of a stopped thread."""
     with open(f"/proc/{tid}/mem", "r+b", buffering=0) as memory:
         memory.seek(address)
         memory.write(data)
 
 
-def _seize_process(pid: int, seized: list[int], *, in_group_stop: bool) -> None:
-    """Stop every thread, also those that other threads start meanwhile."""
-    while new := [tid for tid in _threads(pid) if tid not in seized]:
-        for tid in new:
-            with suppress(ProcessLookupError):  # it has ended
-                seized.append(tid)
-                _ptrace(_SEIZE, tid, data=_O_TRACESYSGOOD | _O_SUSPEND_SECCOMP)
-                if not in_group_stop:
-                    _ptrace(_INTERRUPT, tid)
-        for tid in new:  # waiting comes after seizing, so that all stop at the same time
-            with suppress(ChildProcessError, ProcessLookupError):
-                number = _wait(tid, None, deadline_s=_STOP_DEADLINE_S)
-                if not in_group_stop and number != signal.SIGTRAP:
-                    raise CommandError(
-                        f"thread {tid} is stopped by a signal; continue it (SIGCONT) first"
-                    )
-
-
-def _threads(pid: int) -> list[int]:
-    """The live threads of a process: its first thread may have ended before the others."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-        return [tid for tid in tids if not procfs.is_zombie(tid)]
-    return []  # the process has ended
-
-
-def _wait(tid: int, stop: int | None, *, deadline_s: float = math.inf) -> int:
+def wait(tid: int, stop: int | None, *, deadline_s: float = math.inf) -> None:
     """Wait for the thread's next *stop*: a signal or a call, None for a ptrace event.
 
-    Returns the stop's signal: SIGTRAP, or the signal that has stopped the process. Signals that
-    come before it are delivered.
+    Signals that come before it are delivered.
     """
     end = time.monotonic() + deadline_s
     while True:
-        stopped_tid, status = os.waitpid(tid, _WALL | (os.WNOHANG if deadline_s < math.inf else 0))
+        stopped_tid, status = os.waitpid(tid, WALL | (os.WNOHANG if deadline_s < math.inf else 0))
         if not stopped_tid:
             if time.monotonic() > end:
                 raise CommandError(f"thread {tid} did not stop in {deadline_s:.0f} s")
@@ -319,15 +257,20 @@ def _wait(tid: int, stop: int | None, *, deadline_s: float = math.inf) -> int:
         if not os.WIFSTOPPED(status):
             raise ProcessLookupError(f"thread {tid} has ended")
         number = os.WSTOPSIG(status)
-        is_event = status >> 16 == _EVENT_STOP
-        if number == stop or (stop is None and is_event):
-            return number
-        _ptrace(_SYSCALL if stop == _SYSCALL_STOP else _CONT, tid, data=0 if is_event else number)
+        if number == stop or (stop is None and is_event(status)):
+            return
+        resume = _SYSCALL if stop == _SYSCALL_STOP else CONT
+        request(resume, tid, data=0 if is_event(status) else number)
+
+
+def is_event(status: int) -> bool:
+    """Whether a stop is one of ptrace's own or of the whole process, and no signal's."""
+    return status >> 16 == _EVENT_STOP
 
 
 def _registers(tid: int) -> _Registers:
     registers = _Registers()
-    _ptrace(_GETREGS, tid, data=ctypes.addressof(registers))
+    request(_GETREGS, tid, data=ctypes.addressof(registers))
     return registers
 
 
@@ -347,6 +290,6 @@ def _syscall_offset() -> int:
         return memory.read(code.size_bytes).index(_SYSCALL_INSTRUCTION)
 
 
-def _ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
+def request(request: int, tid: int, address: int = 0, data: int = 0) -> None:
     places = (ctypes.c_void_p(address), ctypes.c_void_p(data))
     linux.call("ptrace", f"thread {tid}", ctypes.c_long(request), ctypes.c_long(tid), *places)

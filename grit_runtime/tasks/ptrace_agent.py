@@ -2,137 +2,319 @@
 
 A tracer that is killed during such a call leaves its target with registers that are not its own. So
 a child does it that no signal to this process reaches; when this process is gone, the child
-finishes what it has begun, releases the processes, and ends.
+finishes what it has begun. Then it releases the processes and ends, or keeps them until it is told.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import select
+import signal
 import sys
-from contextlib import AbstractContextManager, contextmanager
+import time
+from contextlib import contextmanager, suppress
 
 from grit_runtime.errors import CommandError, GritError
-from grit_runtime.host import process
+from grit_runtime.host import process, procfs
 from grit_runtime.host.descriptor import closing_fd
-from grit_runtime.tasks import ptrace
+from grit_runtime.startup.named import NamedTuple
+from grit_runtime.tasks import ptrace, ptrace_hold
 from grit_runtime.tasks.ptrace import Syscall
+from grit_runtime.tasks.ptrace_hold import STOP_DEADLINE_S, Hold
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import BinaryIO, TextIO
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
     Perform = Callable[[Sequence[Syscall]], list[int]]
+
+# How often the threads that run alone are looked at: a signal of their own waits for that.
+_ATTEND_EVERY_MS = 10
+_REQUEST_LIMIT_BYTES = 1 << 20
+_END_DEADLINE_S = 10.0
+
+# By these others ask a child that stays to stop its threads that run alone, and to let them run.
+_STOP, _RUN = signal.SIGUSR1, signal.SIGUSR2
+
+
+class Task(NamedTuple):
+    """What a child is to do: hold *pids*, but let the threads *alone* run.
+
+    One that *stays* keeps them when nobody asks it for anything any more, until SIGTERM or their
+    end. It waits for as long as they *are_frozen*.
+    """
+
+    pids: tuple[int, ...]
+    alone: tuple[int, ...] = ()
+    stays: bool = False
+    are_frozen: bool = False
 
 
 class Holder:
     """The child that stops processes, and takes requests."""
 
-    def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
-        self._requests = requests
-        self._answers = answers
-        self._answer()
+    def __init__(self, pid: int, requests_fd: int, answers_fd: int) -> None:
+        self._pid = pid
+        self._requests = open(requests_fd, "wb", buffering=0)  # noqa: SIM115  `close` closes it
+        self._answers = open(answers_fd, "rb")  # noqa: SIM115
+        self._awaited = [self.seize, self.settle]
+
+    def seize(self) -> None:
+        """Wait until every thread stops before it runs its next instruction, if it is frozen."""
+        if self._awaited == [self.seize, self.settle]:
+            self._answer()
+            self._awaited.remove(self.seize)
+
+    def settle(self) -> None:
+        """Wait until all threads stand."""
+        self.seize()
+        if self._awaited:
+            self._answer()
+            self._awaited.clear()
 
     def perform(self, calls: Sequence[Syscall]) -> list[int]:
         """As `ptrace.perform`."""
-        return self._ask({"perform": calls}) if calls else []
+        results: list[int] = self._ask("perform", calls) if calls else []
+        return results
 
     def go_on(self, pids: Sequence[int]) -> None:
         """As `ptrace.go_on`."""
-        self._ask({"go_on": pids})
+        self._ask("go_on", pids)
 
-    def _ask(self, request: object) -> list[int]:
-        self._requests.write(json.dumps(request).encode() + b"\n")
+    def run_alone(self, tids: Iterable[int]) -> None:
+        """As `Hold.run_alone`."""
+        self._ask("run_alone", list(tids))
+
+    def stop(self) -> None:
+        """As `Hold.stop`."""
+        self._ask("stop", None)
+
+    def killed(self) -> dict[int, int]:
+        """The signals that have killed held processes, by pid."""
+        return dict(self._ask("killed", None))
+
+    def release(self) -> None:
+        """Let the processes go on, and wait for the child's end."""
+        os.kill(self._pid, signal.SIGTERM)
+        self.close()
+        self.wait()
+
+    def close(self) -> None:
+        """Ask for nothing more."""
+        self._requests.close()
+        self._answers.close()
+
+    def wait(self) -> None:
+        os.waitpid(self._pid, 0)
+
+    def _ask(self, verb: str, argument: object) -> Any:
+        self.settle()
+        self._requests.write(json.dumps([verb, argument]).encode() + b"\n")
         return self._answer()
 
-    def _answer(self) -> list[int]:
+    def _answer(self) -> Any:
         line = self._answers.readline()
         if not line:
             raise CommandError("the process that held others still has died; see the kernel's log")
         answer = json.loads(line)
         if isinstance(answer, dict):
             raise CommandError(answer["error"])
-        results: list[int] = answer
-        return results
+        return answer
 
 
 @contextmanager
 def held(pids: Sequence[int], token: str) -> Iterator[Holder]:
-    """Stop the processes for as long as the block lasts, as `ptrace.stopped` does.
+    """Stop all threads of the processes for as long as the block lasts.
 
-    The child carries *token*. Blocks until all have stopped.
+    They go on where they were, also when this process dies. The child carries *token*. Blocks until
+    all have stopped; CommandError for a process that a signal has stopped.
     """
-
-    def start(request_fd: int, answer_fd: int) -> int:
-        environment = {**os.environ, process.OPERATION: token}
-        argv = process.python(__name__, list(pids))
-        return process.spawn_apart(argv, environment, request_fd, answer_fd)
-
-    with _held_by(start) as holder:
+    ptrace_hold.refuse_stopped(pids)
+    with _closing(_start(Task(tuple(pids)), {**os.environ, process.OPERATION: token})) as holder:
         yield holder
 
 
 @contextmanager
 def held_in_stop(pids: Sequence[int]) -> Iterator[Holder]:
-    """Hold processes that SIGSTOP has stopped, as `ptrace.stopped_by_signal` does.
+    """Hold processes that SIGSTOP has stopped, or is about to stop.
 
+    They stay stopped by it afterwards, also when this process dies, except those given to `go_on`.
     Only for a process of one thread: the child is a fork of it, which costs less than a new one.
     """
-
-    def start(request_fd: int, answer_fd: int) -> int:
-        child = os.fork()
-        if child == 0:
-            try:
-                os.setsid()
-                os.dup2(request_fd, 0)
-                os.dup2(answer_fd, 1)
-                os.closerange(2, os.sysconf("SC_OPEN_MAX"))
-                with open(0) as requests, open(1, "w") as answers:
-                    _serve(requests, answers, ptrace.stopped_by_signal(pids))
-            finally:
-                os._exit(0)
-        return child
-
-    with _held_by(start) as holder:
+    request_fd, to_child, from_child, answer_fd = _pipes()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.dup2(request_fd, 0)
+            os.dup2(answer_fd, 1)
+            os.closerange(2, os.sysconf("SC_OPEN_MAX"))
+            _serve(Task(tuple(pids)), Hold(in_stop=True), [])
+        finally:
+            os._exit(0)
+    os.close(request_fd)
+    os.close(answer_fd)
+    with _closing(Holder(child, to_child, from_child)) as holder:
         yield holder
 
 
+def keep(pids: Sequence[int], alone: Sequence[int], *, are_frozen: bool = False) -> Holder:
+    """Hold the processes but for the threads *alone* until `let_go`, whatever becomes of us.
+
+    Blocks until all have stopped, or, if they *are_frozen*, until they would when they are thawed.
+    They go on where they were when the child dies, but those that a signal has stopped.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != process.OPERATION}
+    task = Task(tuple(pids), tuple(alone), stays=True, are_frozen=are_frozen)
+    holder = _start(task, environment)
+    try:
+        (holder.seize if are_frozen else holder.settle)()
+    except BaseException:
+        holder.release()
+        raise
+    return holder
+
+
+def keeper(pid: int) -> int:
+    """The child of `keep`, of this process or of another, that holds a process; 0 if none does."""
+    tracer = procfs.tracer(pid)
+    is_ours = f"from {__name__} import main" in procfs.text(tracer, "cmdline")
+    return tracer if is_ours and procfs.is_like_us(tracer) else 0
+
+
+def debugger(pid: int) -> int:
+    """Who traces a process, if that is nobody of ours; 0 for no one."""
+    return 0 if keeper(pid) else procfs.tracer(pid)
+
+
+def let_go(pids: Iterable[int]) -> None:
+    """Let all go on that a child of `keep` holds together with one of *pids*."""
+    for child in _keepers(pids):
+        os.kill(child, signal.SIGTERM)
+        process.wait_exit(child, timeout_s=_END_DEADLINE_S)
+
+
+def stop_alone(pids: Iterable[int]) -> None:
+    """Stop the threads that children of `keep` let run alone, of those that hold one of *pids*.
+
+    Only for children that stay. Blocks until none runs; CommandError if one goes on running.
+    """
+    for child in _keepers(pids):
+        os.kill(child, _STOP)
+    end = time.monotonic() + STOP_DEADLINE_S
+    while moving := [pid for pid in pids if keeper(pid) and procfs.moving_threads(pid)]:
+        if time.monotonic() > end:
+            raise CommandError(f"process {moving[0]} did not stop in {STOP_DEADLINE_S:.0f} s")
+        time.sleep(_ATTEND_EVERY_MS / 1000)
+
+
+def run_alone(pids: Iterable[int]) -> None:
+    """Undo `stop_alone`. Does not block."""
+    for child in _keepers(pids):
+        os.kill(child, _RUN)
+
+
+def _keepers(pids: Iterable[int]) -> set[int]:
+    return {keeper(pid) for pid in pids} - {0}
+
+
 @contextmanager
-def _held_by(start: Callable[[int, int], int]) -> Iterator[Holder]:
-    request_fd, to_child = os.pipe()
-    from_child, answer_fd = os.pipe()
-    with closing_fd(request_fd), closing_fd(answer_fd):
-        child = start(request_fd, answer_fd)
+def _closing(holder: Holder) -> Iterator[Holder]:
     try:
-        with open(to_child, "wb", buffering=0) as requests, open(from_child, "rb") as answers:
-            yield Holder(requests, answers)
+        holder.settle()
+        yield holder
     finally:
-        os.waitpid(child, 0)
+        holder.close()
+        holder.wait()
 
 
-def main(pids: list[int]) -> None:
-    """Hold *pids* stopped until standard input ends."""
-    _serve(sys.stdin, sys.stdout, ptrace.stopped(pids))
+def _start(task: Task, environment: Mapping[str, str]) -> Holder:
+    request_fd, to_child, from_child, answer_fd = _pipes()
+    with closing_fd(request_fd), closing_fd(answer_fd):
+        argv = process.python(__name__, tuple(task))
+        pid = process.spawn_apart(argv, environment, request_fd, answer_fd)
+    return Holder(pid, to_child, from_child)
 
 
-def _serve(requests: TextIO, answers: TextIO, held_still: AbstractContextManager[None]) -> None:
-    """Answer requests, a line of JSON each, while the processes are stopped."""
+def _pipes() -> tuple[int, int, int, int]:
+    return (*os.pipe(), *os.pipe())
 
-    def write(answer: object) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
 
+def main(task: tuple[Any, ...]) -> None:
+    """Do the task until standard input ends, or SIGTERM if it says so."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    asked: list[int] = []
+    for number in (_STOP, _RUN):
+        signal.signal(number, lambda number, _: asked.append(number))
+    _serve(Task(*task), Hold(), asked)
+
+
+def _serve(task: Task, hold: Hold, asked: list[int]) -> None:
     try:
-        with held_still:
-            write([])
-            for line in requests:
-                request = json.loads(line)
-                if "go_on" in request:
-                    ptrace.go_on(request["go_on"])
-                    write([])
-                else:
-                    calls = [Syscall(pid, n, tuple(rest)) for pid, n, rest in request["perform"]]
-                    write(ptrace.perform(calls))
+        hold.seize(task.pids)
+        _write([])
+        hold.settle(task.pids, deadline_s=math.inf if task.are_frozen else STOP_DEADLINE_S)
+        hold.run_alone(task.alone)
+        _write([])
+        _answer_requests(hold)
+        if task.stays:
+            _stay(task, hold, asked)
     except (GritError, OSError) as error:
-        write({"error": str(error)})
+        _write({"error": str(error)})
+    finally:
+        hold.release()
+
+
+def _answer_requests(hold: Hold) -> None:
+    """Answer requests, a line of JSON each, until standard input ends."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    data = b""
+    while True:
+        hold.attend()
+        if not poll.poll(_ATTEND_EVERY_MS):
+            continue
+        more = os.read(0, _REQUEST_LIMIT_BYTES)
+        if not more:
+            return
+        data += more
+        if data.endswith(b"\n"):
+            try:
+                _write(_done(hold, *json.loads(data)))
+            except (GritError, OSError) as error:
+                _write({"error": str(error)})
+            data = b""
+
+
+def _done(hold: Hold, verb: str, argument: Any) -> object:
+    if verb == "perform":
+        return ptrace.perform([Syscall(pid, n, tuple(rest)) for pid, n, rest in argument])
+    if verb == "killed":
+        return list(hold.killed.items())
+    if verb == "go_on":
+        ptrace.go_on(argument)
+    elif verb == "run_alone":
+        hold.run_alone(argument)
+    elif verb == "stop":
+        hold.stop()
+    return []
+
+
+def _stay(task: Task, hold: Hold, asked: list[int]) -> None:
+    """Hold on until SIGTERM or the end of the processes, and do what signals ask for meanwhile."""
+    asked.append(_RUN)
+    while hold.attend():
+        while asked:
+            if asked.pop(0) == _RUN:
+                hold.run_alone(task.alone)
+            else:
+                hold.stop()
+        time.sleep(_ATTEND_EVERY_MS / 1000)
+
+
+def _write(answer: object) -> None:
+    with suppress(BrokenPipeError):  # nobody hears us any more
+        os.write(1, json.dumps(answer).encode() + b"\n")

@@ -79,7 +79,14 @@ def ask(containers: Sequence[RunningContainer], token: str) -> Asked:
             Loss("NotAsked", container.name, pid, "is stopped by a signal, and so cannot be asked")
             for pid in sorted(stopped)
         ]
-        pids = sorted(container.pids() - stopped)
+        kept = {pid for pid in container.pids() if ptrace_agent.keeper(pid)}
+        losses += [
+            Loss(
+                "NotAsked", container.name, pid, "is suspended by grit gpu, and so cannot be asked"
+            )
+            for pid in sorted(kept)
+        ]
+        pids = sorted(container.pids() - stopped - kept)
         seals = {pid: process_memory.seals(pid) for pid in pids}
         try:
             with ptrace_agent.held(pids, token) as holder:

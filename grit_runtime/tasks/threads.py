@@ -7,7 +7,6 @@ https://github.com/checkpoint-restore/criu/issues/2887.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from contextlib import suppress
@@ -18,9 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
 _VFORK_BEGINS_S = 0.01
-_KCMP_VM, _KCMP_FILES, _KCMP_FS = 1, 2, 3
 
 
 def apart(pid: int) -> list[tuple[int, str]]:
@@ -51,7 +48,7 @@ def shared_with_parent(pid: int) -> list[str]:
     with suppress(ProcessLookupError):
         if _shares_memory(parent, pid):
             shared.append("memory (CLONE_VM)")
-        if not _differ(parent, pid, _KCMP_FS):
+        if not linux.differ(parent, pid, linux.KCMP_FS):
             shared.append("working directory and umask (CLONE_FS)")
     return shared
 
@@ -62,26 +59,21 @@ def _shares_memory(parent: int, pid: int) -> bool:
     Asked twice: a child is there a moment before its parent waits, and may begin its program.
     """
     for pause_s in (_VFORK_BEGINS_S, 0):
-        if _differ(parent, pid, _KCMP_VM) or procfs.cannot_be_stopped(parent):
+        if linux.differ(parent, pid, linux.KCMP_VM) or procfs.cannot_be_stopped(parent):
             return False
         time.sleep(pause_s)
-    return not _differ(parent, pid, _KCMP_VM)
+    return not linux.differ(parent, pid, linux.KCMP_VM)
 
 
 def _apart(pid: int, tid: int) -> Iterator[str]:
     """What the thread has of its own; nothing if it is ending and has lost it already."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        if _differ(pid, tid, _KCMP_FILES) and all(
+        if linux.differ(pid, tid, linux.KCMP_FILES) and all(
             os.listdir(f"/proc/{one}/fd") for one in (pid, tid)
         ):
             yield "descriptors"
     with suppress(FileNotFoundError, ProcessLookupError):
-        if _differ(pid, tid, _KCMP_FS) and all(
+        if linux.differ(pid, tid, linux.KCMP_FS) and all(
             os.readlink(f"/proc/{one}/cwd") for one in (pid, tid)
         ):
             yield "a working directory and umask"
-
-
-def _differ(pid: int, tid: int, kind: int) -> bool:
-    arguments = map(ctypes.c_long, (_SYS_KCMP, pid, tid, kind, 0, 0))
-    return linux.result("syscall", f"thread {tid}", *arguments) != 0

@@ -24,7 +24,7 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 MAX_IMAGE_BYTES = 64 << 20  # the longest, files.img, takes about 100 bytes for an open file
 MAX_ENTRIES = 1 << 20  # the kernel's default for open files of one process (fs.nr_open)
@@ -160,7 +160,7 @@ def parent_pages(image: Image) -> list[Pages]:
     return [_pages(entry) for entry in _pagemap_entries(image) if _is_in_parent(entry)]
 
 
-def with_parent_pages(image: Image, added: Sequence[Pages]) -> Image:
+def with_parent_pages(image: Image, added: Iterable[Pages]) -> Image:
     """A pagemap image with *added* pages, new to it, that are in the parent images."""
     kept = zip(
         (_pages(entry) for entry in _pagemap_entries(image)), image.payloads[1:], strict=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grit_runtime.model import memory_range
 from grit_runtime.model.memory_range import MemoryRange, appeared
 
 PLACES = st.lists(st.integers(0, 60), unique=True, max_size=12).map(sorted)
@@ -38,3 +39,22 @@ def test_small_pieces_are_left() -> None:
     assert appeared([], [MemoryRange(0, 9), MemoryRange(20, 30)], min_bytes=10) == [
         MemoryRange(20, 30)
     ]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=5),
+    st.integers(1, 5),
+    st.integers(1, 7),
+)
+def test_stripes_are_the_whole_memory_once(
+    sizes: list[tuple[int, int]], count: int, unit: int
+) -> None:
+    ranges, end = [], 0
+    for gap, size in sizes:
+        ranges.append(MemoryRange(end + gap + 1, end + gap + 1 + size))
+        end = ranges[-1].end
+    stripes = memory_range.striped(ranges, count, unit)
+    assert memory_range.merged(piece for own in stripes for piece in own) == ranges
+    units = sum(-(-one.size_bytes // unit) for one in ranges)
+    assert len(stripes) == min(count, units)
+    assert all(stripes)

@@ -197,6 +197,8 @@ static struct fault fault_in(const struct fault_line *line) {
         fault.kind = FAULT_DIE;
     } else if (strcmp(line->what, "failed") == 0) {
         fault.kind = FAULT_FAILED;
+    } else if (strcmp(line->what, "crash") == 0) {
+        fault.kind = FAULT_CRASH;
     } else {
         fault.code = atoi(line->what);
     }

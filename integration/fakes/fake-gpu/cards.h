@@ -20,6 +20,7 @@
  *           block: never answer
  *           wait: go on only once the file faults is gone
  *           die: kill the calling process
+ *           crash: kill the process that the call is made on, by a fault in the driver's thread
  *           failed: of state alone, answer CU_PROCESS_STATE_FAILED
  *   skip    the first N calls are let pass: "checkpoint 801 skip 1 times 1" is the second
  *   times   so many calls, then no more; without it all of them
@@ -51,7 +52,7 @@ struct user {
     uint64_t used_bytes;
 };
 
-enum fault_kind { FAULT_NONE, FAULT_CODE, FAULT_BLOCK, FAULT_WAIT, FAULT_DIE, FAULT_FAILED };
+enum fault_kind { FAULT_NONE, FAULT_CODE, FAULT_BLOCK, FAULT_WAIT, FAULT_DIE, FAULT_FAILED, FAULT_CRASH };
 
 struct fault {
     enum fault_kind kind;

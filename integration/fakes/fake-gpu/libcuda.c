@@ -22,6 +22,9 @@
  *  - A process that is frozen or stopped by SIGSTOP answers nothing but its restore thread: calls
  *    on it wait, the lock beyond its timeout, and so does the query of the state. When it goes on it
  *    does what was asked, the lock too, unless the caller has died in the meantime.
+ *  - A lock does not stop a thread that is inside cuCtxSynchronize: it goes on polling a page, which a
+ *    checkpoint takes away, and the process dies of that.
+ *  - A child that a CUDA process has forked has its descriptors, which are of no use to it.
  *  - A call waits its turn while another is under way, and so does the query of the state. A call
  *    that the target has begun is finished even if its caller dies.
  *
@@ -62,6 +65,7 @@
 #define CONTEXT_BYTES (1 << 20) /* what a context takes of its card */
 #define ALIGNMENT (2 << 20)
 #define POLL_NS 200000
+#define SYNCHRONIZE_POLLS 200
 #define WAKE_SIGNAL (SIGRTMAX - 2)
 
 enum {
@@ -78,7 +82,7 @@ enum {
 };
 
 enum state { RUNNING, LOCKED, CHECKPOINTED, FAILED };
-enum verb { GET_STATE, LOCK, CHECKPOINT, RESTORE, UNLOCK };
+enum verb { GET_STATE, LOCK, CHECKPOINT, RESTORE, UNLOCK, CRASH };
 
 typedef struct {
     unsigned char bytes[16];
@@ -137,6 +141,8 @@ static struct card devices[MAX_CARDS]; /* those whose node can be opened */
 static int device_count;
 static int node_fds[MAX_CARDS + 2];
 static int node_count;
+
+static volatile int *polled; /* a page that threads in a call of ours look at */
 
 static char *staged; /* device memory while checkpointed */
 static size_t staged_bytes;
@@ -270,6 +276,13 @@ static char *find_bytes(uint64_t address, size_t size) {
     return NULL;
 }
 
+static void map_polled(int protection, int flags) {
+    polled = mmap((void *)polled, sysconf(_SC_PAGESIZE), protection, flags | MAP_ANONYMOUS, -1, 0);
+    if (polled == MAP_FAILED) {
+        abort();
+    }
+}
+
 /* What the service thread does for a caller */
 
 static int lock(const struct call *call) {
@@ -316,6 +329,7 @@ static int checkpoint(void) {
         release(&allocations[i]);
     }
     close_nodes();
+    map_polled(PROT_NONE, MAP_PRIVATE | MAP_FIXED);
     mailbox.state = CHECKPOINTED;
     return CUDA_SUCCESS;
 }
@@ -399,6 +413,7 @@ static int restore(const struct call *call) {
         staged = NULL;
     }
     memcpy(devices, targets, sizeof targets);
+    map_polled(PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED);
     mailbox.state = LOCKED;
     return CUDA_SUCCESS;
 }
@@ -435,6 +450,8 @@ static int perform(const struct call *call) {
         return restore(call);
     case UNLOCK:
         return unlock();
+    case CRASH:
+        *(volatile char *)NULL = 0;
     }
     return CUDA_ERROR_INVALID_VALUE;
 }
@@ -443,6 +460,7 @@ static void *serve(void *ready) {
     sigset_t wake;
     sigemptyset(&wake);
     sigaddset(&wake, WAKE_SIGNAL);
+    pthread_setname_np(pthread_self(), "cuda00001400006");
     mailbox.tid = gettid();
     mailbox.pid = getpid();
     *(atomic_int *)ready = 1;
@@ -521,6 +539,7 @@ EXPORT int cuInit(unsigned flags) {
         close_nodes();
         return CUDA_ERROR_NO_DEVICE;
     }
+    map_polled(PROT_READ | PROT_WRITE, MAP_SHARED);
     return start_service();
 }
 
@@ -557,6 +576,17 @@ EXPORT int cuDevicePrimaryCtxRetain(uintptr_t *context, int device) {
 
 EXPORT int cuCtxSetCurrent(uintptr_t context) {
     current_device = (int)context - 1;
+    return CUDA_SUCCESS;
+}
+
+EXPORT int cuCtxSynchronize(void) {
+    const struct timespec pause = {0, POLL_NS};
+    if (mailbox.pid != getpid()) {
+        return CUDA_ERROR_NOT_INITIALIZED;
+    }
+    for (int i = 0; i < SYNCHRONIZE_POLLS && !*polled; i++) {
+        nanosleep(&pause, NULL);
+    }
     return CUDA_SUCCESS;
 }
 
@@ -787,6 +817,9 @@ static int ask_scripted(int pid, struct call *call, const char *name, enum state
     if (fault.kind == FAULT_FAILED) {
         *state = FAILED;
         return CUDA_SUCCESS;
+    }
+    if (fault.kind == FAULT_CRASH) {
+        call->verb = CRASH;
     }
     if (!fault.afterwards) {
         fault_strike(fault);

@@ -241,3 +241,113 @@ def test_a_process_whose_first_thread_has_ended_is_held_too() -> None:
             calls = [ptrace.Syscall(running.pid, SYS_GETPID, ())]
             assert holder.perform(calls) == [-errno.ESRCH]
         running.kill()
+
+
+# One of its threads prints, and says of each signal that it has handled.
+TWO = """
+import os, signal, threading, time
+say = lambda what: os.write(1, f"{what}\\n".encode())
+signal.signal(signal.SIGUSR1, lambda *_: say("handled"))
+def count():
+    number = 0
+    while True:
+        number += 1
+        say(number)
+        time.sleep(0.01)
+thread = threading.Thread(target=count, daemon=True)
+thread.start()
+say(f"tid {thread.native_id}")
+while True:
+    time.sleep(0.01)
+    say("main")
+"""
+
+
+@contextmanager
+def two_threads() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The program, and the thread of it that counts."""
+    argv = [sys.executable, "-c", TWO]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            yield running, int(read_until(running, "tid").split()[1])
+        finally:
+            running.kill()
+
+
+def read_until(running: subprocess.Popen[str], word: str) -> str:
+    """The next line that the program prints and that begins with *word*."""
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith(word):
+            return line
+    raise AssertionError(f"it ended without {word}")
+
+
+def lines_while_kept(running: subprocess.Popen[str], count: int) -> list[str]:
+    """The next lines, after those that were printed before."""
+    assert running.stdout is not None
+    lines: list[str] = []
+    while len(lines) < count:
+        line = running.stdout.readline().strip()
+        lines = [*lines, line] if line.isdigit() else []
+    return lines
+
+
+def test_one_thread_runs_alone_without_the_signals_of_its_process() -> None:
+    with two_threads() as (running, tid):
+        holder = ptrace_agent.keep([running.pid], [tid])
+        os.kill(running.pid, signal.SIGUSR1)
+        lines_while_kept(running, 20)
+        holder.stop()
+        assert procfs.moving_threads(running.pid) == []
+        holder.run_alone([tid])
+        lines_while_kept(running, 20)
+        holder.release()
+        read_until(running, "handled")
+        read_until(running, "main")
+
+
+def test_what_is_kept_stands_though_its_keeper_is_gone_until_somebody_lets_it_go() -> None:
+    with two_threads() as (running, tid):
+        code = "import os, signal; from grit_runtime.tasks import ptrace_agent\n"
+        code += f"ptrace_agent.keep([{running.pid}], [{tid}]).stop()\n"
+        code += "os.kill(os.getpid(), signal.SIGKILL)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        lines_while_kept(running, 20)
+        ptrace_agent.stop_alone([running.pid])
+        assert procfs.moving_threads(running.pid) == []
+        ptrace_agent.run_alone([running.pid])
+        lines_while_kept(running, 20)
+        assert ptrace_agent.debugger(running.pid) == 0
+        ptrace_agent.let_go([running.pid])
+        assert ptrace_agent.keeper(running.pid) == 0
+        read_until(running, "main")
+
+
+def test_who_keeps_what_has_ended_ends() -> None:
+    with two_threads() as (running, tid):
+        ptrace_agent.keep([running.pid], [tid]).close()
+        child = ptrace_agent.keeper(running.pid)
+        running.kill()
+        assert process.wait_exit(child, timeout_s=PATIENCE_S)
+
+
+def test_a_process_that_a_signal_has_stopped_stays_so_after_it_was_kept() -> None:
+    with two_threads() as (running, tid):
+        stop(running.pid)
+        holder = ptrace_agent.keep([running.pid], [tid])
+        lines_while_kept(running, 20)
+        holder.release()
+        wait_until_stopped(running.pid)
+        os.kill(running.pid, signal.SIGCONT)
+        read_until(running, "main")
+
+
+def test_a_process_of_somebody_elses_debugger_is_not_kept() -> None:
+    with two_threads() as (running, _):
+        with (
+            ptrace_agent.held([running.pid], process.new_token()),
+            pytest.raises(CommandError, match="ptrace"),
+        ):
+            ptrace_agent.keep([running.pid], [])
+        read_until(running, "main")

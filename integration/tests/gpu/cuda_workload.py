@@ -2,7 +2,9 @@
 
 Each process fills its memory on a card from a seed. Twenty times a second it reads all of it back,
 counts one up in its first bytes, and prints "PROCESS COUNT DIGEST", the digest being that of the
-rest. A count that goes on and a digest that stays say that the very bytes came back.
+rest. A count that goes on and a digest that stays say that the very bytes came back. In between it
+waits in a call of the driver's, as a program does for its kernels. A child that it forks, if it is
+asked to, counts along.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ COUNT_BYTES = 8
 SIZE_BYTES = 3 << 20
 
 # Arguments: bytes, the number of this process, how many more to start. A library that $MAPPED names
-# is mapped, whatever it is.
+# is mapped, whatever it is. $WAITS are in the driver, $FORKS has a child count along.
 PROGRAM = """
 import ctypes, hashlib, mmap, os, random, subprocess, sys, time
 if "MAPPED" in os.environ:
@@ -50,6 +52,18 @@ call("cuDeviceGetCount", ctypes.byref(devices))
 call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number % devices.value)
 call("cuCtxSetCurrent", context)
 call("cuMemAlloc_v2", ctypes.byref(memory), ctypes.c_size_t(size))
+if "FORKS" in os.environ:
+    read_fd, to_child = os.pipe()
+    from_child, write_fd = os.pipe()
+    if os.fork() == 0:
+        os.close(to_child)
+        told = 0
+        for line in open(read_fd):
+            told += 1
+            assert int(line) == told, (line, told)
+            os.write(write_fd, f"{told}\\n".encode())
+        os._exit(0)
+    heard = open(from_child)
 content = bytes(8) + random.Random(number).randbytes(size - 8)
 call("cuMemcpyHtoD_v2", memory, content, ctypes.c_size_t(size))
 while True:
@@ -59,7 +73,13 @@ while True:
     digest = hashlib.sha256(buffer.raw[8:]).hexdigest()
     sys.stdout.write(f"{number} {count} {digest}\\n")
     sys.stdout.flush()
-    time.sleep(0.05)
+    if "FORKS" in os.environ:
+        os.write(to_child, f"{count}\\n".encode())
+        assert int(heard.readline()) == count
+    if "WAITS" in os.environ:
+        call("cuCtxSynchronize")
+    else:
+        time.sleep(0.05)
 """
 
 
@@ -90,7 +110,7 @@ def pod(
         name=CONTAINER,
         image=images.PYTHON,
         command=command(processes=processes, size_bytes=size_bytes),
-        env=env,
+        env=(*env, ("WAITS", "1")),
         mounts=fake_gpu.MOUNTS,
         devices=fake_gpu.device_paths(cards),
     )

@@ -10,15 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from grit_runtime.errors import FailedPreconditionError
+from grit_runtime.host import procfs
 from grit_runtime.nvidia import libcuda, nvml
 from grit_runtime.nvidia.libcuda import Answer, Call
+from grit_runtime.tasks import ptrace_agent
 from integration.fakes import fake_gpu
 from integration.node import images, rootfs
 from integration.tests.gpu import cuda_workload
@@ -140,14 +142,15 @@ def counter(machine: Machine) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def counting(machine: Machine) -> Iterator[subprocess.Popen[str]]:
-    argv = cuda_workload.command(size_bytes=SIZE_BYTES)
-    with subprocess.Popen(
-        [sys.executable, *argv[1:]], stdout=subprocess.PIPE, text=True, env=machine.environment()
-    ) as process:
-        read_until(process, 3)
-        yield process
-        process.kill()
+def counting(machine: Machine, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, *cuda_workload.command(size_bytes=SIZE_BYTES)[1:]]
+    environment |= machine.environment()
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            read_until(process, 3)
+            yield process
+        finally:
+            process.kill()
 
 
 def read_until(process: subprocess.Popen[str], count: int) -> int:
@@ -217,6 +220,51 @@ def test_each_state_refuses_the_calls_of_others(
     for verb in illegal:
         assert machine.call(verb, counter.pid) == ILLEGAL_STATE
         assert machine.state(counter.pid) == state
+
+
+def test_a_thread_inside_a_call_goes_on_after_the_lock_and_dies_of_the_checkpoint(
+    machine: Machine,
+) -> None:
+    with counting(machine, WAITS="1") as counter:
+        machine.calls(counter.pid, "lock", "checkpoint")
+        assert counter.wait() == -signal.SIGSEGV
+
+
+def test_a_process_lives_if_its_threads_stand_but_the_drivers(machine: Machine) -> None:
+    with counting(machine, WAITS="1") as counter:
+        machine.calls(counter.pid, "lock")
+        thread = machine.call("restore-tid", counter.pid).value
+        with closing(ptrace_agent.keep([counter.pid], [thread])):
+            counter.send_signal(signal.SIGCHLD)  # which is the driver's thread's to take, if any's
+            machine.calls(counter.pid, "checkpoint", "restore", "unlock")
+        ptrace_agent.let_go([counter.pid])
+        read_until(counter, 10)
+
+
+def test_the_restore_of_a_process_that_a_signal_has_stopped_needs_its_thread_alone(
+    machine: Machine, counter: subprocess.Popen[str]
+) -> None:
+    thread = machine.call("restore-tid", counter.pid).value
+    machine.calls(counter.pid, "lock", "checkpoint")
+    counter.send_signal(signal.SIGSTOP)
+    while not procfs.is_stopped(counter.pid):
+        assert counter.poll() is None
+    with ptrace_agent.held_in_stop([counter.pid]) as holder:
+        holder.run_alone([thread])
+        assert machine.state(counter.pid) == libcuda.CHECKPOINTED
+        machine.calls(counter.pid, "restore", "unlock")
+        holder.stop()
+    assert procfs.is_stopped(counter.pid)
+    counter.send_signal(signal.SIGCONT)
+    read_until(counter, 10)
+
+
+def test_a_fault_in_the_drivers_thread_kills_the_process(
+    machine: Machine, counter: subprocess.Popen[str]
+) -> None:
+    with fake_gpu.faults(machine.cards_dir, "lock crash"):
+        assert machine.call("lock", counter.pid) == OPERATING_SYSTEM
+    assert counter.wait() == -signal.SIGSEGV
 
 
 @pytest.mark.parametrize("verb", libcuda.SYMBOLS)

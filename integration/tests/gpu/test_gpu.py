@@ -208,6 +208,41 @@ def test_the_annotation_says_which_card_takes_the_place_of_which(
     assert gpus.b.used_bytes() == [HELD_BYTES, HELD_BYTES * 2]
 
 
+def test_children_forked_by_a_cuda_process_go_with_it_though_they_hold_its_devices(
+    gpus: Gpus, run_pod: RunPod
+) -> None:
+    forks = (("FORKS", "1"),)
+    first = run_pod(gpus.a.node, cuda_workload.pod("forks", gpus.a.cards[1:], env=forks))
+    cuda_workload.wait_for_counts(first, 3)
+    checkpoints.take(first, "forks")
+    cuda_workload.assert_goes_on(first)
+    checkpoints.take(first, "forks-again", "--after", "frozen")
+    checkpoints.carry(*nodes_of(gpus), "forks-again")
+    spec = cuda_workload.pod(
+        "forks-b", gpus.b.cards[:1], env=forks, annotations=restoring("forks-again")
+    )
+    second = run_pod(gpus.b.node, spec)
+    cuda_workload.assert_goes_on(second)
+    checkpoints.take(second, "forks-back")
+    cuda_workload.assert_goes_on(second)
+
+
+def test_a_pod_that_grit_gpu_has_suspended_is_dumped_so_and_goes_on_later(
+    gpus: Gpus, run_pod: RunPod
+) -> None:
+    node = gpus.a.node
+    pod = run_pod(node, cuda_workload.pod("asleep", gpus.a.cards[1:]))
+    cuda_workload.wait_for_counts(pod, 3)
+    grit_gpu(node, "checkpoint", "default/asleep")
+    checkpoints.take(pod, "asleep")
+    assert states(pod) == ["checkpointed"]
+    grit_gpu(node, "restore", "default/asleep")
+    assert_undisturbed(pod, processes=1)
+    checkpoints.carry(*nodes_of(gpus), "asleep")
+    spec = cuda_workload.pod("asleep-b", gpus.b.cards[:1], annotations=restoring("asleep"))
+    cuda_workload.assert_goes_on(run_pod(gpus.b.node, spec))
+
+
 def test_a_frozen_source_leaves_the_card_until_it_is_resumed(gpus: Gpus, source: Pod) -> None:
     checkpoints.take(source, "frozen", "--after", "frozen", "--replace")
     assert gpus.a.used_bytes() == [0, 0]
@@ -380,6 +415,55 @@ def test_a_source_that_the_driver_cannot_bring_back_is_called_lost(
     while checkpoints.left_by_checkpoints(gpus.a.node):  # whoever is at it takes its files away
         assert time.monotonic() < end, checkpoints.left_by_checkpoints(gpus.a.node)
         time.sleep(kubelet.POLL_S)
+
+
+@pytest.mark.parametrize("verb", ["lock", "checkpoint"])
+def test_a_source_that_the_driver_kills_is_called_lost(
+    gpus: Gpus, run_pod: RunPod, verb: str
+) -> None:
+    pod = run_pod(gpus.a.node, cuda_workload.pod(f"killed-by-{verb}", gpus.a.cards[1:]))
+    cuda_workload.wait_for_counts(pod, 3)
+    with fake_gpu.faults(gpus.a.directory, f"{verb} crash"):
+        failed = checkpoints.take(pod, "killed", check=False)
+    assert failed.returncode == 1
+    told = failed.stderr.splitlines()[-1]
+    assert re.search(
+        rf"source lost: process \d+ (was killed by SIGSEGV|has ended) in the GPU driver's {verb}; "
+        "no checkpoint of it was sealed",
+        told,
+    )
+    assert checkpoints.outcomes(pod)[-1]["outcome"] == "lost"
+    assert not checkpoints.directory(gpus.a.node, "killed").exists()
+    assert checkpoints.left_by_checkpoints(gpus.a.node) == []
+
+
+def test_a_checkpoint_is_sealed_though_its_source_is_lost_when_it_is_to_go_on(
+    gpus: Gpus, run_pod: RunPod
+) -> None:
+    pod = run_pod(gpus.a.node, cuda_workload.pod("last", gpus.a.cards[1:]))
+    cuda_workload.wait_for_counts(pod, 3)
+    with fake_gpu.faults(gpus.a.directory, "restore 304"):
+        failed = checkpoints.take(pod, "last", check=False)
+    assert failed.returncode == 1
+    assert "source lost: " in failed.stderr
+    assert "its checkpoint /mnt/grit-agent/default/last is sealed" in failed.stderr
+    pod.stop(grace_period_s=0)
+    pod.remove()
+    checkpoints.carry(*nodes_of(gpus), "last")
+    spec = cuda_workload.pod("last-b", gpus.b.cards[:1], annotations=restoring("last"))
+    cuda_workload.assert_goes_on(run_pod(gpus.b.node, spec))
+
+
+def test_a_driver_that_is_known_to_kill_is_not_asked(gpus: Gpus, source: Pod) -> None:
+    path = gpus.a.directory / "driver"
+    kept = path.read_text()
+    path.write_text("610.57.04 13000")
+    try:
+        failed = checkpoints.take(source, "deadly", check=False)
+    finally:
+        path.write_text(kept)
+    assert "NVIDIA driver 610.57.04 is not asked for a checkpoint" in failed.stderr
+    assert_undisturbed(source)
 
 
 # Where a restore fails

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
 
 PROCESSES = 2
-SIZE_BYTES = 25 << 20  # with what a context takes, no whole number of pieces
+SIZE_BYTES = 41 << 20  # two files; with what a context takes, no whole number of pieces
 HELD_BYTES = SIZE_BYTES + CONTEXT_BYTES
+FIRST_BYTES = 32 << 20  # in the first of the files
 CARD_BYTES = 256 << 20
 IMAGES = Path(CONTAINER, "checkpoint")
 PARENT = IMAGES / "parent"
@@ -100,10 +101,12 @@ def test_staged_memory_lies_beside_the_dump_and_comes_back(
     gpus: Gpus, source: Pod, carried: Path, run_pod: RunPod
 ) -> None:
     assert_undisturbed(source)
-    assert sizes(carried / PARENT, "pages-*.img") == [HELD_BYTES] * PROCESSES
+    first, second = FIRST_BYTES, HELD_BYTES - FIRST_BYTES
+    assert sizes(carried / PARENT, "pages-*.img") == [first] * PROCESSES
+    assert sizes(carried / PARENT, "parent/pages-*.img") == [second] * PROCESSES
     for path in (carried / PARENT).glob("pagemap-*.img"):
-        ((_, number),) = criu_image.parent_pages(load(carried / IMAGES / path.name))
-        assert number * mmap.PAGESIZE == HELD_BYTES
+        pages = criu_image.parent_pages(load(carried / IMAGES / path.name))
+        assert [number * mmap.PAGESIZE for _, number in pages] == [first, second]
     target = run_pod(gpus.b.node, counting("target", gpus.b, restoring("large")))
     assert_goes_on(target)
     (restored,) = checkpoints.outcomes(target)
@@ -239,7 +242,7 @@ def test_memory_is_staged_anew_when_a_process_comes_to_the_gpu_late(
     cuda_workload.wait_for_counts(pod, 3)
     take_while_another_comes(gpus.a, pod, "late", size_bytes=SIZE_BYTES)
     path = checkpoints.directory(gpus.a.node, "late")
-    assert sizes(path / PARENT, "pages-*.img") == [HELD_BYTES] * 2
+    assert sum(sizes(path / PARENT, "**/pages-*.img")) == HELD_BYTES * 2
     assert_undisturbed(pod)
 
 
@@ -247,7 +250,7 @@ def test_memory_that_is_damaged_or_missing_is_refused(gpus: Gpus, carried: Path)
     for name, damage, reason in (
         ("flipped", flip_a_byte, "pages-1.img is damaged"),
         ("flipped-for-criu", leave_to_criu_and_flip_a_byte, "pages-1.img is damaged"),
-        ("cut", cut_and_seal, f"image pages-1.img: {HELD_BYTES - 4096} bytes, expected"),
+        ("cut", cut_and_seal, f"image pages-1.img: {FIRST_BYTES - 4096} bytes, expected"),
         ("lost", lose_and_seal, "image pages-1.img is missing"),
         ("elsewhere", move_and_seal, "restore of container"),
     ):
@@ -264,7 +267,8 @@ def leave_to_criu(path: Path) -> None:
     whole = load(image_path)
     ((start, number),) = criu_image.present_pages(whole)
     halves = [Pages(start, 1), Pages(start + mmap.PAGESIZE, number - 1)]
-    save(image_path, criu_image.pagemap(whole.name, criu_image.pages(whole)[0], halves))
+    split = criu_image.pagemap(whole.name, criu_image.pages(whole)[0], halves)
+    save(image_path, criu_image.with_parent_pages(split, criu_image.parent_pages(whole)))
     checkpoints.seal_anew(path)
 
 
@@ -275,14 +279,14 @@ def leave_to_criu_and_flip_a_byte(path: Path) -> None:
 
 def flip_a_byte(path: Path) -> None:
     with (path / PARENT / "pages-1.img").open("r+b") as file:
-        file.seek(HELD_BYTES // 2)
+        file.seek(FIRST_BYTES // 2)
         (byte,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
 
 
 def cut_and_seal(path: Path) -> None:
-    os.truncate(path / PARENT / "pages-1.img", HELD_BYTES - 4096)
+    os.truncate(path / PARENT / "pages-1.img", FIRST_BYTES - 4096)
     checkpoints.seal_anew(path)
 
 
@@ -296,8 +300,10 @@ def move_and_seal(path: Path) -> None:
     for image_path in (path / PARENT).glob("pagemap-*.img"):
         there, own = load(image_path), load(path / IMAGES / image_path.name)
         moved = [Pages(mmap.PAGESIZE, number) for _, number in criu_image.present_pages(there)]
-        save(image_path, criu_image.pagemap(there.name, criu_image.pages(there)[0], moved))
-        own = criu_image.with_parent_pages(criu_image.without_parent_pages(own), moved)
+        deeper = criu_image.parent_pages(there)
+        forged = criu_image.pagemap(there.name, criu_image.pages(there)[0], moved)
+        save(image_path, criu_image.with_parent_pages(forged, deeper))
+        own = criu_image.with_parent_pages(criu_image.without_parent_pages(own), [*moved, *deeper])
         save(path / IMAGES / image_path.name, own)
     checkpoints.seal_anew(path)
 

@@ -31,7 +31,7 @@ SIZE_BYTES = 3 << 20
 # Arguments: bytes, the number of this process, how many more to start. A library that $MAPPED names
 # is mapped, whatever it is. $WAITS are in the driver, $FORKS has a child count along.
 PROGRAM = """
-import ctypes, hashlib, mmap, os, random, subprocess, sys, time
+import ctypes, hashlib, mmap, os, random, subprocess, sys, time, warnings
 if "MAPPED" in os.environ:
     with open(os.environ["MAPPED"], "ab+") as library:
         library.truncate(mmap.PAGESIZE)
@@ -53,6 +53,7 @@ call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number % devices.value)
 call("cuCtxSetCurrent", context)
 call("cuMemAlloc_v2", ctypes.byref(memory), ctypes.c_size_t(size))
 if "FORKS" in os.environ:
+    warnings.simplefilter("ignore")  # a fork of many threads is what is meant
     read_fd, to_child = os.pipe()
     from_child, write_fd = os.pipe()
     if os.fork() == 0:

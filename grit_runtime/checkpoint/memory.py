@@ -9,20 +9,31 @@ from grit_runtime.errors import (
 )
 from grit_runtime.host import procfs
 from grit_runtime.model import checkpoint_steps as steps
-from grit_runtime.tasks import process_memory
+from grit_runtime.tasks import memory_copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from grit_runtime.host.journal import Journal
     from grit_runtime.model.memory_range import MemoryFile
+    from grit_runtime.tasks.memory_copy import Place
     from grit_runtime.tasks.ptrace_agent import Perform
 
 
 def take(
-    held: Journal[steps.Step], files: list[MemoryFile], perform: Perform, *, to_disk: bool
+    held: Journal[steps.Step],
+    files: list[MemoryFile],
+    perform: Perform,
+    *,
+    to_disk: bool,
+    copied: Mapping[Place, bytes],
 ) -> list[MemoryFile]:
-    """Move memory of stopped processes into *files*; the same with their digests."""
-    digests = process_memory.save(files, to_disk=to_disk)
+    """Move memory of stopped processes into *files*; the same with their digests.
+
+    What was *copied* there before is not written again where it is right.
+    """
+    digests = memory_copy.save(files, to_disk=to_disk, copied=copied)
     saved = [file._replace(digest=digest) for file, digest in zip(files, digests, strict=True)]
     started = tuple(procfs.started_ticks(file.pid) for file in saved)
     held.record(steps.Memory(tuple(saved), started))
@@ -32,7 +43,7 @@ def take(
 
 def give_back(held: Journal[steps.Step], saved: list[MemoryFile]) -> None:
     """Give back what `take` took, whether or not the processes run; the files may go then."""
-    process_memory.fill(saved)
+    memory_copy.fill(saved)
     held.record(steps.MemoryBack())
 
 
@@ -50,7 +61,7 @@ def give_back_recorded(taken: list[steps.Step]) -> str | None:
         if procfs.started_ticks(file.pid) == started
     ]
     try:
-        process_memory.fill(living)
+        memory_copy.fill(living)
     except (GritError, OSError) as error:
         return one_line(error)
     return None

@@ -14,6 +14,7 @@ from grit_runtime.model import checkpoint_steps as steps
 from grit_runtime.nvidia import driver_calls, suspension, threads
 from grit_runtime.pod import running_container
 from grit_runtime.startup.named import NamedTuple
+from grit_runtime.tasks import memory_copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,16 +107,27 @@ def _suspend_once(
     context: Context, survey: suspension.Survey, thawed: list[str], prefix: str
 ) -> tuple[list[MemoryFile], Frozen]:
     """The memory that was moved, to files that begin with *prefix*, and what was frozen."""
-    token = context.tool.token
+    token, to_disk = context.tool.token, context.order.after == "stopped"
+    copied: dict[memory_copy.Place, bytes] = {}
+
+    def follow(before: suspension.Mappings) -> memory_copy.Follower:
+        def look() -> list[MemoryFile]:
+            return staged_memory.files(staged_memory.appeared(before), prefix)
+
+        return memory_copy.Follower(look, copied, to_disk=to_disk)
+
     with huge_pages.enabled(wanted=context.config.huge_pages):
-        holder, staged = suspension.suspend(survey, context.containers, token, context.timeline)
-    saved = [f for pid in staged for f in staged_memory.files(pid, staged[pid], f"{prefix}-{pid}")]
+        holder, staged = suspension.suspend(
+            survey, context.containers, token, context.timeline, follow
+        )
+    saved = staged_memory.files(staged, prefix)
     with threads.until_frozen(holder, survey.suspended_pids):
         if holder and saved:
             size_bytes = sum(file.size_bytes for file in saved)
             with context.timeline.phase("gpu memory", size_bytes=size_bytes):
-                to_disk = context.order.after == "stopped"
-                saved = memory.take(context.journal, saved, holder.perform, to_disk=to_disk)
+                saved = memory.take(
+                    context.journal, saved, holder.perform, to_disk=to_disk, copied=copied
+                )
         frozen = freezing.freeze(context, thawed)
     return saved, frozen
 

@@ -55,11 +55,14 @@ def appeared(before: Mapping[int, Sequence[MemoryRange]]) -> dict[int, tuple[Mem
     return {pid: tuple(ranges) for pid, ranges in new_ranges.items() if ranges}
 
 
-def files(pid: int, ranges: Sequence[MemoryRange], prefix: str) -> list[MemoryFile]:
-    """The files that the memory of a process is to be saved in; their paths begin with *prefix*."""
+def files(staged: Mapping[int, Sequence[MemoryRange]], prefix: str) -> list[MemoryFile]:
+    """The files that memory of processes is to be saved in; their paths begin with *prefix*."""
     count = min(_MOST_FILES, len(os.sched_getaffinity(0)))
-    stripes = memory_range.striped(ranges, count, _STRIPE_BYTES)
-    return [MemoryFile(pid, f"{prefix}-{n}", tuple(own)) for n, own in enumerate(stripes)]
+    return [
+        MemoryFile(pid, f"{prefix}-{pid}-{number}", tuple(own))
+        for pid, ranges in staged.items()
+        for number, own in enumerate(memory_range.striped(ranges, count, _STRIPE_BYTES))
+    ]
 
 
 def empty(saved: Sequence[MemoryFile], perform: Perform) -> None:

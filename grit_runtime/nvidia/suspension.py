@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
 from grit_runtime import log
@@ -27,7 +27,8 @@ from grit_runtime.tasks import process_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from grit_runtime.model.device_map import Pairs
     from grit_runtime.model.memory_range import MemoryRange
@@ -43,6 +44,7 @@ _SLACK_BYTES = 256 << 20
 _DYING_S = 1.0
 
 
+Mappings = dict[int, list["MemoryRange"]]  # by pid
 Described = tuple[tuple[manifests.Gpu, ...], tuple[manifests.CudaProcess, ...]]
 
 
@@ -171,11 +173,17 @@ def refuse_unrestorable(surveyed: Survey, containers: Sequence[RunningContainer]
 
 
 def suspend(
-    surveyed: Survey, containers: Sequence[RunningContainer], token: str, timeline: log.Timeline
+    surveyed: Survey,
+    containers: Sequence[RunningContainer],
+    token: str,
+    timeline: log.Timeline,
+    meanwhile: Callable[[Mappings], AbstractContextManager[object]] = nullcontext,
 ) -> Suspended:
     """Take the cards from all processes, whose threads stand until they are let go.
 
-    On an error they may stand too: whoever brings the processes back lets them go.
+    On an error they may stand too: whoever brings the processes back lets them go. *meanwhile* is
+    given the memory that the processes had before the driver begins to stage in them, and entered
+    while it does.
     """
     driver = surveyed.driver
     running = [process for process in surveyed.all if process.state == RUNNING]
@@ -192,6 +200,7 @@ def suspend(
         with (
             timeline.phase("gpu checkpoint", size_bytes=size_bytes),
             telling_of_the_dead(pids, "checkpoint", holder),
+            meanwhile(before),
         ):
             driver_calls.checkpoint(driver, running)
         inherited.let_go(heirs, token)

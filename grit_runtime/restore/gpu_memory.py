@@ -90,11 +90,11 @@ def fill(
 
     *pids* maps the dump's pids to the node's.
     """
-    from grit_runtime.tasks import process_memory
+    from grit_runtime.tasks import memory_copy
 
     with timeline.phase("gpu memory", size_bytes=sum(file.size_bytes for file in saved)):
         here = [file._replace(pid=pids[file.pid]) for file in saved.values()]
-        digests = process_memory.fill_and_hash(here)
+        digests = memory_copy.fill_and_hash(here)
     checkpoint_dir.refuse(request.checkpoint_path, checkpoint_dir.digest_mismatches(saved, digests))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from grit_runtime.errors import CommandError
 from grit_runtime.files import digest
 from grit_runtime.model.memory_range import MemoryFile, MemoryRange
-from grit_runtime.tasks import process_memory
+from grit_runtime.tasks import memory_copy, process_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,13 +24,19 @@ SMALL_BYTES = (5 << 20) + 4096
 
 # Prints where its memory is, and its digest whenever it is asked.
 HOLDER = f"""
-import ctypes, hashlib, mmap, random, sys
+import ctypes, hashlib, mmap, random, sys, time
 memory = mmap.mmap(-1, {SIZE_BYTES}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory.write(random.Random(1).randbytes({SIZE_BYTES}))
 print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 for line in sys.stdin:
     if line == "clear\\n":
         memory[:] = bytes({SIZE_BYTES})
+    if line == "fill\\n":
+        content = random.Random(2).randbytes({SIZE_BYTES})
+        for at in range(0, {SIZE_BYTES}, 1 << 20):
+            memory[at : at + (1 << 20)] = content[at : at + (1 << 20)]
+            time.sleep(0.02)
+        memory[5] ^= 255
     print(hashlib.sha256(memory).hexdigest(), flush=True)
 """
 
@@ -80,13 +87,13 @@ def test_memory_that_was_saved_can_be_given_back(
 ) -> None:
     saved = MemoryFile(holder.pid, str(tmp_path / "memory"), cut(holder.memory))
     before = holder.ask()
-    digests = process_memory.save([saved], to_disk=to_disk)
+    digests = memory_copy.save([saved], to_disk=to_disk)
     assert digests == [digest_of(tmp_path / "memory", SIZE_BYTES)]
     assert holder.ask("clear") != before
-    process_memory.fill([saved])
+    memory_copy.fill([saved])
     assert holder.ask() == before
     assert holder.ask("clear") != before
-    assert process_memory.fill_and_hash([saved]) == digests
+    assert memory_copy.fill_and_hash([saved]) == digests
     assert holder.ask() == before
 
 
@@ -96,11 +103,42 @@ def test_each_file_has_the_digest_of_its_own_memory(holder: Holder, tmp_path: Pa
         MemoryFile(holder.pid, str(tmp_path / "first"), (MemoryRange(first, second),)),
         MemoryFile(holder.pid, str(tmp_path / "second"), (MemoryRange(second, holder.memory.end),)),
     ]
-    digests = process_memory.save(saved, to_disk=False)
+    digests = memory_copy.save(saved, to_disk=False)
     assert digests == [digest_of(Path(one.path), one.size_bytes) for one in saved]
     (tmp_path / "first").write_bytes(bytes(SMALL_BYTES))
     zeros = digest_of(tmp_path / "first", SMALL_BYTES)
-    assert process_memory.fill_and_hash(saved) == [zeros, digests[1]]
+    assert memory_copy.fill_and_hash(saved) == [zeros, digests[1]]
+
+
+def test_what_changes_after_it_was_copied_is_copied_again(holder: Holder, tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    saved = MemoryFile(holder.pid, str(path), (holder.memory,))
+    holder.ask("clear")
+    copied: dict[memory_copy.Place, bytes] = {}
+    with memory_copy.Follower(lambda: [saved], copied, to_disk=False):
+        before = holder.ask("fill")
+    assert len(copied) > 0
+    early = path.read_bytes()
+    digests = memory_copy.save([saved], to_disk=False, copied=copied)
+    whole = path.read_bytes()
+    assert early[: 1 << 20] != whole[: 1 << 20]
+    assert hashlib.sha256(whole).hexdigest() == before.strip()
+    assert digests == [digest_of(path, SIZE_BYTES)]
+
+
+def test_what_was_copied_for_another_layout_is_copied_again(holder: Holder, tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    half = MemoryRange(holder.memory.start, holder.memory.start + (SIZE_BYTES >> 13 << 12))
+    rest = MemoryRange(half.end, holder.memory.end)
+    holder.ask("clear")
+    copied: dict[memory_copy.Place, bytes] = {}
+    early = [MemoryFile(holder.pid, str(path), (rest,))]
+    with memory_copy.Follower(lambda: early, copied, to_disk=False):
+        before = holder.ask("fill")
+    saved = MemoryFile(holder.pid, str(path), (half, rest))
+    digests = memory_copy.save([saved], to_disk=False, copied=copied)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before.strip()
+    assert digests == [digest_of(path, SIZE_BYTES)]
 
 
 def digest_of(path: Path, size_bytes: int) -> str:
@@ -122,8 +160,8 @@ def test_anonymous_memory_is_found_in_its_maps(holder: Holder) -> None:
 def test_a_file_is_never_written_over(holder: Holder, tmp_path: Path) -> None:
     path = tmp_path / "memory"
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError):
-        process_memory.save([MemoryFile(holder.pid, str(path), (holder.memory,))], to_disk=False)
+    with pytest.raises(OSError, match="symbolic links"):
+        memory_copy.save([MemoryFile(holder.pid, str(path), (holder.memory,))], to_disk=False)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -131,10 +169,10 @@ def test_what_cannot_be_copied_is_told(holder: Holder, tmp_path: Path) -> None:
     path = str(tmp_path / "memory")
     beyond = MemoryRange(0x1000, 0x1000 + SIZE_BYTES)
     with pytest.raises(OSError, match=f"process_vm_readv: .*process {holder.pid}"):
-        process_memory.save([MemoryFile(holder.pid, path, (beyond,))], to_disk=False)
+        memory_copy.save([MemoryFile(holder.pid, path, (beyond,))], to_disk=False)
     Path(path).write_bytes(b"short")
     with pytest.raises(CommandError, match="its file was cut"):
-        process_memory.fill([MemoryFile(holder.pid, path, (holder.memory,))])
+        memory_copy.fill([MemoryFile(holder.pid, path, (holder.memory,))])
     Path(path).write_bytes(bytes(SIZE_BYTES))
     with pytest.raises(ProcessLookupError):
-        process_memory.fill([MemoryFile(2**22 + 1, path, (holder.memory,))])
+        memory_copy.fill([MemoryFile(2**22 + 1, path, (holder.memory,))])

@@ -69,10 +69,10 @@ def against(path: str, target: str, config: Config) -> list[dict[str, Any]]:
         ]
 
 
-def plans(entries: list[dict[str, Any]]) -> str:
+def text(plans: list[dict[str, Any]]) -> str:
     """What `against` returns, as an indented text."""
     lines = []
-    for container in entries:
+    for container in plans:
         lines.append(f"container {container['container']}")
         lines += [f"  kept      {path}" for path in container["kept"]]
         lines += [

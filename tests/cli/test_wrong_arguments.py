@@ -42,4 +42,4 @@ def test_a_pod_that_nothing_is_known_of_is_said_to_be_so(
         monkeypatch.setattr(module, name, str(tmp_path))
     shown = CliRunner().invoke(grit, ["status", "default/none"])
     assert shown.exit_code == 0
-    assert shown.output == "grit: nothing is known here of default/none\n"
+    assert shown.output == "grit: this node has no record of default/none\n"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from grit_runtime.checkpoint import holds
+from grit_runtime.errors import INTERRUPTED
 from grit_runtime.host import journal, records
 from grit_runtime.model import checkpoint_steps, outcomes
 from grit_runtime.pod import held_pods, volumes
@@ -111,9 +112,9 @@ class Node:
         """What runc was told."""
         return (self.path / "called").read_text().splitlines()
 
-    def outcomes(self) -> list[str]:
-        """What became of the pod."""
-        return [one.outcome for one in records.of_pod("5f0c")]
+    def outcomes(self) -> list[tuple[str, str]]:
+        """What became of the pod, with the reasons of failures."""
+        return [(one.outcome, one.error) for one in records.of_pod("5f0c")]
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_checkpoint_in_the_middle_is_undone(node: Node) -> None:
     assert node.called() == ["resume c1 ", "pause c2 "]
     assert not any((node.path / name).exists() for name in (link, "staging", "pods/5a1e"))
     assert held_pods.every() == []
-    assert node.outcomes() == [outcomes.FAILED]
+    assert node.outcomes() == [(outcomes.FAILED, INTERRUPTED)]
 
 
 def test_a_held_pod_stays_held_until_it_is_resumed(node: Node) -> None:
@@ -168,7 +169,7 @@ def test_an_attempt_in_the_middle_is_undone(node: Node) -> None:
     assert not any((node.path / name).exists() for name in (loopback_path, "copy", "shm/filled"))
     assert (node.path / log).read_text() == ""
     assert not (node.path / "pods/5a1e/c1").exists()
-    assert node.outcomes() == [outcomes.FAILED]
+    assert node.outcomes() == [(outcomes.FAILED, INTERRUPTED)]
 
 
 def test_a_restored_container_is_started_once(node: Node) -> None:
@@ -176,7 +177,7 @@ def test_a_restored_container_is_started_once(node: Node) -> None:
     attempts.sweep(f"{node.path}/pods/5a1e")
     assert attempts.claim_start(f"{node.path}/pods/5a1e/c1")
     assert not attempts.claim_start(f"{node.path}/pods/5a1e/c1")
-    assert node.outcomes() == [outcomes.RESTORED]
+    assert node.outcomes() == [(outcomes.RESTORED, "")]
     assert json.loads((node.path / path).read_text().splitlines()[-1]) == {"step": "started"}
     attempts.forget(f"{node.path}/pods/5a1e/c1")
     assert not (node.path / "pods/5a1e").exists()

@@ -2,6 +2,7 @@ import click
 
 from grit_runtime import log, paths
 from grit_runtime.checkpoint import holds
+from grit_runtime.pod import network
 from grit_runtime.restore import attempts
 
 
@@ -16,6 +17,7 @@ def recover(journal: str | None) -> None:
     any time.
     """
     if journal:
+        network.load()
         log.to_file(f"{paths.LOG_DIR}/supervisor.log")
         holds.supervise(journal)
         return

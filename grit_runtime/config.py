@@ -1,4 +1,4 @@
-"""/etc/grit/config.toml: what an operator may change. An absent file means all defaults."""
+"""The node's configuration, /etc/grit/config.toml. Without that file it is all defaults."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ class Config(NamedTuple):
     checkpoint_root: str = "/mnt/grit-agent"
     containerd_address: str = "/run/containerd/containerd.sock"
     runc_root: str = "/run/containerd/runc/k8s.io"
-    runc: str = ""  # the programs of these names, if not on PATH or where they usually are;
-    criu: str = ""  # grit-runtime has its runc from its launcher
+    runc: str = ""  # if not on PATH or where it usually is; grit-runtime's launcher has its own
+    criu: str = ""  # if not on PATH or where it usually is
     driver_dir: str = ""  # of libcuda.so.1 and libnvidia-ml.so.1, if not where they usually are
     signing_key: str = ""  # PEM file; checkpoints are signed with it
     trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
-    huge_pages: bool = False  # node-wide while GPU memory is moved: about a third faster
+    huge_pages: bool = False  # turn them on node-wide while GPU memory is moved: a third faster
 
 
 def load(path: str = PATH) -> Config:
-    """The configuration in *path*; unknown keys and wrong types are InvalidArgumentError."""
+    """The configuration in *path*; ConfigurationError for an unknown key or a wrong value."""
     try:
-        file = open(path, "rb")  # noqa: SIM115  the import below is paid only when there is a file
+        file = open(path, "rb")  # noqa: SIM115  tomllib is imported only if there is a file
     except FileNotFoundError:
         return Config()
     import tomllib
@@ -38,14 +38,14 @@ def load(path: str = PATH) -> Config:
             raise ConfigurationError(f"{path}: unknown key {key}{_nearest(key)}")
         if key == "huge_pages":
             if not isinstance(value, bool):
-                raise ConfigurationError(f"{path}: {key} must be true or false, is {value!r}")
+                raise ConfigurationError(f"{path}: {key} is {value!r}, expected true or false")
         elif not isinstance(value, str) or not value.startswith("/"):
-            raise ConfigurationError(f"{path}: {key} must be an absolute path, is {value!r}")
+            raise ConfigurationError(f"{path}: {key} is {value!r}, expected an absolute path")
     return Config(**table)
 
 
 def _nearest(key: str) -> str:
-    import difflib  # a start with a good file does not pay for it
+    import difflib  # only a bad file needs it
 
     near = difflib.get_close_matches(key, Config._fields, n=1)
     return f", did you mean {near[0]}" if near else f"; known keys: {', '.join(Config._fields)}"

@@ -1,6 +1,6 @@
-"""One line per state change, as logfmt, on standard error or appended to a file.
+"""A line of logfmt for each change of state, on standard error or appended to a file.
 
-Standard error of the OCI wrapper is the container's own, so the wrapper logs to a file.
+The OCI wrapper logs to a file, because its standard error is the container's.
 """
 
 import os
@@ -12,7 +12,7 @@ _fd = 2
 
 
 def to_file(path: str) -> None:
-    """Append the lines of this process to *path* from now on; its directories are made."""
+    """Append this process's lines to *path* from now on; missing directories are made."""
     global _fd  # noqa: PLW0603  one process logs to one place
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     _fd = os.open(
@@ -33,14 +33,14 @@ def error(event: str, **fields: object) -> None:
 
 
 def rfc3339(time_s: float | None = None) -> str:
-    """A time, now if none is given, in UTC."""
+    """*time_s*, or now, in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_s))
 
 
 def _write(level: str, event: str, fields: dict[str, object]) -> None:
     pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
     line = f"time={rfc3339()} level={level} msg={_quoted(event)}{pairs}\n"
-    # A shim's log is a fifo, which nobody empties while containerd is away.
+    # A shim's log is a fifo, which is full once containerd has been away for long.
     with suppress(BlockingIOError):
         os.write(_fd, line.encode())
 
@@ -55,7 +55,7 @@ def _quoted(value: object) -> str:
 class Timeline:
     """The phases of one checkpoint or restore, each logged as it ends.
 
-    An entry of `phases` has "phase" and "seconds", and "container" and "size_bytes" where they fit.
+    An entry of `phases` has "phase", "seconds" and, if they apply, "container" and "size_bytes".
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Timeline:
 
     @contextmanager
     def phase(self, name: str, **fields: object) -> Iterator[dict[str, object]]:
-        """Time the block; what the block puts into the yielded dict is kept with the phase."""
+        """Time the block; the entry also has what the block puts into the yielded dict."""
         begin = time.monotonic()
         yield fields
         self.add(name, seconds=time.monotonic() - begin, **fields)

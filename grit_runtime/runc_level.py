@@ -67,18 +67,18 @@ def checkpoint(call: Call, *, leave_running: bool) -> int | None:
     if not suspension.has_users(container):
         return None
     pod_dir = f"{journal.PODS_DIR}/{call.container_id}"
-    held = journal.begin(f"{pod_dir}/{journal.CHECKPOINT}", steps.STEPS)
+    pod_journal = journal.begin(f"{pod_dir}/{journal.CHECKPOINT}", steps.STEPS)
     try:
-        held.record(steps.Begin(call.runc.token, call.runc.root))
-        status = _suspended(call, container, held)
+        pod_journal.record(steps.Begin(call.runc.token, call.runc.root))
+        status = _suspended(call, container, pod_journal)
     except BaseException:
-        holds.undo(held)
+        holds.undo(pod_journal)
         raise
     if status == 0 and not leave_running:
-        held.end()
+        pod_journal.end()
         os.rmdir(pod_dir)
     else:
-        holds.undo(held)
+        holds.undo(pod_journal)
     return status
 
 
@@ -178,27 +178,27 @@ def _revive_gpus(pids: list[int], restored: Restored, call: Call) -> None:
         suspension.bring_back_standing(call.runc.token, pids, restored.holder)
 
 
-def _suspended(call: Call, container: RunningContainer, held: Journal[steps.Step]) -> int:
+def _suspended(call: Call, container: RunningContainer, pod_journal: Journal[steps.Step]) -> int:
     """Run the caller's command while the container's GPU memory is in its host memory."""
     if container.paused:
-        held.record(steps.Thaw(call.container_id))
+        pod_journal.record(steps.Thaw(call.container_id))
         runc.resume(call.runc, call.container_id)
     with suspension.opened_driver(call.runc.token) as driver:
         survey = suspension.survey(driver, [container]) if driver else None
         if survey and survey.running_pids:
             suspension.refuse_unrestorable(survey, [container])
-            held.record(steps.Gpu(tuple(survey.running_pids)))
+            pod_journal.record(steps.Gpu(tuple(survey.running_pids)))
             token = call.runc.token
             holder, _ = suspension.suspend(survey, [container], token, log.Timeline())
             with threads.until_frozen(holder, survey.suspended_pids):
-                _freeze(call, held)
+                _freeze(call, pod_journal)
         elif container.paused:
-            _freeze(call, held)
+            _freeze(call, pod_journal)
     return _run(call)
 
 
-def _freeze(call: Call, held: Journal[steps.Step]) -> None:
-    held.record(steps.Freeze(call.container_id))
+def _freeze(call: Call, pod_journal: Journal[steps.Step]) -> None:
+    pod_journal.record(steps.Freeze(call.container_id))
     runc.pause(call.runc, call.container_id)
 
 

@@ -196,7 +196,6 @@ USED_BY_OTHERS = {
         *("ABORTED", "CANCELLED", "DATA_LOSS", "OUT_OF_RANGE", "PERMISSION_DENIED"),
         "UNAUTHENTICATED",
     },
-    "told to the reader of a manifest": {"ghost_limit_bytes"},
     "made into a file by CONTRIBUTING.md's command": {"schema"},
     "compared as part of its tuple": {"patch"},
     "keeps a task alive": {"_sending"},

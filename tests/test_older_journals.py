@@ -1,13 +1,22 @@
-"""Journals as version 0.1.0 wrote them: a node is upgraded in the middle of anything."""
+"""A node is upgraded in the middle of anything: journals of version 0.1.0, and a supervisor."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
+import pyroute2
 import pytest
 
 from grit_runtime.checkpoint import holds
-from grit_runtime.host import journal, records
+from grit_runtime.errors import INTERRUPTED
+from grit_runtime.host import journal, process, records
 from grit_runtime.model import checkpoint_steps, outcomes
 from grit_runtime.pod import held_pods, volumes
 from grit_runtime.restore import attempts
@@ -15,7 +24,9 @@ from tests.model.test_hold import HOLD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+
+REPO = Path(__file__).parent.parent
 
 # DIR stands for the directory of a test. Process 4194304 is none: the kernel counts to one less.
 OUTCOME = (
@@ -91,6 +102,23 @@ echo "$2 $3 $4" >>DIR/called
 """
 
 
+# Takes a checkpoint as far as the steps that it is given, once it is told to begin.
+ENGINE = """\
+import json, sys
+from grit_runtime.checkpoint import holds
+from grit_runtime.host.containerd import Pod
+from grit_runtime.model.checkpoint_steps import STEPS
+
+print("loaded", flush=True)
+for number, line in enumerate(sys.stdin):
+    if number == 0:
+        journal = holds.begin(Pod("5a1e", "default", "counter", "5f0c", True, True, {}, ()))
+    journal.record(STEPS.read(json.loads(line)))
+    print("recorded", flush=True)
+"""
+PATIENCE_S = 30
+
+
 class Node:
     """A node that an older version has left so: its directory, with a runc that notes its calls."""
 
@@ -111,9 +139,74 @@ class Node:
         """What runc was told."""
         return (self.path / "called").read_text().splitlines()
 
-    def outcomes(self) -> list[str]:
-        """What became of the pod."""
-        return [one.outcome for one in records.of_pod("5f0c")]
+    def outcomes(self) -> list[tuple[str, str]]:
+        """What became of the pod, with the reasons of failures."""
+        return [(one.outcome, one.error) for one in records.of_pod("5f0c")]
+
+
+class Installed:
+    """This version, installed on a node with its own places and the dependency it loads last."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.packages = node.path / "packages"
+        self.install()
+
+    def install(self) -> None:
+        shutil.rmtree(self.packages, ignore_errors=True)
+        for package in (REPO / "grit_runtime", Path(pyroute2.__file__).parent):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(package, self.packages / package.name, ignore=ignored)
+        places = {"RUN_DIR": "", "STATE_DIR": "", "LOG_DIR": "/log", "POD_LOGS_DIR": "/pods-logs"}
+        lines = [f"{name} = {str(self.node.path) + place!r}\n" for name, place in places.items()]
+        (self.packages / "grit_runtime/paths.py").write_text("".join(lines))
+
+    def replace(self) -> None:
+        """Put packages in their place that have none of their modules, as a later version may."""
+        for package in self.packages.iterdir():
+            shutil.rmtree(package)
+            package.mkdir()
+            (package / "__init__.py").touch()
+
+    def python(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-B", *arguments],
+            cwd=self.node.path,
+            env={"PATH": f"{self.node.path}/bin:/usr/bin:/bin", "PYTHONPATH": str(self.packages)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @contextmanager
+    def checkpoint(self, *, replaced: bool = False) -> Iterator[int]:
+        """Take the steps of CHECKPOINT, and be killed when the block ends; the supervisor's pid.
+
+        *replaced*: the packages are replaced just before the supervisor is started.
+        """
+        with self.python("-c", ENGINE) as engine:
+            assert engine.stdin is not None
+            assert engine.stdout is not None
+            assert engine.stdout.readline() == "loaded\n"
+            if replaced:
+                self.replace()
+            for line in CHECKPOINT.replace("DIR", str(self.node.path)).splitlines():
+                print(line, file=engine.stdin, flush=True)
+                assert engine.stdout.readline() == "recorded\n"
+            (supervisor,) = (
+                Path(f"/proc/{engine.pid}/task/{engine.pid}/children").read_text().split()
+            )
+            yield int(supervisor)
+            engine.kill()
+        assert process.wait_exit(int(supervisor), timeout_s=PATIENCE_S)
+
+
+def wait_until_it_waits(pid: int) -> None:
+    """Wait until the process *pid* waits for a lock."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not re.search(rf"-> FLOCK .* {pid} ", Path("/proc/locks").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -125,6 +218,15 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     return Node(tmp_path)
 
 
+@pytest.fixture
+def installed(node: Node) -> Iterator[Installed]:
+    node.write("staging/0", "")
+    with subprocess.Popen(["unshare", "--net", "sleep", "300"]) as pod:
+        (node.path / "netns").symlink_to(f"/proc/{pod.pid}/ns/net")
+        yield Installed(node)
+        pod.kill()
+
+
 def test_a_checkpoint_in_the_middle_is_undone(node: Node) -> None:
     path = node.write("pods/5a1e/checkpoint.journal", CHECKPOINT)
     link = node.write("rootfs/tmp/link_remap.7", "")
@@ -134,7 +236,7 @@ def test_a_checkpoint_in_the_middle_is_undone(node: Node) -> None:
     assert node.called() == ["resume c1 ", "pause c2 "]
     assert not any((node.path / name).exists() for name in (link, "staging", "pods/5a1e"))
     assert held_pods.every() == []
-    assert node.outcomes() == [outcomes.FAILED]
+    assert node.outcomes() == [(outcomes.FAILED, INTERRUPTED)]
 
 
 def test_a_held_pod_stays_held_until_it_is_resumed(node: Node) -> None:
@@ -168,7 +270,7 @@ def test_an_attempt_in_the_middle_is_undone(node: Node) -> None:
     assert not any((node.path / name).exists() for name in (loopback_path, "copy", "shm/filled"))
     assert (node.path / log).read_text() == ""
     assert not (node.path / "pods/5a1e/c1").exists()
-    assert node.outcomes() == [outcomes.FAILED]
+    assert node.outcomes() == [(outcomes.FAILED, INTERRUPTED)]
 
 
 def test_a_restored_container_is_started_once(node: Node) -> None:
@@ -176,7 +278,33 @@ def test_a_restored_container_is_started_once(node: Node) -> None:
     attempts.sweep(f"{node.path}/pods/5a1e")
     assert attempts.claim_start(f"{node.path}/pods/5a1e/c1")
     assert not attempts.claim_start(f"{node.path}/pods/5a1e/c1")
-    assert node.outcomes() == [outcomes.RESTORED]
+    assert node.outcomes() == [(outcomes.RESTORED, "")]
     assert json.loads((node.path / path).read_text().splitlines()[-1]) == {"step": "started"}
     attempts.forget(f"{node.path}/pods/5a1e/c1")
     assert not (node.path / "pods/5a1e").exists()
+
+
+def test_a_supervisor_whose_packages_are_replaced_undoes_its_checkpoint(
+    installed: Installed,
+) -> None:
+    with installed.checkpoint() as supervisor:
+        wait_until_it_waits(supervisor)
+        installed.replace()
+    assert_undone(installed.node)
+
+
+def test_what_a_supervisor_could_not_undo_the_next_command_does(installed: Installed) -> None:
+    with installed.checkpoint(replaced=True):
+        pass
+    installed.install()
+    with installed.python("-m", "grit_runtime.cli.main", "recover") as recovering:
+        assert recovering.stdout is not None
+        assert recovering.stdout.read().startswith("undone: ")
+    assert_undone(installed.node)
+
+
+def assert_undone(node: Node) -> None:
+    assert node.called() == ["resume c1 ", "pause c2 "]
+    assert not (node.path / "staging").exists()
+    assert not (node.path / "pods/5a1e").exists()
+    assert node.outcomes() == [(outcomes.FAILED, INTERRUPTED)]

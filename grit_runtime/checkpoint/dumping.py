@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _NO_PLUGINS_DIR = f"{paths.RUN_DIR}/no-plugins"
 
 # CRIU keeps the content of a deleted file up to its own limit; here the disk is the limit.
-GHOST_LIMIT_BYTES = 1 << 40
+_GHOST_LIMIT_BYTES = 1 << 40
 
 # A runc that knows one of these flags turns the option off in CRIU when the flag is absent,
 # whatever CRIU's configuration file says.
@@ -100,7 +100,7 @@ def _criu_dump(dumps: Dumps, container: Container, images_dir: str, criu_dir: st
     optional = (_LINK_REMAP, *tcp.flags)
     flags += [flag for flag in optional if flag not in NEWER_FLAGS or flag in dumps.flags]
     # CRIU must not load its CUDA plugin: grit orders the driver's checkpoint itself.
-    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {GHOST_LIMIT_BYTES}", "link-remap"]
+    lines = [f"libdir {_NO_PLUGINS_DIR}", f"ghost-limit {_GHOST_LIMIT_BYTES}", "link-remap"]
     lines += [*tcp.lines, *dumps.lines[container.name]]
     config_path = f"{criu_dir}/criu.conf"
     criu.write_config(config_path, lines)

@@ -15,6 +15,7 @@ from grit_runtime import log
 from grit_runtime.checkpoint import memory
 from grit_runtime.dump import link_remaps
 from grit_runtime.errors import (
+    INTERRUPTED,
     FailedPreconditionError,
     GritError,
     HeldError,
@@ -276,12 +277,14 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
         held_pods.drop_gone()
         return True
     begin = last(held.steps(), steps.Begin)
-    outcome = begin.outcome._replace(time=log.rfc3339()) if begin and begin.outcome else None
+    outcome = begin.outcome if begin else None
+    if outcome:
+        outcome = outcome._replace(time=log.rfc3339(), error=INTERRUPTED)
     try:
         undo(held)
     except SourceLostError as error:
         if outcome:
-            outcome = outcome._replace(outcome=outcomes.LOST, reason=str(error))
+            outcome = outcome._replace(outcome=outcomes.LOST, reason=str(error), error=error.reason)
         raise
     finally:
         if outcome:

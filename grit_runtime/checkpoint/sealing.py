@@ -7,7 +7,7 @@ import shutil
 from contextlib import contextmanager
 
 from grit_runtime import log
-from grit_runtime.checkpoint.dumping import GHOST_LIMIT_BYTES, Dumps, exited
+from grit_runtime.checkpoint.dumping import Dumps, exited
 from grit_runtime.files import checkpoint_dir
 from grit_runtime.host import criu, linux, runc
 from grit_runtime.host import node as this_node
@@ -55,7 +55,7 @@ def manifest(
             containerd=context.order.containerd_version,
             driver=suspended.survey.version if suspended.survey else "",
         ),
-        options=manifests.Options(file_locks=True, ghost_limit_bytes=GHOST_LIMIT_BYTES),
+        options=manifests.Options(file_locks=True),
         timeline=manifests.phases(context.timeline.phases),
         warnings=dumps.losses,
     )

@@ -20,8 +20,8 @@ from grit_runtime.restore import attempts
     type=click.Choice(["running", "frozen", "stopped"]),
     default="running",
     show_default=True,
-    help="What becomes of the source once the checkpoint is sealed. frozen: held until grit resume "
-    "or the pod's deletion, which is what a migration wants; stopped: killed.",
+    help="What to do with the source once the checkpoint is sealed. frozen: hold it until grit "
+    "resume or the pod's deletion, as a migration needs; stopped: kill it.",
 )
 @click.option("--replace", is_flag=True, help="Replace a checkpoint of the same name.")
 @click.option(
@@ -34,17 +34,17 @@ from grit_runtime.restore import attempts
     type=click.Choice(["all", "gpu"]),
     default="all",
     show_default=True,
-    help="gpu: only free the pod's GPUs and write nothing; grit gpu restore TARGET brings it back.",
+    help="gpu: suspend the pod's GPU memory and write nothing; grit gpu restore TARGET resumes it.",
 )
 @click.option(
     "--capture",
     default="",
-    help="Volumes to carry besides /dev/shm: emptydir:NAME,...; added to the pod's annotation.",
+    help="Volumes to save besides /dev/shm and those of the pod's annotation: emptydir:NAME,...",
 )
 @click.option(
     "--strict",
     is_flag=True,
-    help="Refuse instead of warning where something would not come back as it is.",
+    help="Refuse to checkpoint, instead of warning, if something would come back different.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
 def checkpoint(
@@ -60,10 +60,10 @@ def checkpoint(
 ) -> None:
     """Checkpoint TARGET: NAMESPACE/POD, a pod sandbox's id, or one container's id.
 
-    All containers are frozen before the first is dumped. The checkpoint goes to
-    CHECKPOINT_ROOT/NAMESPACE/NAME (root: /mnt/grit-agent unless configured otherwise); its path is
-    printed when it is sealed, progress goes to standard error. Whatever fails or is interrupted,
-    the source runs on as before and nothing half-written is left.
+    All containers are frozen before the first is dumped. The checkpoint is written to
+    CHECKPOINT_ROOT/NAMESPACE/NAME (the root is /mnt/grit-agent unless configured otherwise). Its
+    path is printed when it is sealed, progress is logged to standard error. If the checkpoint fails
+    or is interrupted, the source runs on as before and no half-written directory is left.
     """
     settings = config.load()
     holds.recover()

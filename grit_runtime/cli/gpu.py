@@ -6,16 +6,17 @@ from grit_runtime.nvidia import control
 from grit_runtime.nvidia.control import ACTIONS
 from grit_runtime.nvidia.gpu_driver import Driver
 
-_MAP_HELP = "GPUs to restore to: OLDUUID=NEWUUID,... listing every GPU the process saw."
+_MAP_HELP = "GPUs to restore to: OLDUUID=NEWUUID,... for every GPU that the process saw."
+_TIMEOUT_HELP = "How long to wait for the lock, in ms."
 
 
 @click.group(invoke_without_command=True)
-@click.option("--pid", type=int, help="Process of the options below.")
+@click.option("--pid", type=int, help="Process that the options below act on.")
 @click.option("--get-state", is_flag=True, help="Print running, locked, checkpointed or failed.")
 @click.option("--get-restore-tid", is_flag=True, help="Print the driver's thread in the process.")
 @click.option("--action", type=click.Choice(ACTIONS), help="Make one call of the driver.")
 @click.option("--toggle", is_flag=True, help="Suspend a running process, resume a suspended one.")
-@click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of a lock, in ms.")
+@click.option("--timeout", "timeout_ms", type=int, default=10_000, help=_TIMEOUT_HELP)
 @click.option("--device-map", default="", help=_MAP_HELP)
 @click.pass_context
 def gpu(
@@ -30,8 +31,8 @@ def gpu(
 ) -> None:
     """Suspend and resume the GPU state of running processes.
 
-    With options alone it takes the place of NVIDIA's cuda-checkpoint utility. The commands work on
-    TARGETs: pids, container ids, sandbox ids or NAMESPACE/POD.
+    Without a command, the options are those of NVIDIA's cuda-checkpoint utility. A TARGET of a
+    command is a pid, a container's id, a sandbox's id or NAMESPACE/POD.
     """
     if context.invoked_subcommand:
         return
@@ -71,9 +72,9 @@ def state(targets: tuple[str, ...]) -> None:
 
 @gpu.command("lock")
 @click.argument("targets", nargs=-1, required=True)
-@click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Milliseconds to try for.")
+@click.option("--timeout", "timeout_ms", type=int, default=10_000, help=_TIMEOUT_HELP)
 def lock(targets: tuple[str, ...], timeout_ms: int) -> None:
-    """Wait for the TARGETs' GPU work to end and keep them from giving more."""
+    """Wait until the GPU work of the TARGETs has ended, and block new GPU work."""
     driver = control.require_driver()
     control.act(driver, "lock", _pids(driver, targets), timeout_ms=timeout_ms, device_map="")
 
@@ -81,14 +82,14 @@ def lock(targets: tuple[str, ...], timeout_ms: int) -> None:
 @gpu.command("unlock")
 @click.argument("targets", nargs=-1, required=True)
 def unlock(targets: tuple[str, ...]) -> None:
-    """Let locked TARGETs work again."""
+    """Let locked TARGETs use the GPU again."""
     driver = control.require_driver()
     control.act(driver, "unlock", _pids(driver, targets), timeout_ms=0, device_map="")
 
 
 @gpu.command("checkpoint")
 @click.argument("targets", nargs=-1, required=True)
-@click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of the lock, in ms.")
+@click.option("--timeout", "timeout_ms", type=int, default=10_000, help=_TIMEOUT_HELP)
 def checkpoint(targets: tuple[str, ...], timeout_ms: int) -> None:
     """Lock the TARGETs and move their device memory into host memory."""
     driver = control.require_driver()
@@ -99,17 +100,17 @@ def checkpoint(targets: tuple[str, ...], timeout_ms: int) -> None:
 @click.argument("targets", nargs=-1, required=True)
 @click.option("--device-map", default="", help=_MAP_HELP)
 def restore(targets: tuple[str, ...], device_map: str) -> None:
-    """Give suspended TARGETs their device memory back and let them work again."""
+    """Move the device memory of suspended TARGETs back to the GPUs, and unlock them."""
     driver = control.require_driver()
     control.resume(driver, _pids(driver, targets), device_map=device_map)
 
 
 @gpu.command("toggle")
 @click.argument("targets", nargs=-1, required=True)
-@click.option("--timeout", "timeout_ms", type=int, default=10_000, help="Of a lock, in ms.")
+@click.option("--timeout", "timeout_ms", type=int, default=10_000, help=_TIMEOUT_HELP)
 @click.option("--device-map", default="", help=_MAP_HELP)
 def toggle(targets: tuple[str, ...], timeout_ms: int, device_map: str) -> None:
-    """Suspend TARGETs that run, resume those that are suspended."""
+    """Suspend the TARGETs that run, and resume those that are suspended."""
     driver = control.require_driver()
     control.toggle(driver, _pids(driver, targets), timeout_ms=timeout_ms, device_map=device_map)
 

@@ -1,4 +1,4 @@
-"""grit: the operator's door. Each command is a file beside this one, without logic of its own."""
+"""The command grit. Each of its commands is a module beside this one, without logic of its own."""
 
 import signal
 import sys
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _terminate(_number: int, _frame: object) -> NoReturn:
-    """An exception, so that what is under way is undone."""
+    """Raise an exception, so that the running command undoes what it has begun."""
     sys.exit(128 + signal.SIGTERM)
 
 

@@ -2,6 +2,7 @@ import click
 
 from grit_runtime import log, paths
 from grit_runtime.checkpoint import holds
+from grit_runtime.pod import network
 from grit_runtime.restore import attempts
 
 
@@ -10,11 +11,13 @@ from grit_runtime.restore import attempts
 def recover(journal: str | None) -> None:
     """Undo what killed checkpoints and restores left behind.
 
-    Frozen containers run on, half-written directories are removed, half-restored containers are
-    ended. A supervisor does this by itself when a checkpoint is killed, the pod's next container
-    or its deletion when a restore is; this is for when those died too. Safe at any time.
+    This thaws frozen containers, removes half-written directories and deletes half-restored
+    containers. It is seldom needed: the supervisor of a killed checkpoint undoes it, and a killed
+    restore is undone when the pod's next container is created or the pod is deleted. It is safe at
+    any time.
     """
     if journal:
+        network.load()
         log.to_file(f"{paths.LOG_DIR}/supervisor.log")
         holds.supervise(journal)
         return

@@ -12,11 +12,12 @@ from grit_runtime.restore import audit
 @click.argument("pod", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of JSON objects.")
 def status(pod: str | None, as_json: bool) -> None:
-    """Show what became of each checkpoint and restore on this node, oldest first.
+    """Show how each checkpoint and restore on this node ended, oldest first.
 
-    With POD, NAMESPACE/POD or a pod's uid, of that pod alone. A restore is of one container: it was
-    restored, it failed, or it was started cold; each with the reason. Last come pods that are held,
-    and containers that an older version restored with wider mounts than their spec has.
+    With POD (NAMESPACE/POD or a pod's uid), show those of that pod alone. A restore is of one
+    container: the container was restored, its restore failed, or it was started cold. The last
+    lines show the pods that are held, and the containers that an older version restored with wider
+    mounts than their spec has.
     """
     held_pods.drop_gone()
     now = [*(hold.outcome(one) for one in held_pods.every()), *audit.wider_mounts()]
@@ -27,4 +28,4 @@ def status(pod: str | None, as_json: bool) -> None:
     for outcome in told:
         click.echo(outcomes.line(outcome))
     if not told:
-        click.echo(f"grit: nothing is known here of {pod or 'any pod'}", err=True)
+        click.echo(f"grit: this node has no record of {pod or 'any pod'}", err=True)

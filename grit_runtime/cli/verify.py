@@ -12,9 +12,9 @@ from grit_runtime.files import checkpoint_dir, confine
 def verify(directory: str) -> None:
     """Read every byte of the checkpoint in DIRECTORY and compare it with the manifest.
 
-    Where the configuration has trusted_keys, one of them must have signed it.
+    If the configuration sets trusted_keys, one of these keys must have signed the manifest.
 
-    Exits 0 if all is as it was sealed; otherwise prints a line for each difference and exits 1.
+    Exit 0 if nothing differs; otherwise print a line for each difference and exit 1.
     """
     dir_fd = confine.open_dir(directory)
     sealed = checkpoint_dir.read_manifest(dir_fd, directory)

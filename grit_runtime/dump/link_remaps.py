@@ -55,7 +55,9 @@ class Tasks(NamedTuple):
     pids: Set[int]
 
 
-def keep(images_fd: int, tasks: Tasks, directories: Mapping[str, str], held: Journal[Step]) -> None:
+def keep(
+    images_fd: int, tasks: Tasks, directories: Mapping[str, str], pod_journal: Journal[Step]
+) -> None:
     """Make again the names that the dump of *tasks* relies on, each journalled for `drop`.
 
     *directories* are the mounts that are copied into the checkpoint, by their places in the
@@ -77,7 +79,7 @@ def keep(images_fd: int, tasks: Tasks, directories: Mapping[str, str], held: Jou
                 "(grit.dev/capture) if it is an emptyDir"
             )
         path = file.link.removeprefix(place).strip("/")
-        held.record(Link(directories[place], path))
+        pod_journal.record(Link(directories[place], path))
         *parents, name = file.link.strip("/").split("/")
         # By the tasks' own mounts: the kernel links nothing from one mount to another.
         with closing_fd(confine.open_dir(f"/proc/{tasks.init_pid}/root", *parents)) as parent_fd:

@@ -11,7 +11,7 @@ from grit_runtime.dump import symlinks
 from grit_runtime.errors import FileDiffersError
 from grit_runtime.model import open_files
 from grit_runtime.model.mount_plan import dumped_mounts
-from grit_runtime.model.open_files import Found
+from grit_runtime.model.open_files import PodFile
 from grit_runtime.model.paths import nearest_mount
 from grit_runtime.wire.criu_image import text
 
@@ -49,10 +49,10 @@ def _remedy(place: str, image: str) -> str:
     )
 
 
-def _found(source: str, below: str) -> Found | None:
+def _found(source: str, below: str) -> PodFile | None:
     """The file at the path *below*; the spec may give the mount's own place as a link."""
     try:
         status = os.lstat(f"{source}/{below.lstrip('/')}") if below else os.stat(source)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Found(status.st_mode, status.st_size)
+    return PodFile(status.st_mode, status.st_size)

@@ -107,8 +107,8 @@ def read_manifest(dir_fd: int, path: str) -> Checkpoint:
         fd = confine.open_regular(dir_fd, manifests.FILE_NAME)
     except FileNotFoundError:
         raise ManifestError(
-            f"checkpoint {path} is incomplete: it has no {manifests.FILE_NAME}; it is still being "
-            "written or copied, or its checkpoint failed"
+            f"checkpoint {path} is incomplete: it has no {manifests.FILE_NAME}; wait until it is "
+            "written or copied, or take it again"
         ) from None
     with open(fd, "rb") as file:
         data = file.read(_MANIFEST_LIMIT_BYTES)
@@ -122,14 +122,21 @@ def read(dir_fd: int, path: str) -> Checkpoint:
     grit-runtime without manifest is still being copied: ImageError.
     """
     names = os.listdir(dir_fd)
-    unfinished = [name for name in names if name.endswith(_UNFINISHED_SUFFIX)]
-    if manifests.FILE_NAME not in names and not unfinished:
-        files = _files(dir_fd)
-        containers = [name for name in sorted(names) if f"{name}/checkpoint/inventory.img" in files]
-        ours = [name for name in containers if f"{name}/config.dump" in files]
-        if containers and not ours:
-            return foreign_checkpoint(dir_fd, containers)
-    return read_manifest(dir_fd, path)
+    if manifests.FILE_NAME in names:
+        return read_manifest(dir_fd, path)
+    files = _files(dir_fd)
+    containers = [name for name in sorted(names) if f"{name}/checkpoint/inventory.img" in files]
+    unfinished = any(
+        name.endswith(_UNFINISHED_SUFFIX) or f"{name}/config.dump" in files for name in names
+    )
+    if unfinished:
+        return read_manifest(dir_fd, path)
+    if not containers:
+        raise ManifestError(
+            f"{path} holds no checkpoint: it has neither {manifests.FILE_NAME} nor a container's "
+            "checkpoint/inventory.img; wait until one is copied there, or name another directory"
+        )
+    return foreign_checkpoint(dir_fd, containers)
 
 
 def foreign_checkpoint(dir_fd: int, containers: list[str]) -> Checkpoint:

@@ -164,8 +164,8 @@ def untrusted_entry(dir_fd: int) -> str | None:
     return None
 
 
-def copy_tree(src_fd: int, dst_fd: int, *, max_entries: int, max_bytes: int) -> int:
-    """Copy the files and directories beneath *src_fd* into the empty *dst_fd*; the bytes copied.
+def copy_tree(src_fd: int, dst_fd: int, *, max_entries: int, max_bytes: int) -> None:
+    """Copy the files and directories beneath *src_fd* into the empty *dst_fd*.
 
     Copies belong to the caller, 0600 and 0700, without the source's attributes. The source may
     change meanwhile: each file is copied with the length that it had when opened. ImageError for
@@ -177,20 +177,17 @@ def copy_tree(src_fd: int, dst_fd: int, *, max_entries: int, max_bytes: int) -> 
             raise ImageError(f"more than {max_entries} files at {entry.path!r}: raise the limit")
         with closing_fd(descend(dst_fd, entry.path.split("/")[:-1])) as parent_fd:
             size_bytes += _copy_entry(src_fd, entry, parent_fd, max_bytes - size_bytes)
-    return size_bytes
 
 
-def remove_tree(dir_fd: int, name: str | bytes) -> bool:
-    """Remove *name* and its content, following no links; False if there was nothing."""
-    return _remove(dir_fd, name, os.fsdecode(name), MAX_DEPTH)
+def remove_tree(dir_fd: int, name: str | bytes) -> None:
+    """Remove *name* and its content, if there is any, following no links."""
+    _remove(dir_fd, name, os.fsdecode(name), MAX_DEPTH)
 
 
-def clear(dir_fd: int) -> int:
-    """Remove everything in the directory; the number of entries it had."""
-    names = os.listdir(dir_fd)
-    for name in names:
+def clear(dir_fd: int) -> None:
+    """Remove everything in the directory."""
+    for name in os.listdir(dir_fd):
         remove_tree(dir_fd, name)
-    return len(names)
 
 
 def _open_component(parent_fd: int, name: str | bytes, flags: int, path: str) -> int:
@@ -244,17 +241,16 @@ def _paths(dir_fd: int, prefix: str, depth: int) -> Iterator[str]:
                 yield from _paths(child_fd, path + "/", depth - 1)
 
 
-def _remove(dir_fd: int, name: str | bytes, path: str, depth: int) -> bool:
+def _remove(dir_fd: int, name: str | bytes, path: str, depth: int) -> None:
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
-        return False
+        return
     except IsADirectoryError:
         with closing_fd(_open_child(dir_fd, name, path, depth)) as child_fd:
             for child in os.listdir(child_fd):
                 _remove(child_fd, child, f"{path}/{child}", depth - 1)
         os.rmdir(name, dir_fd=dir_fd)
-    return True
 
 
 def _open_child(dir_fd: int, name: str | bytes, path: str, depth: int) -> int:

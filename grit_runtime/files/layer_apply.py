@@ -20,7 +20,6 @@ from grit_runtime.files import (
     layer_source,
     room,
 )
-from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire import layer, tar
 
 TYPE_CHECKING = False
@@ -51,19 +50,13 @@ _NODE_TYPES = {
 }
 
 
-class Applied(NamedTuple):
-    members: int
-    data_bytes: int
-    removed: int
-
-
 def apply(
     in_fd: int,
     root_fd: int,
     *,
     allowed_devices: Set[Device] = frozenset(),
     limits: Limits = layer.DEFAULT_LIMITS,
-) -> Applied:
+) -> None:
     """Apply the layer in *in_fd*, a tar, plain or gzip, onto the root filesystem *root_fd*.
 
     Whiteouts hide only what was there before, wherever they stand in the layer; of two members of
@@ -82,7 +75,8 @@ def apply(
             kept.append((member, place, source.position))
     is_kept = tally.members <= _KEPT_MEMBERS
     room.check_room(_needed_bytes(in_fd, tally), root_fd)
-    removed = sum(_remove(root_fd, place) for place in hidden)
+    for place in hidden:
+        _remove(root_fd, place)
     directories: dict[Parts, Member] = {}
     if not is_kept:
         kept.clear()
@@ -95,16 +89,16 @@ def apply(
     # Last: entries change a directory's mtime, and its default ACL changes new entries.
     for parts, member in directories.items():
         _finish_directory(root_fd, parts, member)
-    return Applied(tally.members, tally.data_bytes, removed)
 
 
-def delete(root_fd: int, paths: Sequence[bytes]) -> int:
-    """Remove *paths*, as whiteouts of them would; the number of entries removed.
+def delete(root_fd: int, paths: Sequence[bytes]) -> None:
+    """Remove *paths*, as whiteouts of them would.
 
-    ImageError for a path that could lead out of the root.
+    ImageError, before anything is removed, for a path that could lead out of the root.
     """
-    parts = [layer.parse_path(path) for path in paths]
-    return sum(_remove(root_fd, layer.Whiteout(p[:-1], p[-1])) for p in parts if p)
+    for parts in [layer.parse_path(path) for path in paths]:
+        if parts:
+            _remove(root_fd, layer.Whiteout(parts[:-1], parts[-1]))
 
 
 def _needed_bytes(layer_fd: int, tally: Tally) -> int:
@@ -178,16 +172,17 @@ def _naming(member: Member, error: OSError) -> OSError:
     return OSError(error.errno, error.strerror, tar.shown(member.name))
 
 
-def _remove(root_fd: int, place: layer.Whiteout | layer.Opaque) -> int:
-    """Remove what *place* hides; the number of entries."""
+def _remove(root_fd: int, place: layer.Whiteout | layer.Opaque) -> None:
+    """Remove what *place* hides."""
     try:
         directory_fd = confine.descend(root_fd, place.directory)
     except (FileNotFoundError, ImageError):
-        return 0  # nothing to hide: the layer's own directory will replace what is there now
+        return  # nothing to hide: the layer's own directory will replace what is there now
     try:
         if isinstance(place, layer.Opaque):
-            return confine.clear(directory_fd)
-        return int(confine.remove_tree(directory_fd, place.name))
+            confine.clear(directory_fd)
+        else:
+            confine.remove_tree(directory_fd, place.name)
     finally:
         os.close(directory_fd)
 

@@ -14,7 +14,6 @@ import stat
 from grit_runtime.errors import NotDumpableError
 from grit_runtime.files import confine, fdcopy, forked_workers, layer_batches
 from grit_runtime.files.layer_batches import Batch, Progress, Turns
-from grit_runtime.startup.named import NamedTuple
 from grit_runtime.wire import layer, tar
 
 TYPE_CHECKING = False
@@ -53,12 +52,7 @@ _KINDS = {
 }
 
 
-class Saved(NamedTuple):
-    members: int
-    data_bytes: int
-
-
-def save(upper_fd: int, out_fd: int, *, limits: Limits = layer.DEFAULT_LIMITS) -> Saved:
+def save(upper_fd: int, out_fd: int, *, limits: Limits = layer.DEFAULT_LIMITS) -> None:
     """Write an overlay's upper directory to the empty regular file *out_fd* as a layer tar.
 
     Holes stay holes in the tar file. Names of one regular file stay one file; a fifo, device or
@@ -77,10 +71,8 @@ def save(upper_fd: int, out_fd: int, *, limits: Limits = layer.DEFAULT_LIMITS) -
         shares = forked_workers.share(save_share, count) if count > 1 else [save_share(0)]
     finally:
         turns.close()
-    last = max(shares)
-    os.lseek(out_fd, last.size_bytes, os.SEEK_SET)
+    os.lseek(out_fd, max(shares).size_bytes, os.SEEK_SET)
     fdcopy.write_all(out_fd, tar.END)
-    return Saved(last.members, last.data_bytes)
 
 
 def _save_share(

@@ -13,9 +13,11 @@ def read(bundle_dir: str) -> dict[str, Any]:
     path = os.path.join(bundle_dir, "config.json")
     try:
         with open(path, "rb") as file:
-            spec: dict[str, Any] = json.load(file)
+            spec = json.load(file)
     except ValueError as error:
-        raise InvalidArgumentError(f"{path}: {error}") from None
+        raise InvalidArgumentError(f"{path}: not JSON: {error}") from None
+    if not isinstance(spec, dict):
+        raise InvalidArgumentError(f"{path}: not a JSON object, expected an OCI runtime spec")
     return spec
 
 

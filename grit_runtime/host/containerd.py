@@ -20,7 +20,7 @@ _CALL_TIMEOUT_S = 10
 M = TypeVar("M", bound=Message)
 
 
-class Mount(NamedTuple):
+class CriMount(NamedTuple):
     """A mount that the pod's spec or kubelet asks for."""
 
     destination: str
@@ -38,7 +38,7 @@ class Container(NamedTuple):
     log_path: str
     created_ns: int
     started_ns: int
-    mounts: tuple[Mount, ...]
+    mounts: tuple[CriMount, ...]
     runtime: str  # the type of its shim, or the program that the shim is configured to run
 
 
@@ -133,7 +133,7 @@ class Containerd:
             created_ns=status.created_at,
             started_ns=status.started_at,
             mounts=tuple(
-                Mount(mount.container_path, mount.host_path, mount.readonly)
+                CriMount(mount.container_path, mount.host_path, mount.readonly)
                 for mount in status.mounts
             ),
             runtime=_runtime(json.loads(reply.info["info"])),

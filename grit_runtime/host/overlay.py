@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SHOWN_ONLY = ("rw", "seclabel")
 
 
-class Mount(NamedTuple):
+class MountInfo(NamedTuple):
     """A line of mountinfo; *options* are the filesystem's own, "" for one without a value."""
 
     path: str
@@ -72,7 +72,7 @@ def empty(rootfs_path: str) -> None:
     _mount(path, ",".join(word for word in words if word not in _SHOWN_ONLY), flags=0)
 
 
-def parse_mountinfo(data: bytes) -> list[Mount]:
+def parse_mountinfo(data: bytes) -> list[MountInfo]:
     """The mounts in the text of /proc/PID/mountinfo, in its order."""
     return [_parse_line(line) for line in data.split(b"\n") if line]
 
@@ -104,7 +104,7 @@ def unmount(path: str) -> None:
     linux.call("umount2", path, os.fsencode(path), linux.UMOUNT_NOFOLLOW)
 
 
-def _mounted_at(path: str, mountinfo_path: str = "/proc/self/mountinfo") -> Mount:
+def _mounted_at(path: str, mountinfo_path: str = "/proc/self/mountinfo") -> MountInfo:
     with open(mountinfo_path, "rb") as file:
         found = [mount for mount in parse_mountinfo(file.read()) if mount.path == path]
     if not found:
@@ -122,12 +122,12 @@ def _remove_contents(directory: str) -> None:
             os.unlink(entry.path)
 
 
-def _parse_line(line: bytes) -> Mount:
+def _parse_line(line: bytes) -> MountInfo:
     """``36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue``"""
     before, _, after = line.partition(b" - ")
     fs_type, _, options = after.split(b" ")
     pairs = (option.partition(b"=") for option in options.split(b","))
-    return Mount(
+    return MountInfo(
         path=_unescaped(before.split(b" ")[4]),
         fs_type=fs_type.decode(),
         options={key.decode(): _unescaped(value) for key, _, value in pairs},

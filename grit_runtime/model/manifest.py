@@ -94,7 +94,6 @@ class Options(NamedTuple):
     """The dump options that the restore must repeat."""
 
     file_locks: bool
-    ghost_limit_bytes: int
 
 
 class Phase(NamedTuple):
@@ -141,7 +140,7 @@ def for_foreign_dump(containers: list[str], files: dict[str, int]) -> Manifest:
         containers=tuple(Container(name, id="", state="running") for name in containers),
         files=tuple(File(path, size, "") for path, size in sorted(files.items())),
         node=Node("", "", (), "", "", "", ""),
-        options=Options(file_locks=True, ghost_limit_bytes=0),
+        options=Options(file_locks=True),
         timeline=(),
         warnings=(),
     )
@@ -181,7 +180,7 @@ def plain(value: Any) -> Any:
 
 
 def _upgrade(value: dict[str, Any]) -> None:
-    """Give a manifest of an older version the fields that it lacks; ImageError for a newer one.
+    """Give a manifest of an older version this version's fields; ImageError for a newer one.
 
     Its version is kept, because the missing values stay unknown.
     """
@@ -199,6 +198,9 @@ def _upgrade(value: dict[str, Any]) -> None:
                 container.setdefault("facts", [])
     elif version != VERSION:
         raise ManifestError(f"{FILE_NAME}: version is {version!r}, this grit reads 1 to {VERSION}")
+    options = value.get("options")
+    if isinstance(options, dict):
+        options.pop("ghost_limit_bytes", None)  # no restore has ever used it
 
 
 def _checked(wanted: Any, value: Any, where: str) -> Any:

@@ -46,7 +46,7 @@ _DEV, _CONSOLE = "/dev", "/dev/console"
 _REMEDY = "restore into a pod with the mounts and securityContext of the checkpointed one"
 
 
-class Mount(NamedTuple):
+class MountEntry(NamedTuple):
     """One entry, its path and key as text."""
 
     destination: str
@@ -67,7 +67,7 @@ def check(
     *exposed* are those of the pod's masked and read-only paths that exist on this node.
     """
     dumped = dumped_mounts(entries)
-    mounts = [Mount(d.destination, d.key, e) for d, e in zip(dumped, entries, strict=True)]
+    mounts = [MountEntry(d.destination, d.key, e) for d, e in zip(dumped, entries, strict=True)]
     roots = [mount.entry for mount in mounts if mount.destination == "/"]
     for mount in mounts:
         _check_file_system(
@@ -89,7 +89,7 @@ def is_part_of(entry: criu.mnt_entry, root: criu.mnt_entry) -> bool:
     return one == other
 
 
-def _check_file_system(mount: Mount, *, is_part: bool) -> None:
+def _check_file_system(mount: MountEntry, *, is_part: bool) -> None:
     """No type that reaches the node's disks or kernel; an external mount takes the live source."""
     entry, place = mount.entry, mount.destination
     if not place.startswith("/") or ".." in place.split("/"):
@@ -107,7 +107,7 @@ def _check_file_system(mount: Mount, *, is_part: bool) -> None:
         )
 
 
-def _check_tree(mounts: Sequence[Mount]) -> None:
+def _check_tree(mounts: Sequence[MountEntry]) -> None:
     """Check each mount's parent by its path; otherwise a masked mount could cover its mask."""
     at: dict[str, int] = {}
     ids: set[int] = set()
@@ -128,7 +128,9 @@ def _check_tree(mounts: Sequence[Mount]) -> None:
             )
 
 
-def _check_each(mounts: Sequence[Mount], spec: dict[str, Any], live: Sequence[LiveMount]) -> None:
+def _check_each(
+    mounts: Sequence[MountEntry], spec: dict[str, Any], live: Sequence[LiveMount]
+) -> None:
     twins = {mount.destination: mount for mount in live}
     at = {mount.destination: mount for mount in mounts}
     volumes = {m.entry.root_dev for m in mounts if m.key is not None and m.entry.root == b"/"}
@@ -145,7 +147,7 @@ def _check_each(mounts: Sequence[Mount], spec: dict[str, Any], live: Sequence[Li
             _check_apart(mount, volumes, at.get(_DEV))
 
 
-def _check_volume(mount: Mount, key: str, twins: Mapping[str, LiveMount]) -> None:
+def _check_volume(mount: MountEntry, key: str, twins: Mapping[str, LiveMount]) -> None:
     """CRIU takes an external mount's flags from the image: it is read-only only if it was."""
     for place in {key, mount.destination}:
         nearest_mount = twins.get(place.rpartition("/")[0])
@@ -156,7 +158,7 @@ def _check_volume(mount: Mount, key: str, twins: Mapping[str, LiveMount]) -> Non
             _check_flags(mount, twin.options)
 
 
-def _check_readonly(mount: Mount, at: Mapping[str, Mount]) -> None:
+def _check_readonly(mount: MountEntry, at: Mapping[str, MountEntry]) -> None:
     """A read-only path is a mount of the very place that it lies on."""
     _check_flags(mount, ("ro",))
     below = at[nearest_mount(mount.destination, at)]
@@ -170,7 +172,7 @@ def _check_readonly(mount: Mount, at: Mapping[str, Mount]) -> None:
         )
 
 
-def _check_own(mount: Mount, twin: LiveMount | None) -> None:
+def _check_own(mount: MountEntry, twin: LiveMount | None) -> None:
     """A mount that CRIU makes is one that runc makes for the live pod, or an empty-born tmpfs."""
     kind, place = mount.entry.fstype, mount.destination
     made_of = _MADE_OF.get(twin.fs_type, set()) if twin else set()
@@ -183,7 +185,7 @@ def _check_own(mount: Mount, twin: LiveMount | None) -> None:
         _check_flags(mount, [o for o in twin.options if not (is_v1 and o in {"ro", "rro"})])
 
 
-def _check_apart(mount: Mount, volumes: Set[int], dev: Mount | None) -> None:
+def _check_apart(mount: MountEntry, volumes: Set[int], dev: MountEntry | None) -> None:
     """Refuse a mount that shows a part of another mount or a volume, to which CRIU would bind it.
 
     The container's own /dev/null, in its own /dev, is allowed: it masks a file in dumps where CRIU
@@ -198,7 +200,7 @@ def _check_apart(mount: Mount, volumes: Set[int], dev: Mount | None) -> None:
         )
 
 
-def _check_flags(mount: Mount, options: Iterable[str]) -> None:
+def _check_flags(mount: MountEntry, options: Iterable[str]) -> None:
     for option in options:
         flag = mount_flags.OPTIONS.get(option, 0)
         if mount.entry.flags & flag != flag:
@@ -208,7 +210,7 @@ def _check_flags(mount: Mount, options: Iterable[str]) -> None:
             )
 
 
-def _check_covered(mounts: Sequence[Mount], exposed: Set[str]) -> None:
+def _check_covered(mounts: Sequence[MountEntry], exposed: Set[str]) -> None:
     open_paths = sorted(exposed - {mount.destination for mount in mounts})
     if open_paths:
         raise MountError(

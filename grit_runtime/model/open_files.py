@@ -29,7 +29,7 @@ _PROC = 1  # enum fstype of mnt.proto
 _OF_TASK = re.compile(r"/(\d+)(?:/task/(\d+))?(?:/.*)?", re.DOTALL)
 
 
-class Found(NamedTuple):
+class PodFile(NamedTuple):
     """The file of that name in the new pod: its st_mode, its length."""
 
     mode: int
@@ -64,7 +64,7 @@ def of_absent_task(dump: Dump) -> criu.reg_file_entry | None:
     return None
 
 
-def difference(file: criu.reg_file_entry, found: Found | None) -> str | None:
+def difference(file: criu.reg_file_entry, found: PodFile | None) -> str | None:
     """How the file of that name differs from what CRIU demands, for messages; None if it fits."""
     size = f"{file.size} bytes long" if file.HasField("size") else None
     if found is None:

@@ -122,7 +122,8 @@ def line(one: Outcome) -> str:
         WIDER: f"was restored by an older version with {one.reason}; delete it, or checkpoint it "
         "and restore that",
     }
-    lines = [f"{one.time} {whose} {what[one.outcome]}"]
+    error = f" ({one.error})" if one.error else ""
+    lines = [f"{one.time} {whose} {what[one.outcome]}{error}"]
     return "\n".join(lines + [f"  warning: {warning}" for warning in one.warnings])
 
 

@@ -1,7 +1,7 @@
-"""Parsing runc's command line: the command, its options and operands; and executing runc with it.
+"""Parsing runc's command line into command, options and operands, and executing runc with it.
 
-Every call that grit may have to answer is parsed here, and most go on to runc, so only os and sys
-are imported. Source: opencontainers/runc main.go, create.go@v1.3.6.
+Most calls that are parsed here are passed on to runc and must be fast, so only os and sys are
+imported. Source: opencontainers/runc main.go, create.go@v1.3.6.
 """
 
 import os
@@ -44,14 +44,14 @@ def global_options(argv: list[str], end: int) -> dict[str, str]:
 def exec_runc(runc: str, argv: list[str]) -> "NoReturn":
     """Replace this process by runc, with the caller's arguments unchanged."""
     try:
-        os.execv(runc, argv)  # noqa: S606  no shell is the point
+        os.execv(runc, argv)  # noqa: S606  no shell is wanted
     except OSError as error:
         sys.stderr.write(f"grit-runtime: cannot run {runc}: {error.strerror}; install runc there\n")
         sys.exit(1)
 
 
 def _options_end(words: list[str], at: int, with_value: frozenset[str]) -> int:
-    """Index of the first operand: options end there, or after ``--``."""
+    """Index of the first operand, or of the first word after ``--``."""
     while at < len(words) and words[at].startswith("-") and words[at] != "-":
         if words[at] == "--":
             return at + 1

@@ -1,10 +1,10 @@
 """The calls of runc that grit answers.
 
-A restore happens in `create`, `start` finds it done, `delete` drops what was kept of it. `kill` of
-a container that a checkpoint holds frozen has to thaw it.
+`create` restores a container, whose `start` then has nothing to do, and `delete` removes grit's
+state of it. `kill` thaws a container that a checkpoint holds frozen.
 
-containerd's shim reads a runtime's failure from the file of ``--log`` (the last line of level
-error) and its exit code, so grit writes both as runc does.
+containerd's shim learns why a runtime failed from its exit code and from the last line of level
+error in the file of ``--log``, so grit sets both as runc does.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _SHARED_FLAGS = ("no-pivot",)
 
 
 def intercept(argv: list[str], at: int, runc: str) -> NoReturn:
-    """Run the command at argv[at] and end the process; `create` restores if that is ordered."""
+    """Run the command at argv[at], which is one of _COMMANDS, and end the process."""
     try:
         handled = _COMMANDS[argv[at]](argv, at, runc)
     except (GritError, OSError) as error:
         _fail(argv, at, told(error))
-    except Exception as error:  # noqa: BLE001  else containerd can report only "exit 1"
+    except Exception as error:  # noqa: BLE001  without a line containerd reports only "exit 1"
         _fail(argv, at, f"internal error in grit-runtime: {_where(error)}")
     if handled is None:
         exec_runc(runc, argv)
@@ -63,7 +63,7 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
     strange = unknown(annotations)
     if strange:
         log.to_file(_LOG)
-        log.warning("unknown annotations ask nothing of grit", id=operands[0], keys=strange)
+        log.warning("unknown annotations are ignored", id=operands[0], keys=strange)
     if order is None:
         if wants_safe_nccl(annotations):
             from grit_runtime.model.gpu_preflight import SAFE_NCCL
@@ -71,7 +71,7 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
             _add_environment(bundle_dir, spec, SAFE_NCCL)
         return None
 
-    from grit_runtime.restore import restore  # a cold start does not pay for it
+    from grit_runtime.restore import restore  # a cold start needs none of it
     from grit_runtime.restore.attempts import Request
     from grit_runtime.startup import protobuf
 
@@ -93,7 +93,7 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
 
 
 def _second_life(annotations: dict[str, str]) -> RestoreOrder | None:
-    """The order to restore a container of a pod that was held; refuses if the pod is still held."""
+    """The order to restore a container of a pod that was held; HeldError if it still is held."""
     from grit_runtime.model import annotations as model
     from grit_runtime.model import hold as holding
     from grit_runtime.pod import held_pods
@@ -108,7 +108,7 @@ def _second_life(annotations: dict[str, str]) -> RestoreOrder | None:
 
 
 def _add_environment(bundle_dir: str, spec: dict[str, Any], variables: dict[str, str]) -> None:
-    """Start the container's process with *variables*, which override those of its pod."""
+    """Add *variables* to the container's environment, in place of the pod's of the same names."""
     kept = [pair for pair in spec["process"]["env"] if pair.partition("=")[0] not in variables]
     spec["process"]["env"] = kept + [f"{name}={value}" for name, value in variables.items()]
     config_json.write(bundle_dir, spec)
@@ -138,13 +138,14 @@ def _delete(argv: list[str], at: int, _runc: str) -> None:
 
 
 def _kill(argv: list[str], at: int, runc: str) -> int | None:
-    """Kill a container that is held frozen at once, whatever the signal.
+    """Send SIGKILL to a container that is held frozen, whatever the signal is.
 
-    Frozen, it could not use its grace period; thawed for the signal, it would go on beside its
-    second life. If it is dead already and has left frozen processes, runc kills and reports.
+    While it is frozen it cannot use its grace period; thawed first, it would run beside the pod
+    that is restored from its checkpoint. If its init process has ended already, runc sends the
+    signal to the processes that are left, and they are thawed to receive it.
     """
     container_id, *words = options(argv[at + 1 :])[1]
-    if words == ["0"]:  # signal 0 only checks
+    if words == ["0"]:  # signal 0 asks only whether it lives
         return None
 
     named = global_options(argv, at)
@@ -167,7 +168,7 @@ def _kill(argv: list[str], at: int, runc: str) -> int | None:
 
 
 def _outlives_its_pod(named: dict[str, str]) -> bool:
-    """Whether a journal is left of a pod that runc no longer knows, which is still to be undone."""
+    """Whether there is the journal of a pod that runc no longer knows: it is still to be undone."""
     root = named.get("root", "/run/runc")
     pods = map(os.path.dirname, journal.checkpoints())
     return not all(os.path.exists(f"{root}/{os.path.basename(pod)}") for pod in pods)
@@ -178,7 +179,7 @@ def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:
     if not operands:
         return None
 
-    from grit_runtime import runc_level  # a node without GPUs does not pay for it
+    from grit_runtime import runc_level  # a node without GPUs needs none of it
     from grit_runtime.host import criu
     from grit_runtime.host.runc import state
 
@@ -212,7 +213,7 @@ def _restore(argv: list[str], at: int, runc: str) -> int | None:
     pid_file = runc_level.PidFile(pid_path, runc_level.inode(pid_path))
     runc_fd = os.pidfd_open(os.getpid())
     if os.fork():
-        # The caller waits for this process, and its signals are runc's to forward.
+        # The caller waits for this process and signals it; runc forwards signals.
         os.environ[runc_level.CONFIG_FILE] = config_path
         exec_runc(runc, [*argv[: at + 1], "--pid-file", pid_path, *argv[at + 1 :]])
     try:
@@ -235,7 +236,7 @@ _COMMANDS = {
 
 
 def _where(error: Exception) -> str:
-    """The exception and the innermost line it came from, on one line."""
+    """The exception and the innermost line of code that raised it, as one line."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -248,7 +249,7 @@ def _bundle_dir(named: dict[str, str]) -> str:
 
 
 def _callers_runc(argv: list[str], at: int, program: str) -> Runc:
-    """Runc with the caller's global options, except those of the log, which grit writes."""
+    """Runc with the caller's global options but those of the log, which grit writes itself."""
     from grit_runtime.host.process import new_token  # most calls run no program
     from grit_runtime.host.runc import Runc
 
@@ -286,6 +287,6 @@ def _fail(argv: list[str], at: int, message: str) -> NoReturn:
 
 
 def _end(status: int) -> NoReturn:
-    """Exit without finalizing the interpreter, which would take 15 ms of the caller's time."""
+    """Exit without finalizing the interpreter, which takes 15 ms."""
     sys.stderr.flush()
     os._exit(status)

@@ -48,13 +48,13 @@ def hold(pod_dir: str, namespace: str) -> None:
     read_fd, write_fd = os.pipe()
 
     def keep() -> None:
-        held = journal.begin(path, STEPS)
-        held.record(Hold(namespace, os.getpid()))
+        loopback_journal = journal.begin(path, STEPS)
+        loopback_journal.record(Hold(namespace, os.getpid()))
         network.hold_loopback(namespace)
         os.write(write_fd, b".")
         os.close(write_fd)
         time.sleep(_LIMIT_S)
-        _undo(held)
+        _undo(loopback_journal)
 
     process.detached(keep, kept_fd=write_fd)
     os.close(write_fd)
@@ -67,26 +67,26 @@ def hold(pod_dir: str, namespace: str) -> None:
 
 def recover(pod_dir: str) -> None:
     """Unblock the traffic if the process that blocks it has died."""
-    held = journal.adopt(f"{pod_dir}/{_JOURNAL}", STEPS)
-    if held is not None:
-        _undo(held)
+    loopback_journal = journal.adopt(f"{pod_dir}/{_JOURNAL}", STEPS)
+    if loopback_journal is not None:
+        _undo(loopback_journal)
 
 
 def release(pod_dir: str) -> None:
     """Unblock the traffic, whether the process that blocks it lives or not."""
     path = f"{pod_dir}/{_JOURNAL}"
-    held = journal.adopt(path, STEPS)
-    if held is None:  # there is no journal, or its process lives
+    loopback_journal = journal.adopt(path, STEPS)
+    if loopback_journal is None:  # there is no journal, or its process lives
         with suppress(FileNotFoundError, ProcessLookupError):
             for step in journal.read(path, STEPS):
                 os.kill(step.pid, signal.SIGKILL)
-        held = journal.adopt(path, STEPS, wait=True)
-    if held is not None:
-        _undo(held)
+        loopback_journal = journal.adopt(path, STEPS, wait=True)
+    if loopback_journal is not None:
+        _undo(loopback_journal)
         log.info("loopback traffic passes again", pod_dir=pod_dir)
 
 
-def _undo(held: Journal[Hold]) -> None:
-    for step in held.steps():
+def _undo(loopback_journal: Journal[Hold]) -> None:
+    for step in loopback_journal.steps():
         network.let_loopback_pass(step.path)
-    held.end()
+    loopback_journal.end()

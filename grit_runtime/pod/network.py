@@ -17,6 +17,11 @@ _TC_H_ROOT = 0xFFFFFFFF  # linux include/uapi/linux/pkt_sched.h
 _BEFORE_ALL_ROUTES = 1  # the rule of priority 0 is for what stays in the namespace
 
 
+def load() -> None:
+    """Load now what a change needs, because packages may be replaced while this process waits."""
+    import pyroute2  # noqa: F401
+
+
 def missing_addresses(namespace: Sequence[str], addresses: Sequence[str]) -> list[str]:
     """Those of *addresses* that nothing can be bound to in the namespace.
 

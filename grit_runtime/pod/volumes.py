@@ -97,39 +97,39 @@ def put_back(
     names = [name for name in captured if name in paths]
     if not names:
         return
-    held = journal.hold(f"{pod_dir}/{JOURNAL}", STEPS)
+    uses = journal.hold(f"{pod_dir}/{JOURNAL}", STEPS)
     try:
-        filled = volumes.holding(held.steps()).filled
+        filled = volumes.holding(uses.steps()).filled
         for name in names:
-            held.record(Use(name, paths[name], user))
+            uses.record(Use(name, paths[name], user))
             if name not in filled:
                 _fill(checkpoint_fd, name, paths[name], privilege.devices(spec))
-                held.record(Filled(name))
+                uses.record(Filled(name))
     finally:
-        held.close()
+        uses.close()
 
 
 def release(pod_dir: str, user: str) -> None:
     """Empty the volumes that only *user* uses, a container that was not restored after all."""
-    held = journal.adopt(f"{pod_dir}/{JOURNAL}", STEPS, wait=True)
-    if held is None:
+    uses = journal.adopt(f"{pod_dir}/{JOURNAL}", STEPS, wait=True)
+    if uses is None:
         return
-    holding = volumes.holding(held.steps())
+    holding = volumes.holding(uses.steps())
     for path in holding.only(user):
         with suppress(FileNotFoundError):  # the sandbox, or the pod, went first
             _clear(path)
     if holding.is_needed_without(user):
-        held.record(LetGo(user))
-        held.close()
+        uses.record(LetGo(user))
+        uses.close()
     else:
-        held.end()
+        uses.end()
 
 
 def forget(pod_dir: str) -> None:
     """Drop the journal of a sandbox that is being deleted."""
-    held = journal.adopt(f"{pod_dir}/{JOURNAL}", STEPS, wait=True)
-    if held is not None:
-        held.end()
+    uses = journal.adopt(f"{pod_dir}/{JOURNAL}", STEPS, wait=True)
+    if uses is not None:
+        uses.end()
 
 
 def _existing(spec: dict[str, Any]) -> list[Mounted]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from grit_runtime import log, paths
+from grit_runtime.errors import INTERRUPTED
 from grit_runtime.host import cgroup, journal, overlay, process, records, runc
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import outcomes
@@ -202,7 +203,7 @@ def _undo_dead(held: Journal[Step]) -> None:
     undo(held)
     if begin:  # the attempt may have died before it had written anything
         reason = "grit-runtime was killed before the container was started"
-        report(begin.outcome._replace(time=log.rfc3339(), reason=reason))
+        report(begin.outcome._replace(time=log.rfc3339(), reason=reason, error=INTERRUPTED))
 
 
 def _empty_log(path: str, size_bytes: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from grit_runtime.errors import FailedPreconditionError
+from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from grit_runtime.files import checkpoint_dir
 from grit_runtime.host import cgroup, config_json, criu, process, procfs, runc
 from grit_runtime.host import node as this_node
@@ -54,25 +54,30 @@ def against(path: str, target: str, config: Config) -> list[dict[str, Any]]:
     reasons for which the restore would be refused, except those that depend on files which a
     restore puts in place first.
     """
-    criu.prefer(config.criu)
-    node = this_node.facts(criu.read_version(criu.start_version(process.new_token())))
     with checkpoint_dir.opened(path) as (dir_fd, sealed):
         running = {c.name: c for c in sealed.manifest.running}
-        if os.path.isdir(target):
+        if os.path.exists(target) or target.startswith(("/", ".")):
             targets = [_of_bundle(target, running.keys())]
         else:
             targets = list(_of_pod(target, config))
+        targets = [each for each in targets if each.container in running]
+        if not targets:
+            raise FailedPreconditionError(
+                f"{target}: checkpoint {path} holds no container of it, expected one of "
+                f"{', '.join(running)}"
+            )
+        criu.prefer(config.criu)
+        node = this_node.facts(criu.read_version(criu.start_version(process.new_token())))
         return [
             _entry(Opened(path, dir_fd, sealed), running[each.container], node, each)
             for each in targets
-            if each.container in running
         ]
 
 
-def plans(entries: list[dict[str, Any]]) -> str:
+def text(plans: list[dict[str, Any]]) -> str:
     """What `against` returns, as an indented text."""
     lines = []
-    for container in entries:
+    for container in plans:
         lines.append(f"container {container['container']}")
         lines += [f"  kept      {path}" for path in container["kept"]]
         lines += [
@@ -90,7 +95,19 @@ def plans(entries: list[dict[str, Any]]) -> str:
 
 def _of_bundle(bundle_dir: str, running: Set[str]) -> Target:
     """The bundle's container; the checkpoint's only one if the bundle names none."""
-    name = config_json.read(bundle_dir).get("annotations", {}).get(CONTAINER_NAME)
+    try:
+        spec = config_json.read(bundle_dir)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(
+            f"{bundle_dir} is no bundle: it has no config.json; expected a bundle's directory, "
+            "NAMESPACE/POD or an id"
+        ) from None
+    for key in ("process", "root", "linux"):
+        if not isinstance(spec.get(key), dict):
+            raise InvalidArgumentError(
+                f"{bundle_dir}/config.json is no OCI runtime spec of a container: it has no {key}"
+            )
+    name = spec.get("annotations", {}).get(CONTAINER_NAME)
     if name is None and len(running) != 1:
         raise FailedPreconditionError(
             f"bundle {bundle_dir} names no container, the checkpoint holds {len(running)}; give "

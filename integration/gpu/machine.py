@@ -11,12 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Self
 
-from grit_runtime.proto import cri_pb2
 from integration.gpu.bundle import PREFIX
 from integration.node import cgroup, node, rootfs
 from integration.node.cri import Cri
@@ -43,7 +41,6 @@ PODS_CGROUP = "kubepods"
 
 RUNC = str(PREFIX / "bin/runc")
 START_TIMEOUT_S = 30
-LOG_TAIL_BYTES = 24_576
 
 
 class Machine:
@@ -73,7 +70,9 @@ class Machine:
             stack.callback(self._kill_containerd)
             self.cri = Cri(Path("/run/containerd/containerd.sock"))
             stack.callback(self.cri.close)
-            self._wait_until_ready()
+            # Pods are on the host network, so that network readiness is never asked for.
+            if not self.cri.becomes_ready(self._containerd, {"RuntimeReady"}, START_TIMEOUT_S):
+                raise AssertionError(f"containerd is not ready:\n{self.collect_logs()}")
             for image in sorted((PREFIX / "images").iterdir()):
                 self.run(["ctr", "-n", "k8s.io", "images", "import", str(image)])
             self._stack = stack.pop_all()
@@ -131,37 +130,11 @@ class Machine:
 
     def collect_logs(self) -> str:
         """The ends of all logs that may tell why something failed, each with a headline."""
-        found = [Path("/var/log/containerd.log")]
-        for directory in ("/var/log/grit", "/var/log/pods"):
-            found += sorted(path for path in Path(directory).rglob("*") if path.is_file())
-        for directory in ("/mnt/grit-agent", "/run/containerd", "/run/grit", "/var/lib/grit"):
-            found += sorted(Path(directory).rglob("*.log"))
-        parts = []
-        for path in found:
-            with suppress(OSError):
-                parts += [f"---- {path}", _tail(path)]
-        return "\n".join(parts)
+        return "\n".join(node.logs(self.root))
 
     def end_pods(self) -> None:
         """Kill all that lives in pods, if a case has left any."""
         _kill_pods()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._is_ready(deadline - time.monotonic()):
-            time.sleep(0.05)
-
-    def _is_ready(self, timeout_s: float) -> bool:
-        # Pods are on the host network, so that network readiness is never asked for.
-        if self._containerd.poll() is not None or timeout_s < 0:
-            raise AssertionError(f"containerd is not ready:\n{self.collect_logs()}")
-        reply = self.cri.call(
-            "Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse, timeout_s=timeout_s
-        )
-        return any(
-            condition.type == "RuntimeReady" and condition.status
-            for condition in reply.status.conditions
-        )
 
     def _kill_containerd(self) -> None:
         self._containerd.kill()
@@ -222,13 +195,9 @@ def _install_project() -> None:
     """Put this checkout where an installer would, with its launchers."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     site_packages = Path("/") / rootfs.VENV / f"lib/python{version}/site-packages"
-    package = site_packages / "grit_runtime"
-    shutil.rmtree(package, ignore_errors=True)
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(rootfs.REPO / "grit_runtime", package, ignore=ignored)
-    _output(sys.executable, "-m", "compileall", "-q", str(package))
     python = f"/{rootfs.VENV}/bin/python"
-    node.write_launchers(Path("/"), python=python, site_packages=site_packages, runc=RUNC)
+    node.install(Path("/"), python=python, site_packages=site_packages, runc=RUNC)
+    _output(sys.executable, "-m", "compileall", "-q", str(site_packages / "grit_runtime"))
 
 
 def _configure_containerd() -> None:
@@ -241,10 +210,3 @@ def _configure_containerd() -> None:
 
 def _output(*argv: str) -> str:
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace")

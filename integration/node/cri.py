@@ -7,8 +7,12 @@ from typing import TypeVar
 
 import grpc
 
+from grit_runtime.proto import cri_pb2
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Set
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -70,3 +74,16 @@ class Cri:
                     code = grpc.StatusCode.DEADLINE_EXCEEDED
                 raise CriError(method, code, error.details()) from None
             return answer
+
+    def becomes_ready(
+        self, containerd: subprocess.Popen[str], wanted: Set[str], timeout_s: float
+    ) -> bool:
+        """Wait until the *wanted* conditions hold; false if *containerd* ends, or time runs out."""
+        end = time.monotonic() + timeout_s
+        while containerd.poll() is None and (left_s := end - time.monotonic()) > 0:
+            request = cri_pb2.StatusRequest()
+            reply = self.call("Status", request, cri_pb2.StatusResponse, timeout_s=left_s)
+            if wanted <= {each.type for each in reply.status.conditions if each.status}:
+                return True
+            time.sleep(_ASK_AGAIN_S)
+        return False

@@ -11,12 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Self
 
-from grit_runtime.proto import cri_pb2
 from integration.node import images, rootfs, supervisor
 from integration.node.cri import Cri
 
@@ -35,8 +33,9 @@ ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
 START_TIMEOUT_S = 60
+READY = {"RuntimeReady", "NetworkReady"}
 STOP_TIMEOUT_S = 60
-LOG_TAIL_BYTES = 16_384
+LOG_TAIL_BYTES = 24_576
 
 CRIU_PRELOAD_SOURCE = Path(__file__).with_name("criu-preload.c")
 CRIU_PRELOAD = "/usr/local/lib/criu-preload.so"
@@ -87,7 +86,8 @@ class Node:
             stack.callback(self._kill_containerd)
             self.cri = Cri(self.root / "run/containerd/containerd.sock")
             stack.callback(self.cri.close)
-            self._wait_until_ready()
+            if not self.cri.becomes_ready(self._containerd, READY, START_TIMEOUT_S):
+                raise LostNodeError(f"containerd is not ready:\n{self.collect_logs()}")
             for image in images.ensure(self.edition, lower):
                 self._import_image(image)
             self._stack = stack.pop_all()
@@ -192,8 +192,7 @@ class Node:
         if not self.alive:
             return f"==== node {self.name} has ended ===="
         parts = [f"==== node {self.name} ({self.edition.suite}) ===="]
-        for path in self._log_paths():
-            parts += [f"---- {path.relative_to(self.root)}", _tail(path)]
+        parts += logs(self.root)
         for command in (
             "ps axfo pid,stat,wchan:20,cgroup:60,args",
             "ip addr",
@@ -201,14 +200,6 @@ class Node:
         ):
             parts += [f"---- {command}", self.run(command.split(), check=False).stdout]
         return "\n".join(parts)
-
-    def _log_paths(self) -> list[Path]:
-        found = [self.root / "var/log/containerd.log"]
-        for below in ("var/log/grit", "var/log/pods"):
-            found += sorted(path for path in (self.root / below).rglob("*") if path.is_file())
-        for below in ("mnt", "run/containerd", "run/grit", "var/lib/grit"):
-            found += sorted((self.root / below).rglob("*.log"))
-        return found
 
     def _start_supervisor(self, lower: Path) -> int:
         """The pid of the node's first process, which its supervisor has started."""
@@ -272,32 +263,24 @@ class Node:
         _write_script(self.root / "usr/local/sbin/criu", CRIU_LAUNCHER)
 
     def _install_project(self) -> None:
-        """Put this checkout and its two launchers where an installer would."""
         site_packages = Path("/") / rootfs.site_packages(self.edition)
-        package = self.root / site_packages.relative_to("/") / "grit_runtime"
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(rootfs.REPO / "grit_runtime", package, ignore=ignored)
         python = f"/usr/bin/python{self.edition.python}"
-        write_launchers(self.root, python=python, site_packages=site_packages, runc=RUNC)
+        install(self.root, python=python, site_packages=site_packages, runc=RUNC)
         self.run([python, "-m", "compileall", "-q", f"{site_packages}/grit_runtime"])
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._is_ready(deadline - time.monotonic()):
-            time.sleep(0.05)
-
-    def _is_ready(self, timeout_s: float) -> bool:
-        if self._containerd.poll() is not None or timeout_s < 0:
-            raise LostNodeError(f"containerd is not ready:\n{self.collect_logs()}")
-        reply = self.cri.call(
-            "Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse, timeout_s=timeout_s
-        )
-        return all(condition.status for condition in reply.status.conditions)
 
     def _import_image(self, image: Path) -> None:
         shutil.copy(image, self.root / "run")
         self.run(["ctr", "-n", "k8s.io", "images", "import", f"/run/{image.name}"])
         (self.root / "run" / image.name).unlink()
+
+
+def install(root: Path, *, python: str, site_packages: Path, runc: str) -> None:
+    """Put this checkout, not compiled, and its launchers where an installer would at *root*."""
+    package = root / site_packages.relative_to("/") / "grit_runtime"
+    shutil.rmtree(package, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(rootfs.REPO / "grit_runtime", package, ignore=ignored)
+    write_launchers(root, python=python, site_packages=site_packages, runc=runc)
 
 
 def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) -> None:
@@ -341,8 +324,18 @@ def _pod_network(connection: Connection) -> dict[str, object]:
     return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, {"type": "loopback"}]}
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace")
+def logs(root: Path) -> list[str]:
+    """The ends of all logs of the node at *root* that may tell why something failed."""
+    found = [root / "var/log/containerd.log"]
+    for below in ("var/log/grit", "var/log/pods"):
+        found += sorted(path for path in (root / below).rglob("*") if path.is_file())
+    for below in ("mnt/grit-agent", "run/containerd", "run/grit", "var/lib/grit"):
+        found += sorted((root / below).rglob("*.log"))
+    parts = []
+    for path in found:
+        with suppress(OSError), path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+            parts += [f"---- {path.relative_to(root)}", text]
+    return parts

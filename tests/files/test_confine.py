@@ -220,7 +220,7 @@ def copy_fds(tmp_path: Path) -> Iterator[tuple[int, int]]:
 def test_a_copy_holds_the_same_bytes_and_nobody_elses_rights(
     copy_fds: tuple[int, int], tmp_path: Path
 ) -> None:
-    assert confine.copy_tree(*copy_fds, **LIMITS) == 605_001
+    confine.copy_tree(*copy_fds, **LIMITS)
     for name in ("one", "sub/two", "sparse"):
         assert (tmp_path / "dst" / name).read_bytes() == (tmp_path / "src" / name).read_bytes()
         assert stat.S_IMODE((tmp_path / "dst" / name).stat().st_mode) == 0o600
@@ -235,7 +235,7 @@ def test_a_copy_is_bounded(copy_fds: tuple[int, int], limit: dict[str, int]) -> 
 
 
 def test_exactly_the_limits_are_allowed(copy_fds: tuple[int, int]) -> None:
-    assert confine.copy_tree(*copy_fds, max_entries=4, max_bytes=605_001) == 605_001
+    confine.copy_tree(*copy_fds, max_entries=4, max_bytes=605_001)
 
 
 @pytest.mark.parametrize("name", ["a/up", "to-dir", "to-file", "fifo"])
@@ -250,25 +250,24 @@ def test_a_copy_refuses_other_types_by_name(tree: Path, tmp_path: Path, name: st
     os.close(dst_fd)
 
 
-def confine_remove(path: Path, name: str) -> bool:
+def confine_remove(path: Path, name: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return confine.remove_tree(fd, name)
+        confine.remove_tree(fd, name)
     finally:
         os.close(fd)
 
 
 def test_removing_a_tree_removes_links_not_what_they_point_to(tree: Path, tmp_path: Path) -> None:
     (tree / "a" / "out").symlink_to(tmp_path / "out")
-    assert confine_remove(tree, "a")
-    assert confine_remove(tree, "to-dir")
-    assert not confine_remove(tree, "a")
+    for name in ("a", "to-dir", "a"):
+        confine_remove(tree, name)
     assert sorted(os.listdir(tree)) == ["fifo", "to-file"]
     assert (tmp_path / "out" / "secret").read_text() == "secret"
 
 
 def test_clearing_a_directory_keeps_it(tree: Path, tree_fd: int) -> None:
-    assert confine.clear(tree_fd) == 4
+    confine.clear(tree_fd)
     assert os.listdir(tree) == []
 
 

@@ -36,8 +36,8 @@ def test_mountinfo_is_decoded() -> None:
         b"45 27 0:39 /r /m\\040n\\134 rw,noatime shared:1 master:2 - fuse.x dev\\040x rw,a=b=c,d\n"
         b"46 27 0:4 / / rw - proc proc rw\n"
     ) == [
-        overlay.Mount("/m n\\", "fuse.x", {"rw": "", "a": "b=c", "d": ""}),
-        overlay.Mount("/", "proc", {"rw": ""}),
+        overlay.MountInfo("/m n\\", "fuse.x", {"rw": "", "a": "b=c", "d": ""}),
+        overlay.MountInfo("/", "proc", {"rw": ""}),
     ]
 
 

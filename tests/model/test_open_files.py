@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grit_runtime.model import open_files
-from grit_runtime.model.open_files import Found
+from grit_runtime.model.open_files import PodFile
 from grit_runtime.proto import criu_pb2 as criu
 
 FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
@@ -34,16 +34,16 @@ def test_what_is_made_anew_or_given_is_not_opened_by_its_name() -> None:
 def test_what_is_not_as_it_was_is_told_with_both() -> None:
     assert open_files.difference(reg(size=6), None) == "is missing, was 6 bytes long"
     assert open_files.difference(reg(mode=DIRECTORY), None) == "is missing"
-    assert open_files.difference(reg(size=6), Found(FILE, 10)) == "is 10 bytes long, was 6"
-    wrong = open_files.difference(reg(size=6), Found(DIRECTORY, 4096))
+    assert open_files.difference(reg(size=6), PodFile(FILE, 10)) == "is 10 bytes long, was 6"
+    wrong = open_files.difference(reg(size=6), PodFile(DIRECTORY, 4096))
     assert wrong == "has mode 040755, had 0100644"
     # what is only appended to may have grown, and CRIU notes no length of it
-    assert open_files.difference(reg(), Found(FILE, 10)) is None
+    assert open_files.difference(reg(), PodFile(FILE, 10)) is None
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 0o7777), st.integers(0, 0o7777))
 def test_nothing_is_wrong_exactly_with_an_equal_file(a: int, b: int, was: int, now: int) -> None:
     wrong = open_files.difference(
-        reg(size=a, mode=stat.S_IFREG | was), Found(stat.S_IFREG | now, b)
+        reg(size=a, mode=stat.S_IFREG | was), PodFile(stat.S_IFREG | now, b)
     )
     assert (wrong is None) == (a == b and was == now)

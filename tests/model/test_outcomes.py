@@ -86,7 +86,7 @@ def test_each_outcome_is_one_line() -> None:
     assert outcomes.line(NOW) == f"{where}/main restored from /c/nightly"
     failed = NOW._replace(outcome=FAILED, reason="why")
     assert outcomes.line(failed) == f"{where}/main restore failed: why"
-    of_pod = failed._replace(container="")
-    assert outcomes.line(of_pod) == f"{where} checkpoint failed: why"
-    sealed = of_pod._replace(outcome=outcomes.SEALED)
+    of_pod = failed._replace(container="", error="NoRoom")
+    assert outcomes.line(of_pod) == f"{where} checkpoint failed: why (NoRoom)"
+    sealed = of_pod._replace(outcome=outcomes.SEALED, error="")
     assert outcomes.line(sealed) == f"{where} checkpoint sealed: /c/nightly"

@@ -569,4 +569,4 @@ def test_what_became_of_a_checkpoint_is_remembered(nodes: Nodes, counter: Pod) -
         "default/source checkpoint failed",
     ]
     assert "/mnt/grit-agent/default/kept exists" in shown[1]
-    assert shown[2].endswith("the engine was killed")
+    assert shown[2].endswith("the engine was killed (Interrupted)")

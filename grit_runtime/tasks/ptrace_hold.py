@@ -7,6 +7,7 @@ that thread ends, the processes go on where they were, but for those that a sign
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import suppress
 
 from grit_runtime.errors import CommandError
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 _O_TRACESYSGOOD, _O_SUSPEND_SECCOMP = 1, 1 << 21
 _OPTIONS = _O_TRACESYSGOOD | _O_SUSPEND_SECCOMP
 STOP_DEADLINE_S = 10.0
+
+# What a thread brings on itself. It is not kept from a thread that runs alone.
+_FAULTS = {
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGILL),
+    *(signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS),
+}
+_KEPT_BACK = ptrace.ALL_SIGNALS & ~sum(1 << (number - 1) for number in _FAULTS)
 
 
 class Hold:
@@ -66,7 +74,7 @@ class Hold:
                 return
 
     def run_alone(self, tids: Iterable[int]) -> None:
-        """Let threads run while the others stand, and keep all signals from them.
+        """Let threads run while the others stand, and keep signals of others from them.
 
         A signal to the process would be theirs to handle: no other thread can take it. It is
         handled by whom it may concern after `stop`.
@@ -74,7 +82,7 @@ class Hold:
         for tid in set(tids) - self._masks.keys():
             with suppress(ProcessLookupError):
                 mask = ptrace.signal_mask(tid).value
-                ptrace.set_signal_mask(tid, ptrace.ALL_SIGNALS)
+                ptrace.set_signal_mask(tid, _KEPT_BACK)
                 ptrace.request(ptrace.SETOPTIONS, tid)  # its own seccomp filter applies
                 self._masks[tid] = mask
                 ptrace.request(ptrace.CONT, tid)
@@ -92,7 +100,8 @@ class Hold:
     def attend(self) -> bool:
         """See to what has become of threads, without blocking; False if all have ended.
 
-        A thread that runs alone is not kept from dying of a signal of its own.
+        A thread that runs alone and faults is let go: a namespace's init does not die of a fault
+        while it is traced (linux kernel/signal.c force_sig_info_to_task).
         """
         while True:
             try:
@@ -104,9 +113,15 @@ class Hold:
             if os.WIFSIGNALED(status):
                 self.killed[tid] = os.WTERMSIG(status)
             if os.WIFSTOPPED(status) and tid in self._masks:
-                number = 0 if ptrace.is_event(status) else os.WSTOPSIG(status)
-                with suppress(ProcessLookupError):
-                    ptrace.request(ptrace.CONT, tid, data=number)
+                self._go_on(tid, 0 if ptrace.is_event(status) else os.WSTOPSIG(status))
+
+    def _go_on(self, tid: int, number: int) -> None:
+        request = ptrace.CONT
+        if number in _FAULTS:
+            request = ptrace.DETACH
+            del self._masks[tid]
+        with suppress(ProcessLookupError):
+            ptrace.request(request, tid, data=number)
 
     def release(self) -> None:
         """Let all go on; those that a signal has stopped stay so."""

@@ -74,19 +74,12 @@ def ask(containers: Sequence[RunningContainer], token: str) -> Asked:
             text = "was paused by somebody else, and so could not be asked"
             losses.append(Loss("NotAsked", container.name, 0, text))
             continue
-        stopped = {pid for pid in container.pids() if procfs.is_stopped(pid)}
+        standing = {pid: why for pid in container.pids() if (why := _stands(pid))}
         losses += [
-            Loss("NotAsked", container.name, pid, "is stopped by a signal, and so cannot be asked")
-            for pid in sorted(stopped)
+            Loss("NotAsked", container.name, pid, f"{why}, and so cannot be asked")
+            for pid, why in sorted(standing.items())
         ]
-        kept = {pid for pid in container.pids() if ptrace_agent.keeper(pid)}
-        losses += [
-            Loss(
-                "NotAsked", container.name, pid, "is suspended by grit gpu, and so cannot be asked"
-            )
-            for pid in sorted(kept)
-        ]
-        pids = sorted(container.pids() - stopped - kept)
+        pids = sorted(container.pids() - standing.keys())
         seals = {pid: process_memory.seals(pid) for pid in pids}
         try:
             with ptrace_agent.held(pids, token) as holder:
@@ -115,6 +108,13 @@ def ask(containers: Sequence[RunningContainer], token: str) -> Asked:
         for pid, peer in sorted(socket_facts.connected_by_others(container.pids()).items())
     ]
     return Asked(answers, tuple(losses))
+
+
+def _stands(pid: int) -> str:
+    """Why a process does not run, and makes no call in its own name; "" if it runs."""
+    if procfs.is_stopped(pid):
+        return "is stopped by a signal"
+    return "is suspended by grit gpu" if ptrace_agent.keeper(pid) else ""
 
 
 def read_facts(container: RunningContainer, asked: Asked) -> tuple[ProcessFacts, ...]:

@@ -116,7 +116,8 @@ def recover_gone() -> None:
 
 def supervise(path: str) -> None:
     """Wait for the engine that writes the journal at *path*, and undo it if the engine has died."""
-    _recover_one(path, wait=True)
+    if _recover_one(path, wait=True):
+        huge_pages.recover()
 
 
 def warn(pod: Pod) -> None:

@@ -26,8 +26,8 @@ _KEPT = f"{paths.RUN_DIR}/huge-pages"
 
 @contextmanager
 def enabled(*, wanted: bool) -> Iterator[None]:
-    """Set huge pages to "always" during the block, if *wanted*."""
-    if not wanted:
+    """Set huge pages to "always" during the block, if *wanted* and the kernel has them."""
+    if not (wanted and os.path.exists(_ENABLED)):
         yield
         return
     fd = _join()

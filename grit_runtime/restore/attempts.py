@@ -13,7 +13,7 @@ from typing import Any
 
 from grit_runtime import log, paths
 from grit_runtime.errors import INTERRUPTED
-from grit_runtime.host import cgroup, journal, overlay, process, records, runc
+from grit_runtime.host import cgroup, huge_pages, journal, overlay, process, records, runc
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import outcomes
 from grit_runtime.model.restore_steps import (
@@ -201,6 +201,7 @@ def _undo_dead(held: Journal[Step]) -> None:
     log.warning("undoing an attempt that died", journal=held.path)
     begin = last(held.steps(), Begin)
     undo(held)
+    huge_pages.recover()
     if begin:  # the attempt may have died before it had written anything
         reason = "grit-runtime was killed before the container was started"
         report(begin.outcome._replace(time=log.rfc3339(), reason=reason, error=INTERRUPTED))

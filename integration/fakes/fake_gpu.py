@@ -127,6 +127,10 @@ def installed(node: Node, cards: Sequence[Card], *, driver: str = DRIVER) -> Ite
             node.run(["mount", "-t", "tmpfs", "tmpfs", directory])
             stack.callback(node.run, ["umount", "--lazy", directory])
         lay_out(node.path(CARDS_DIR), cards, driver=driver)
+        # The setting of huge pages is the kernel's, which all nodes share.
+        config = node.path(Path("/etc/grit/config.toml"))
+        config.write_text("huge_pages = false\n")
+        stack.callback(config.unlink)
         for card in cards:
             _describe(node, card)
             _make_node(node, card.node, card.minor, stack)

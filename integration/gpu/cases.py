@@ -131,6 +131,58 @@ def training(room: Room) -> Outcome:
     return move(room, job, (0,), (0,), settle, verify)
 
 
+def steps_twice(job: Job, *, count: int = 120, pace_s: float = 0.1) -> Case:
+    """A program of steps that is moved, and moved again, beside one that is left alone."""
+    cuts = count // 4, count // 2
+
+    def run(room: Room) -> Outcome:
+        begun = time.monotonic()
+        undisturbed = _left_alone(room, job, count)
+        names = [f"{job.name}-{hop}" for hop in (1, 2)]
+        moved = job._replace(program=(*job.program, str(count), str(pace_s)))
+        try:
+            with kubelet.running(room.machine, room.spec(moved, (0,))) as pod:
+                assert len(steps(wait_for_steps(pod, cuts[0]))) < count, "it was too fast"
+                taken = migration.take(pod, names[0])
+            wait_until_nothing_lingers()
+            with kubelet.sandbox(
+                room.machine, room.spec(moved, (0,), migration.asking_for(names[0]))
+            ) as pod:
+                pod.run_containers()
+                restored = migration.restored(pod)
+                assert len(steps(wait_for_steps(pod, cuts[1]))) < count, "it was too fast"
+                migration.take(pod, names[1])
+            wait_until_nothing_lingers()
+            with kubelet.sandbox(
+                room.machine, room.spec(moved, (0,), migration.asking_for(names[1]))
+            ) as pod:
+                pod.run_containers()
+                said = wait_for_parameters(pod, timeout_s=60)
+        finally:
+            for name in names:
+                migration.forget(name)
+        seconds = {f"checkpoint {phase}": value for phase, value in taken.items()}
+        seconds |= {f"restore {phase}": value for phase, value in restored.items()}
+        seconds |= {"whole case": time.monotonic() - begun}
+        note = _first_difference(said, undisturbed)
+        return Outcome(VERIFIED, seconds, said == undisturbed, note)
+
+    return run
+
+
+def _left_alone(room: Room, job: Job, count: int) -> list[str]:
+    whole = job._replace(name=f"{job.name}-alone", program=(*job.program, str(count), "0"))
+    with kubelet.running(room.machine, room.spec(whole, (0,))) as pod:
+        return wait_for_parameters(pod, timeout_s=logs.STARTED_S)
+
+
+def _first_difference(ours: list[str], theirs: list[str]) -> str | None:
+    for our, their in zip(ours, theirs, strict=False):
+        if our != their:
+            return f"first difference: {our!r}, undisturbed {their!r}"
+    return None
+
+
 def features(room: Room) -> Outcome:
     """Streams, events that are pending, a graph, pinned memory and library handles."""
 

@@ -1,12 +1,12 @@
 """The cases of one group on this machine, as `run` starts them.
 
-usage: run GROUP OUT [--cpu] [--huge-pages] [CASE...]
+usage: run GROUP OUT [--cpu] [--small-pages] [CASE...]
 
-GROUP is smoke, single (one card), pair (two cards), bench (one card, beside the same steps by hand,
-in turns) or stand-in (what makes sense without a card). CASEs, if named, are the only ones. With
---cpu, workloads compute on the processor; with --huge-pages, grit is configured to use these, and
-nothing is done by hand. Writes into the directory OUT: smoke.json or results.json, and the logs of
-what failed.
+GROUP is smoke, single (one card), frameworks (one card, each moved twice), pair (two cards), bench
+(one card, beside the same steps by hand, in turns) or stand-in (what makes sense without a card).
+CASEs, if named, are the only ones. With --cpu, workloads compute on the processor; with
+--small-pages, grit is configured to leave huge pages as they are, and nothing is done by hand.
+Writes into the directory OUT: smoke.json or results.json, and the logs of what failed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CASE_S = 30
 GIB_S = 3.5
 
 
-CPU, HUGE_PAGES = "--cpu", "--huge-pages"
+CPU, SMALL_PAGES = "--cpu", "--small-pages"
 CONFIG = Path("/etc/grit/config.toml")
-GRIT, WITH_PAGES, BY_HAND = "grit", "grit, huge pages", "by hand"
+GRIT, WITH_SMALL, BY_HAND = "grit", "grit, small pages", "by hand"
 
 
 class Plan(NamedTuple):
@@ -83,7 +83,45 @@ def refused(name: str, job: cases.Job, card_numbers: tuple[int, ...], *words: st
 UNSAFE_RANKS = cases.Job("ranks-unsafe", ("two_ranks",), needs_shm=True)
 HALF_SAFE_RANKS = cases.Job("ranks-half", ("two_ranks",), env=cases.SAFE_NCCL[:1], needs_shm=True)
 
+# XLA chooses kernels by timing them, unless told not to.
+SAME_KERNELS = ("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0")
+
+
+def jax(name: str, *env: tuple[str, str]) -> Plan:
+    job = cases.Job(f"jax-{name}", ("jax_training",), env=(SAME_KERNELS, *env))
+    return Plan(f"JAX, {name}", cases.steps_twice(job))
+
+
+def framework(name: str, program: str, **job: object) -> Plan:
+    made = cases.Job(program.replace("_", "-"), (program,))._replace(**job)  # type: ignore[arg-type]
+    return Plan(name, cases.steps_twice(made))
+
+
+WITHOUT_POOL = ("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+ALLOCATOR = "XLA_PYTHON_CLIENT_ALLOCATOR"
+SMALL_POOL = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.05")
+
 GROUPS = {
+    "frameworks": (
+        jax("BFC", WITHOUT_POOL),
+        jax("BFC, preallocated", SMALL_POOL),
+        jax("platform", (ALLOCATOR, "platform")),
+        jax("cuda_async", (ALLOCATOR, "cuda_async"), SMALL_POOL),
+        framework("DataLoader with workers", "loader_training"),
+        framework("CuPy with its pool", "cupy_pool"),
+        framework("transformers, KV cache", "decoding"),
+        framework("torch.compile and Triton", "compiled"),
+        framework(
+            "torch.distributed on one card",
+            "ranks_on_one_card",
+            annotations=cases.ASKS_FOR_CONNECTIONS,
+        ),
+        framework("a child that uses the card", "child"),
+        Plan(
+            "inside a wait for a long kernel",
+            cases.steps_twice(cases.Job("long-kernel", ("long_kernel",)), count=24, pace_s=0),
+        ),
+    ),
     "single": (
         tensors(1),
         Plan("training", cases.training, needs_gpu=False),
@@ -130,7 +168,7 @@ GROUPS = {
 def main() -> None:
     options = {word for word in sys.argv[1:] if word.startswith("-")}
     words = [word for word in sys.argv[1:] if word not in options]
-    if len(words) < 2 or words[0] not in {"smoke", *GROUPS} or options - {CPU, HUGE_PAGES}:
+    if len(words) < 2 or words[0] not in {"smoke", *GROUPS} or options - {CPU, SMALL_PAGES}:
         sys.exit(f"{__doc__}")
     group, out, chosen = words[0], Path(words[1]), words[2:]
     on_gpu = CPU not in options
@@ -144,9 +182,9 @@ def main() -> None:
             room = Room(machine, pods.machinery(machine, on_gpu=on_gpu))
             plans = [plan for plan in GROUPS[group] if on_gpu or not plan.needs_gpu]
             plans = [plan for plan in plans if not chosen or plan.name in chosen]
-            if HUGE_PAGES in options:
-                CONFIG.write_text("huge_pages = true\n")
-                plans = [plan._replace(way=WITH_PAGES) for plan in plans if plan.way == GRIT]
+            if SMALL_PAGES in options:
+                CONFIG.write_text("huge_pages = false\n")
+                plans = [plan._replace(way=WITH_SMALL) for plan in plans if plan.way == GRIT]
             all_well = run_plans(room, plans, out, deadline=deadline)
     sys.exit(not all_well)
 

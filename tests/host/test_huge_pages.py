@@ -27,6 +27,12 @@ def test_nothing_is_touched_unless_wanted(setting: Path) -> None:
         assert setting.read_text() == "always [madvise] never\n"
 
 
+def test_a_kernel_without_them_does_without(setting: Path) -> None:
+    setting.unlink()
+    with huge_pages.enabled(wanted=True):
+        assert not setting.exists()
+
+
 def test_the_last_to_leave_puts_it_back(setting: Path) -> None:
     with huge_pages.enabled(wanted=True):
         with huge_pages.enabled(wanted=True):

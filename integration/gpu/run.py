@@ -97,6 +97,8 @@ def framework(name: str, program: str, **job: object) -> Plan:
     return Plan(name, cases.steps_twice(made))
 
 
+# Triton asks ldconfig, which is not in the container.
+FOR_TRITON = (("TRITON_LIBCUDA_PATH", str(driver.library_dir())),)
 WITHOUT_POOL = ("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 ALLOCATOR = "XLA_PYTHON_CLIENT_ALLOCATOR"
 SMALL_POOL = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.05")
@@ -110,7 +112,7 @@ GROUPS = {
         framework("DataLoader with workers", "loader_training"),
         framework("CuPy with its pool", "cupy_pool"),
         framework("transformers, KV cache", "decoding"),
-        framework("torch.compile and Triton", "compiled"),
+        framework("torch.compile and Triton", "compiled", env=FOR_TRITON),
         framework(
             "torch.distributed on one card",
             "ranks_on_one_card",

@@ -1,3 +1,5 @@
+import os
+
 import click
 
 from grit_runtime import log, paths
@@ -17,7 +19,10 @@ def recover(journal: str | None) -> None:
     any time.
     """
     if journal:
+        usual = os.nice(0)
+        os.nice(19)  # the checkpoint that has just begun needs the processors more
         network.load()
+        os.setpriority(os.PRIO_PROCESS, 0, usual)
         log.to_file(f"{paths.LOG_DIR}/supervisor.log")
         holds.supervise(journal)
         return

@@ -17,7 +17,11 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
 _SYS_PIDFD_GETFD = 438
+_SYS_KEYCTL = 250 if os.uname().machine == "x86_64" else 219
 _SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
+
+_KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM = 1, 5
+_KEYRING_PERMISSIONS = 0x3F1B0000  # what the kernel gives, and search for the user
 
 # What kcmp(2) compares.
 KCMP_FILE, KCMP_VM, KCMP_FILES, KCMP_FS = range(4)
@@ -88,6 +92,24 @@ def copy_descriptor(pid: int, fd: int) -> int:
             if error.errno == errno.EBADF:
                 raise FileNotFoundError(errno.ENOENT, "it was closed", path) from None
             raise
+
+
+def join_new_keyring(container_id: str) -> None:
+    """Give this thread, and what it starts, a session keyring as runc gives a container.
+
+    A restore would leave the tasks with the caller's, and so with the keys of the node's root.
+    Source: runc libcontainer/keys/keyctl.go, standard_init_linux.go. Spec: keyctl(2).
+    """
+    name = f"_ses.{container_id}"
+    arguments = (ctypes.c_long(_SYS_KEYCTL), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING))
+    try:
+        serial = result("syscall", name, *arguments, name.encode())
+    except OSError as error:
+        if error.errno == errno.ENOSYS:  # the kernel has no keys
+            return
+        raise
+    permissions = (ctypes.c_long(serial), ctypes.c_long(_KEYRING_PERMISSIONS))
+    result("syscall", name, arguments[0], ctypes.c_long(_KEYCTL_SETPERM), *permissions)
 
 
 def differ(tid: int, other: int, kind: int, ids: tuple[int, int] = (0, 0)) -> bool:

@@ -71,11 +71,14 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
             _add_environment(bundle_dir, spec, SAFE_NCCL)
         return None
 
-    from grit_runtime.restore import restore  # a cold start needs none of it
+    from grit_runtime.host import linux  # a cold start needs none of it
+    from grit_runtime.restore import restore
     from grit_runtime.restore.attempts import Request
     from grit_runtime.startup import protobuf
 
     protobuf.leave_out_python()
+    if "no-new-keyring" not in named:
+        linux.join_new_keyring(operands[0])
     request = Request(
         container_id=operands[0],
         bundle_dir=bundle_dir,
@@ -197,11 +200,12 @@ def _restore(argv: list[str], at: int, runc: str) -> int | None:
         return None
 
     from grit_runtime import runc_level
-    from grit_runtime.host import criu
+    from grit_runtime.host import criu, linux
 
     tool = _callers_runc(argv, at, runc)
     log.to_file(_LOG)
     criu.prefer(config.load().criu)
+    linux.join_new_keyring(operands[0])
     bundle_dir = _bundle_dir(named)
     images_dir = os.path.abspath(named.get("image-path") or "checkpoint")  # runc's default
     call = runc_level.Call(argv, operands[0], tool, config_json.read(bundle_dir))

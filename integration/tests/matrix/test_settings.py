@@ -136,10 +136,22 @@ for notify in (0, 4):
 check(lambda: open("/proc/self/timers").read())
 """
 
+KEYRING = """
+def probe():
+    said = ctypes.create_string_buffer(256)
+    libc.syscall(250, 6, ctypes.c_int(-3), said, 256)
+    kind, uid, gid, permissions, name = said.value.decode().split(";")
+    keys = libc.syscall(250, 11, ctypes.c_int(-3), None, 0)
+    return kind, uid, gid, permissions, name.partition(".")[0], keys
+
+check(probe)
+"""
+
 CASES = {
     "schedule": ("scheduling policy, affinity and I/O priority of threads", SCHEDULING),
     "process": ("timer slack, personality, core dump filter, NUMA policy", PROCESS),
     "mdwe": ("PR_SET_MDWE", WRITE_EXECUTE),
+    "keyring": ("a session keyring of the container's own", KEYRING),
     "timers": ("POSIX timers of a process and of a thread", TIMERS),
     "signals": ("nobody sees that it was stopped", SIGNALS),
 }

@@ -76,6 +76,10 @@ def held_frozen(cards: int) -> Plan:
     return Plan(name, case, 8 * cards)
 
 
+def large_held_frozen() -> Plan:
+    return Plan("32 GiB, held frozen", cases.tensors(32, after="frozen"), 32)
+
+
 def refused(name: str, job: cases.Job, card_numbers: tuple[int, ...], *words: str) -> Plan:
     return Plan(name, cases.refused(job, card_numbers, *words))
 
@@ -88,7 +92,8 @@ SAME_KERNELS = ("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_gpu_autotun
 
 
 def jax(name: str, *env: tuple[str, str]) -> Plan:
-    job = cases.Job(f"jax-{name}", ("jax_training",), env=(SAME_KERNELS, *env))
+    job = cases.Job(f"jax-{name.replace(', ', '-').lower()}", ("jax_training",))
+    job = job._replace(env=(SAME_KERNELS, *env))
     return Plan(f"JAX, {name}", cases.steps_twice(job))
 
 
@@ -97,8 +102,10 @@ def framework(name: str, program: str, **job: object) -> Plan:
     return Plan(name, cases.steps_twice(made))
 
 
-# Triton asks ldconfig, which is not in the container.
-FOR_TRITON = (("TRITON_LIBCUDA_PATH", str(driver.library_dir())),)
+# Triton asks ldconfig, which is not in the container; and there are several CUDA processes.
+FOR_TRITON = (("TRITON_LIBCUDA_PATH", str(driver.library_dir())), *cases.SAFE_NCCL)
+# As the seccomp profile RuntimeDefault does, under which libuv has no io_uring.
+NO_IO_URING = ("UV_USE_IO_URING", "0")
 WITHOUT_POOL = ("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 ALLOCATOR = "XLA_PYTHON_CLIENT_ALLOCATOR"
 SMALL_POOL = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.05")
@@ -116,6 +123,7 @@ GROUPS = {
         framework(
             "torch.distributed on one card",
             "ranks_on_one_card",
+            env=(NO_IO_URING, *cases.SAFE_NCCL),
             annotations=cases.ASKS_FOR_CONNECTIONS,
         ),
         framework("a child that uses the card", "child"),
@@ -157,6 +165,7 @@ GROUPS = {
         *in_turns(1),
         *in_turns(8),
         *(by_hands(32), tensors(32)),
+        large_held_frozen(),
     ),
     "stand-in": (
         tensors(0.1),

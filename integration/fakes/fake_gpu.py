@@ -156,6 +156,17 @@ def faults(cards_dir: Path, *lines: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def paced(cards_dir: Path, ms: int) -> Iterator[None]:
+    """Let a checkpoint take *ms* milliseconds for each 4 MiB, until the end of the context."""
+    path = cards_dir / "pace"
+    path.write_text(str(ms))
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+@contextmanager
 def changed(cards_dir: Path, card: Card, **properties: object) -> Iterator[None]:
     """Let the card have other properties until the end of the context."""
     path = cards_dir / card.uuid / "card"

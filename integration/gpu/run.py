@@ -104,8 +104,7 @@ def framework(name: str, program: str, **job: object) -> Plan:
 
 # Triton asks ldconfig, which is not in the container; and there are several CUDA processes.
 FOR_TRITON = (("TRITON_LIBCUDA_PATH", str(driver.library_dir())), *cases.SAFE_NCCL)
-# As the seccomp profile RuntimeDefault does, under which libuv has no io_uring.
-NO_IO_URING = ("UV_USE_IO_URING", "0")
+WITHOUT_LIBUV = ("USE_LIBUV", "0")  # it has an io_uring where no seccomp profile denies that
 WITHOUT_POOL = ("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 ALLOCATOR = "XLA_PYTHON_CLIENT_ALLOCATOR"
 SMALL_POOL = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.05")
@@ -123,7 +122,7 @@ GROUPS = {
         framework(
             "torch.distributed on one card",
             "ranks_on_one_card",
-            env=(NO_IO_URING, *cases.SAFE_NCCL),
+            env=(WITHOUT_LIBUV, *cases.SAFE_NCCL),
             annotations=cases.ASKS_FOR_CONNECTIONS,
         ),
         framework("a child that uses the card", "child"),

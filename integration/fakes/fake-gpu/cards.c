@@ -44,6 +44,20 @@ static int read_card(const char *uuid, struct card *card) {
     return 1;
 }
 
+unsigned cards_pace(void) {
+    char path[PATH_BYTES];
+    unsigned pace_ms = 0;
+    snprintf(path, sizeof path, "%s/pace", cards_dir());
+    FILE *file = fopen(path, "re");
+    if (file) {
+        if (fscanf(file, "%u", &pace_ms) != 1) {
+            pace_ms = 0;
+        }
+        fclose(file);
+    }
+    return pace_ms;
+}
+
 static int by_minor(const void *one, const void *other) {
     unsigned a = ((const struct card *)one)->device_minor;
     unsigned b = ((const struct card *)other)->device_minor;

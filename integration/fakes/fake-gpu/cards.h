@@ -10,6 +10,7 @@
  *   <uuid>/memory/    one file for each piece of memory in use, locked with flock(2) for as long
  *                     as its owner lives: what nobody locks is free
  *   callers/          locked by whoever makes a checkpoint call on a process, by its pid
+ *   pace              "20": a checkpoint takes so many ms for each 4 MiB; without it, none
  *   faults            what is to go wrong; read, and counted down, at each call
  *
  * A line of faults is CALL WHAT [skip N] [times N] [afterwards]:
@@ -73,6 +74,9 @@ uint64_t card_used(const char *uuid);
 
 /* The processes that hold memory of the card, numbered as /proc is; at most MAX_USERS. */
 int card_users(const char *uuid, struct user users[MAX_USERS]);
+
+/* Milliseconds for each 4 MiB that a checkpoint copies. */
+unsigned cards_pace(void);
 
 /* What is scripted for this call, counted down. */
 struct fault fault_of(const char *call);

@@ -11,8 +11,9 @@
  * /proc/PID/maps and written from outside, and a signal to the service thread says it is there.
  *
  * Imitated as measured on a real card (H100, driver 580):
- *  - Checkpoint copies all device memory into one private anonymous mapping of the target, unmaps
- *    the card, closes its nodes; threads go on, calls that need the card wait until the unlock.
+ *  - Checkpoint copies all device memory into one private anonymous mapping of the target, whose
+ *    pages it touches first and fills from the lowest address upwards (at the pace that cards.h
+ *    describes); it unmaps the card, closes its nodes; threads go on, calls that need the card wait until the unlock.
  *  - A pid that is not there is answered 304, a process without CUDA 3 (a child forked by one with
  *    CUDA too), a call in the wrong state 401.
  *  - A restore needs a pair for each visible device: one missed, unknown, or mapped twice is
@@ -64,6 +65,7 @@
 #define MAX_ALLOCATIONS 64
 #define CONTEXT_BYTES (1 << 20) /* what a context takes of its card */
 #define ALIGNMENT (2 << 20)
+#define STAGED_BLOCK (4 << 20)
 #define POLL_NS 200000
 #define SYNCHRONIZE_POLLS 200
 #define WAKE_SIGNAL (SIGRTMAX - 2)
@@ -307,6 +309,31 @@ static int lock(const struct call *call) {
     return CUDA_SUCCESS;
 }
 
+/* At a pace, the first block is not right before the end. */
+static void stage(void) {
+    unsigned pace_ms = cards_pace();
+    char *to = staged;
+    for (size_t i = 0; pace_ms && i < staged_bytes; i += sysconf(_SC_PAGESIZE)) {
+        ((volatile char *)staged)[i] = 0;
+    }
+    for (int i = 0; i < allocation_count; i++) {
+        for (size_t done = 0, size; done < allocations[i].size_bytes; done += size) {
+            size_t left = allocations[i].size_bytes - done;
+            size = left < STAGED_BLOCK ? left : STAGED_BLOCK;
+            memcpy(to, allocations[i].mapping + done, size);
+            to += size;
+            usleep(pace_ms * 1000);
+            if (pace_ms && to == staged + size) {
+                staged[0] ^= 0xff;
+            }
+        }
+        release(&allocations[i]);
+    }
+    if (pace_ms && staged_bytes) {
+        staged[0] ^= 0xff;
+    }
+}
+
 static int checkpoint(void) {
     if (mailbox.state != LOCKED) {
         return CUDA_ERROR_ILLEGAL_STATE;
@@ -322,12 +349,7 @@ static int checkpoint(void) {
             return CUDA_ERROR_OUT_OF_MEMORY;
         }
     }
-    char *to = staged;
-    for (int i = 0; i < allocation_count; i++) {
-        memcpy(to, allocations[i].mapping, allocations[i].size_bytes);
-        to += allocations[i].size_bytes;
-        release(&allocations[i]);
-    }
+    stage();
     close_nodes();
     map_polled(PROT_NONE, MAP_PRIVATE | MAP_FIXED);
     mailbox.state = CHECKPOINTED;

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,6 @@ from integration.tests.gpu.test_gpu import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from grit_runtime.wire.criu_image import Image
@@ -201,6 +202,38 @@ def test_a_killed_grit_has_staged_memory_given_back_by_its_supervisor(
         os.kill(gpus.a.node.command_pid(taken), signal.SIGKILL)
     gpus.a.node.run(["grit", "recover", "--wait", journal_of(source)], check=False)
     assert not checkpoints.directory(gpus.a.node, "killed").exists()
+    assert_undisturbed(source)
+
+
+def test_what_the_driver_writes_late_is_not_missed(gpus: Gpus, run_pod: RunPod) -> None:
+    size_bytes = 100 << 20  # enough to be copied while it is staged
+    spec = cuda_workload.pod("paced", gpus.a.cards, size_bytes=size_bytes)
+    pod = run_pod(gpus.a.node, spec)
+    cuda_workload.wait_for_counts(pod, 2)
+    with fake_gpu.paced(gpus.a.directory, 20):
+        checkpoints.take(pod, "paced")
+    checkpoints.carry(gpus.a.node, gpus.b.node, "paced")
+    restoring_spec = cuda_workload.pod(
+        "paced-b", gpus.b.cards, size_bytes=size_bytes, annotations=restoring("paced")
+    )
+    target = run_pod(gpus.b.node, restoring_spec)
+    for one in (pod, target):
+        cuda_workload.assert_goes_on(one, size_bytes=size_bytes)
+
+
+@pytest.mark.parametrize("number", range(50 if "GRIT_LONG" in os.environ else 4))
+def test_a_checkpoint_that_is_killed_at_any_moment_leaves_its_source_as_it_was(
+    gpus: Gpus, source: Pod, number: int
+) -> None:
+    node = gpus.a.node
+    moment_s = random.Random(number).uniform(0.2, 1.8)  # noqa: S311  the same each time
+    with fake_gpu.paced(gpus.a.directory, 20), taking(source, "moment") as taken:
+        try:
+            taken.wait(moment_s)
+        except subprocess.TimeoutExpired:
+            os.kill(node.command_pid(taken), signal.SIGKILL)
+    node.run(["grit", "recover", "--wait", journal_of(source)], check=False)
+    shutil.rmtree(checkpoints.directory(node, "moment"), ignore_errors=True)
     assert_undisturbed(source)
 
 

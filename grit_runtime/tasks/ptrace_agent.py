@@ -181,7 +181,8 @@ def keep(pids: Sequence[int], alone: Sequence[int], *, are_frozen: bool = False)
 def keeper(pid: int) -> int:
     """The child of `keep`, of this process or of another, that holds a process; 0 if none does."""
     tracer = procfs.tracer(pid)
-    is_ours = f"from {__name__} import main" in procfs.text(tracer, "cmdline")
+    said = procfs.text(tracer, "cmdline")
+    is_ours = f"from {__name__} import main" in said and "'stays': True" in said
     return tracer if is_ours and procfs.is_like_us(tracer) else 0
 
 
@@ -234,7 +235,7 @@ def _closing(holder: Holder) -> Iterator[Holder]:
 def _start(task: Task, environment: Mapping[str, str]) -> Holder:
     request_fd, to_child, from_child, answer_fd = _pipes()
     with closing_fd(request_fd), closing_fd(answer_fd):
-        argv = process.python(__name__, tuple(task))
+        argv = process.python(__name__, task._asdict())
         pid = process.spawn_apart(argv, environment, request_fd, answer_fd)
     return Holder(pid, to_child, from_child)
 
@@ -243,13 +244,13 @@ def _pipes() -> tuple[int, int, int, int]:
     return (*os.pipe(), *os.pipe())
 
 
-def main(task: tuple[Any, ...]) -> None:
+def main(task: dict[str, Any]) -> None:
     """Do the task until standard input ends, or SIGTERM if it says so."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     asked: list[int] = []
     for number in (_STOP, _RUN):
         signal.signal(number, lambda number, _: asked.append(number))
-    _serve(Task(*task), Hold(), asked)
+    _serve(Task(**task), Hold(), asked)
 
 
 def _serve(task: Task, hold: Hold, asked: list[int]) -> None:

@@ -129,6 +129,7 @@ def installed(node: Node, cards: Sequence[Card], *, driver: str = DRIVER) -> Ite
         lay_out(node.path(CARDS_DIR), cards, driver=driver)
         # The setting of huge pages is the kernel's, which all nodes share.
         config = node.path(Path("/etc/grit/config.toml"))
+        config.parent.mkdir(exist_ok=True)
         config.write_text("huge_pages = false\n")
         stack.callback(config.unlink)
         for card in cards:

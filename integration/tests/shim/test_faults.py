@@ -345,7 +345,7 @@ def test_a_bundle_without_config_is_named(asked: Pod, bundle: Path) -> None:
 
 def test_a_config_that_is_none_is_named(asked: Pod, bundle: Path) -> None:
     asked.node.path(bundle / "config.json").write_text("{")
-    assert_not_made(asked, "/run/small/config.json: Expecting")
+    assert_not_made(asked, "/run/small/config.json: not JSON: Expecting")
 
 
 def test_a_full_disk_is_named(asked: Pod, bundle: Path) -> None:

@@ -188,9 +188,12 @@ def _suspended(call: Call, container: RunningContainer, pod_journal: Journal[ste
         if survey and survey.running_pids:
             suspension.refuse_unrestorable(survey, [container])
             pod_journal.record(steps.Gpu(tuple(survey.running_pids)))
+            kept = survey.kept_pids
+            if kept:
+                pod_journal.record(steps.Standing(tuple(kept)))
             token = call.runc.token
             holder, _ = suspension.suspend(survey, [container], token, log.Timeline())
-            with threads.until_frozen(holder, survey.suspended_pids):
+            with threads.until_frozen(holder, kept):
                 _freeze(call, pod_journal)
         elif container.paused:
             _freeze(call, pod_journal)

@@ -34,6 +34,7 @@ class Suspended(NamedTuple):
     saved: list[MemoryFile]  # memory that was taken from its processes
     frozen: Frozen
     thawed: list[str]  # ids of containers, paused by somebody else, that were thawed for the driver
+    kept: list[int]  # pids of processes that `grit gpu` had suspended before, and held
 
     @property
     def gpus(self) -> suspension.Survey | None:
@@ -86,15 +87,17 @@ def suspend(context: Context, survey: suspension.Survey | None, thawed: list[str
     """
     held = context.journal
     if not (survey and survey.all):
-        return Suspended(survey, [], freezing.freeze(context, thawed), thawed)
+        return Suspended(survey, [], freezing.freeze(context, thawed), thawed, [])
     left: list[str] = []
+    kept = survey.kept_pids
+    if kept:
+        held.record(steps.Standing(tuple(kept)))
     for attempt in range(2):
         held.record(steps.Gpu(tuple(survey.running_pids)))
-        if survey.suspended_pids:
-            held.record(steps.Standing(tuple(survey.suspended_pids)))
-        saved, frozen = _suspend_once(context, survey, thawed, f"{context.memory_dir}/{attempt}")
+        prefix = f"{context.memory_dir}/{attempt}"
+        saved, frozen = _suspend_once(context, survey, thawed, kept, prefix)
         left = suspension.not_suspended(context.containers)
-        suspended = Suspended(survey, saved, frozen, thawed)
+        suspended = Suspended(survey, saved, frozen, thawed, kept)
         if not left:
             return suspended
         memory.give_back(held, saved)
@@ -104,7 +107,11 @@ def suspend(context: Context, survey: suspension.Survey | None, thawed: list[str
 
 
 def _suspend_once(
-    context: Context, survey: suspension.Survey, thawed: list[str], prefix: str
+    context: Context,
+    survey: suspension.Survey,
+    thawed: list[str],
+    kept: list[int],
+    prefix: str,
 ) -> tuple[list[MemoryFile], Frozen]:
     """The memory that was moved, to files that begin with *prefix*, and what was frozen."""
     token, to_disk = context.tool.token, context.order.after == "stopped"
@@ -121,7 +128,7 @@ def _suspend_once(
             survey, context.containers, token, context.timeline, follow
         )
     saved = staged_memory.files(staged, prefix)
-    with threads.until_frozen(holder, survey.suspended_pids):
+    with threads.until_frozen(holder, kept):
         if holder and saved:
             size_bytes = sum(file.size_bytes for file in saved)
             with context.timeline.phase("gpu memory", size_bytes=size_bytes):
@@ -135,8 +142,7 @@ def _suspend_once(
 def _run_on(context: Context, suspended: Suspended) -> None:
     """Thaw the pod, and bring its GPUs back before its CUDA processes run."""
     survey = suspended.gpus
-    if survey:
-        suspension.stand_again(context.tool.token, survey.suspended_pids)
+    suspension.stand_again(context.tool.token, suspended.kept)
     with suspension.standing(context.tool.token, survey.running_pids if survey else ()):
         with context.timeline.phase("thaw"):
             freezing.thaw(context.tool, suspended.frozen.ids)

@@ -51,7 +51,7 @@ class Gpu(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Processes are frozen that were suspended before; they must not run when they are thawed."""
+    """Processes that `grit gpu` held are frozen; they must not run when they are thawed."""
 
     pids: tuple[int, ...]
 

@@ -81,7 +81,7 @@ def act(
     if verb == "lock":
         with suspension.telling_of_the_dead(pids, verb):
             driver_calls.lock(driver, pids, deadline_s=timeout_ms / 1000)
-        threads.keep(driver, pids).close()
+        _keep_locked(driver, pids)
     elif verb == "checkpoint":
         _expect(driver, pids, LOCKED, verb)
         calls = [Call("checkpoint", pid) for pid in pids]
@@ -97,6 +97,14 @@ def act(
         _expect(driver, pids, LOCKED, verb)
         driver_calls.unlock(driver, pids)
         threads.let_go(pids)
+
+
+def _keep_locked(driver: Driver, pids: Sequence[int]) -> None:
+    try:
+        threads.keep(driver, pids).close()
+    except BaseException:
+        driver_calls.bring_back(driver, pids)
+        raise
 
 
 def _keep(driver: Driver, pids: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ from grit_runtime.model import manifest as manifests
 from grit_runtime.nvidia import cuda_processes, driver_calls, gpu_driver, inherited, threads
 from grit_runtime.nvidia.libcuda import CHECKPOINTED, RUNNING, STATES, SUCCESS, Call
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.tasks import process_memory
+from grit_runtime.tasks import process_memory, ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class Survey(NamedTuple):
         return [process.pid for process in self.all if process.state == RUNNING]
 
     @property
-    def suspended_pids(self) -> list[int]:
-        """The other pids; `threads.keep` may hold them."""
-        return [process.pid for process in self.all if process.state != RUNNING]
+    def kept_pids(self) -> list[int]:
+        """Pids of processes that `grit gpu` has suspended before, and holds now."""
+        return [process.pid for process in self.all if ptrace_agent.keeper(process.pid)]
 
 
 class Suspended(NamedTuple):
@@ -365,7 +365,7 @@ def standing(token: str, pids: Sequence[int]) -> Iterator[None]:
 
 
 def stand_again(token: str, pids: Sequence[int]) -> None:
-    """Hold frozen processes, which were suspended before, again from when they are thawed on."""
+    """Hold frozen processes, which were held before, again from when they are thawed on."""
     driver = gpu_driver.find_driver(token) if pids else None
     if driver:
         with closing(driver):

@@ -118,7 +118,7 @@ class Follower:
         self._copied = copied
         self._copy = _saver(to_disk=to_disk)
         self._ended = Event()
-        self._thread = Thread(target=self._follow)
+        self._thread = Thread(target=self._try_to_follow)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -127,6 +127,10 @@ class Follower:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+
+    def _try_to_follow(self) -> None:
+        with suppress(OSError):  # `save` meets it again
+            self._follow()
 
     def _follow(self) -> None:
         fronts: dict[int, int] = {}  # by pid, where the fill has come to
@@ -145,7 +149,7 @@ class Follower:
                         workers.begin(self._copy_piece, left[file].popleft(), file.path)
 
     def _copy_piece(self, buffer: mmap, piece: _Piece, path: str) -> None:
-        with suppress(OSError, CommandError):  # `save` meets it again
+        with suppress(OSError, CommandError):
             self._copied[piece.place(path)] = _hashed(piece, buffer, self._copy)
 
 

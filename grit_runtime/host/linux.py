@@ -97,10 +97,12 @@ def copy_descriptor(pid: int, fd: int) -> int:
 def join_new_keyring(container_id: str) -> None:
     """Give this thread, and what it starts, a session keyring as runc gives a container.
 
-    A restore would leave the tasks with the caller's, and so with the keys of the node's root.
+    A restore would leave the tasks with the caller's, and so with the keys of the node's root. The
+    name is not runc's own: who joins what it is in already is answered 0 (linux
+    security/keys/process_keys.c), which a runc that is to start the container after all fails of.
     Source: runc libcontainer/keys/keyctl.go, standard_init_linux.go. Spec: keyctl(2).
     """
-    name = f"_ses.{container_id}"
+    name = f"_ses.{container_id}.restored"
     arguments = (ctypes.c_long(_SYS_KEYCTL), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING))
     try:
         serial = result("syscall", name, *arguments, name.encode())

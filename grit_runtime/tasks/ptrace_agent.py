@@ -60,20 +60,20 @@ class Holder:
         self._pid = pid
         self._requests = open(requests_fd, "wb", buffering=0)  # noqa: SIM115  `close` closes it
         self._answers = open(answers_fd, "rb")  # noqa: SIM115
-        self._awaited = [self.seize, self.settle]
+        self._unheard = 2  # what the child says by itself: that it has seized, and all stand
 
     def seize(self) -> None:
         """Wait until every thread stops before it runs its next instruction, if it is frozen."""
-        if self._awaited == [self.seize, self.settle]:
-            self._answer()
-            self._awaited.remove(self.seize)
+        self._hear(left=1)
 
     def settle(self) -> None:
         """Wait until all threads stand."""
-        self.seize()
-        if self._awaited:
+        self._hear(left=0)
+
+    def _hear(self, *, left: int) -> None:
+        while self._unheard > left:
             self._answer()
-            self._awaited.clear()
+            self._unheard -= 1
 
     def perform(self, calls: Sequence[Syscall]) -> list[int]:
         """As `ptrace.perform`."""

@@ -207,6 +207,22 @@ def test_a_killed_grit_has_staged_memory_given_back_by_its_supervisor(
     assert_undisturbed(source)
 
 
+def test_a_source_stands_until_it_is_recovered_if_its_supervisor_is_killed_too(
+    gpus: Gpus, source: Pod
+) -> None:
+    node = gpus.a.node
+    statuses = [f"/proc/{pid}/status" for pid in pids(source)]
+    with taking(source, "both") as taken:
+        wait_until_taken(source, taken)
+        node.run(["pkill", "-KILL", "-f", f"recover --wait {journal_of(source)}"])
+        os.kill(node.command_pid(taken), signal.SIGKILL)
+    traced = node.run(["grep", "-h", "TracerPid", *statuses]).stdout.split()[1::2]
+    assert len(traced) == PROCESSES
+    assert "0" not in traced
+    assert "undone: " in node.run(["grit", "recover"]).stdout
+    assert_undisturbed(source)
+
+
 def test_what_the_driver_writes_late_is_not_missed(gpus: Gpus, run_pod: RunPod) -> None:
     size_bytes = 100 << 20  # enough to be copied while it is staged
     spec = cuda_workload.pod("paced", gpus.a.cards, size_bytes=size_bytes)

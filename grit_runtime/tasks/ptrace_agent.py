@@ -257,7 +257,7 @@ def _serve(task: Task, hold: Hold, asked: list[int]) -> None:
     try:
         hold.seize(task.pids)
         _write([])
-        hold.settle(task.pids, deadline_s=math.inf if task.are_frozen else STOP_DEADLINE_S)
+        hold.settle(deadline_s=math.inf if task.are_frozen else STOP_DEADLINE_S)
         hold.run_alone(task.alone)
         _write([])
         _answer_requests(hold)

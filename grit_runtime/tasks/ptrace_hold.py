@@ -16,7 +16,7 @@ from grit_runtime.tasks import ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 _O_TRACESYSGOOD, _O_SUSPEND_SECCOMP = 1, 1 << 21
 _OPTIONS = _O_TRACESYSGOOD | _O_SUSPEND_SECCOMP
@@ -37,6 +37,7 @@ class Hold:
         """*in_stop* says that SIGSTOP has stopped all processes, or is about to."""
         self.killed: dict[int, int] = {}  # signals that have killed threads
         self._in_stop = in_stop
+        self._pids: set[int] = set()
         self._tids: set[int] = set()
         self._moving: list[int] = []  # those that were not seen to stop yet
         self._masks: dict[int, int] = {}  # of the threads that run alone, before that
@@ -49,6 +50,7 @@ class Hold:
         """
         found = False
         for pid in pids:
+            self._pids.add(pid)
             is_stopped = self._in_stop or procfs.is_stopped(pid)
             for tid in _threads(pid) - self._tids:
                 found = True
@@ -60,7 +62,7 @@ class Hold:
                     self._moving.append(tid)
         return found
 
-    def settle(self, pids: Sequence[int], *, deadline_s: float = STOP_DEADLINE_S) -> None:
+    def settle(self, *, deadline_s: float = STOP_DEADLINE_S) -> None:
         """Wait until all threads have stopped, also those that others have started meanwhile.
 
         CommandError for a thread that does not stop.
@@ -70,7 +72,7 @@ class Hold:
                 with suppress(ChildProcessError, ProcessLookupError):
                     ptrace.wait(self._moving[-1], None, deadline_s=deadline_s)
                 self._moving.pop()
-            if not self.seize(pids):
+            if not self.seize(tuple(self._pids)):
                 return
 
     def run_alone(self, tids: Iterable[int]) -> None:
@@ -88,7 +90,12 @@ class Hold:
                 ptrace.request(ptrace.CONT, tid)
 
     def stop(self) -> None:
-        """Hold the threads again that run alone; CommandError for one that does not stop."""
+        """Hold the threads again that run alone, and those that they have started meanwhile.
+
+        CommandError for one that does not stop.
+        """
+        if not self._masks:
+            return
         for tid, mask in list(self._masks.items()):
             with suppress(ChildProcessError, ProcessLookupError):
                 ptrace.request(ptrace.INTERRUPT, tid)
@@ -96,6 +103,7 @@ class Hold:
                 ptrace.request(ptrace.SETOPTIONS, tid, data=_OPTIONS)
                 ptrace.set_signal_mask(tid, mask)
             del self._masks[tid]
+        self.settle()
 
     def attend(self) -> bool:
         """See to what has become of threads, without blocking; False if all have ended.

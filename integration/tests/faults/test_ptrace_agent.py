@@ -351,3 +351,35 @@ def test_a_process_of_somebody_elses_debugger_is_not_kept() -> None:
         ):
             ptrace_agent.keep([running.pid], [])
         read_until(running, "main")
+
+
+# One of its threads counts, and starts another after a while, which counts too.
+GROWING = """
+import os, threading, time
+say = lambda what: os.write(1, f"{what}\\n".encode())
+def count(word):
+    for number in range(10000):
+        if number == 100 and not word:
+            threading.Thread(target=count, args=("new ",), daemon=True).start()
+        say(f"{word}{number}")
+        time.sleep(0.01)
+thread = threading.Thread(target=count, args=("",), daemon=True)
+thread.start()
+say(f"tid {thread.native_id}")
+threading.Event().wait()
+"""
+
+
+def test_threads_that_one_alone_has_started_stand_with_it() -> None:
+    argv = [sys.executable, "-c", GROWING]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            tid = int(read_until(running, "tid").split()[1])
+            holder = ptrace_agent.keep([running.pid], [tid])
+            read_until(running, "new")
+            holder.stop()
+            assert procfs.moving_threads(running.pid) == []
+            holder.release()
+            read_until(running, "new")
+        finally:
+            running.kill()

@@ -185,10 +185,10 @@ def _suspended(call: Call, container: RunningContainer, pod_journal: Journal[ste
         runc.resume(call.runc, call.container_id)
     with suspension.opened_driver(call.runc.token) as driver:
         survey = suspension.survey(driver, [container]) if driver else None
-        if survey and survey.running_pids:
+        kept = survey.kept_pids if survey else []
+        if survey and (survey.running_pids or kept):
             suspension.refuse_unrestorable(survey, [container])
             pod_journal.record(steps.Gpu(tuple(survey.running_pids)))
-            kept = survey.kept_pids
             if kept:
                 pod_journal.record(steps.Standing(tuple(kept)))
             token = call.runc.token

@@ -162,9 +162,10 @@ def refuse_unrestorable(surveyed: Survey, containers: Sequence[RunningContainer]
     ]
     _, others = _heirs(surveyed, containers)
     reasons += [
-        f"process {pid} holds {gpu_driver.held_nodes(pid)[0]} without having it from a CUDA process"
-        " that runs; end it, or have it close that"
+        f"process {pid} holds {node} without having it from a CUDA process that runs; end it, or "
+        "have it close that"
         for pid in others
+        for node in gpu_driver.held_nodes(pid)[:1]  # it may have ended
     ]
     if surveyed.all and (why := gpu_preflight.deadly(surveyed.version)):
         reasons.append(why)
@@ -325,7 +326,7 @@ def bring_back_running(driver: Driver, pids: Sequence[int]) -> None:
 
     As `driver_calls.bring_back`, while the driver's threads alone run.
     """
-    with threads.kept(driver, pids):
+    with threads.kept_if_possible(driver, pids):
         driver_calls.bring_back(driver, pids)
 
 
@@ -357,19 +358,21 @@ def standing(token: str, pids: Sequence[int]) -> Iterator[None]:
     with ExitStack() as stack:
         if driver:
             stack.enter_context(closing(driver))
-            try:
-                stack.enter_context(threads.kept(driver, pids, are_frozen=True))
-            except CommandError as error:
-                log.warning("threads run on without their GPUs", reason=str(error))
+            stack.enter_context(threads.kept_if_possible(driver, pids, are_frozen=True))
         yield
 
 
 def stand_again(token: str, pids: Sequence[int]) -> None:
-    """Hold frozen processes, which were held before, again from when they are thawed on."""
-    driver = gpu_driver.find_driver(token) if pids else None
+    """Hold frozen processes, which were held before, again from when they are thawed on.
+
+    Those that still are, are held as before: their driver's threads alone run.
+    """
+    ptrace_agent.run_alone(pids)
+    free = threads.unkept(pids)
+    driver = gpu_driver.find_driver(token) if free else None
     if driver:
         with closing(driver):
-            threads.keep(driver, pids, are_frozen=True).close()
+            threads.keep_again(driver, free)
 
 
 def suspend_to_kill(token: str, pids: Sequence[int]) -> None:

@@ -160,7 +160,7 @@ def refuse_unrestorable(surveyed: Survey, containers: Sequence[RunningContainer]
         for process in surveyed.all
         if process.state not in (RUNNING, CHECKPOINTED)
     ]
-    _, others = _heirs(surveyed, containers)
+    _, others = inherited.find(_all_pids(containers), [p.pid for p in surveyed.all])
     reasons += [
         f"process {pid} holds {node} without having it from a CUDA process that runs; end it, or "
         "have it close that"
@@ -195,7 +195,7 @@ def suspend(
         driver_calls.lock(driver, pids)
         holder = threads.keep(driver, pids)
     try:
-        heirs, _ = _heirs(surveyed, containers)
+        inherited.let_go(lambda: _all_pids(containers), [p.pid for p in surveyed.all], token)
         before = {pid: process_memory.anonymous(pid) for pid in pids}
         size_bytes = sum(process.size_bytes for process in running)
         with (
@@ -204,18 +204,14 @@ def suspend(
             meanwhile(before),
         ):
             driver_calls.checkpoint(driver, running)
-        inherited.let_go(heirs, token)
     except BaseException:
         holder.close()
         raise
     return Suspended(holder, staged_memory.appeared(before))
 
 
-def _heirs(
-    surveyed: Survey, containers: Sequence[RunningContainer]
-) -> tuple[list[inherited.Heir], list[int]]:
-    pids = {pid for container in containers for pid in container.pids()}
-    return inherited.find(pids, [process.pid for process in surveyed.all])
+def _all_pids(containers: Sequence[RunningContainer]) -> set[int]:
+    return {pid for container in containers for pid in container.pids()}
 
 
 @contextmanager
@@ -252,9 +248,10 @@ def not_suspended(containers: Sequence[RunningContainer]) -> list[str]:
 
     The driver is not asked: it does not answer about a frozen process.
     """
-    pids = {pid for container in containers for pid in container.pids()}
     return [
-        f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu_driver.held_nodes(pid)
+        f"process {pid} holds {node}"
+        for pid in sorted(_all_pids(containers))
+        for node in gpu_driver.held_nodes(pid)
     ]
 
 

@@ -117,8 +117,8 @@ def until_frozen(holder: Holder | None, others: Sequence[int]) -> Iterator[None]
 
     *others* are processes that `keep` held before. If the block fails, all stand as before.
     """
-    ptrace_agent.stop_alone(others)
     try:
+        ptrace_agent.stop_alone(others)
         if holder:
             holder.stop()
         yield

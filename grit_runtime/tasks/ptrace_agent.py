@@ -280,6 +280,7 @@ def main(task: dict[str, Any]) -> None:
 
 
 def _serve(task: Task, hold: Hold, asked: list[int]) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # for `ptrace.wait`
     try:
         hold.seize(task.pids)
         _write([])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -478,3 +479,16 @@ def test_one_thread_runs_alone_though_another_does_not_stop(tmp_path: Path) -> N
             read_until(running, "main")
         finally:
             running.kill()
+
+
+def test_a_process_that_is_killed_in_a_call_made_in_its_name_answers_nothing() -> None:
+    with two_threads() as (running, tid):
+        holder = ptrace_agent.keep([running.pid], [tid])
+        holder.stop()
+        killing = threading.Timer(0.3, running.kill)
+        killing.start()
+        calls = [ptrace.Syscall(running.pid, SYS_POLL, (0, 0, 60_000))]
+        assert holder.perform(calls) == [-errno.ESRCH]
+        killing.join()
+        assert running.wait() == -signal.SIGKILL
+        holder.release()

@@ -156,20 +156,21 @@ def _bring_to_life(
 
 
 def _let_go_on(init_pid: int, call: Call, bundle_dir: str, images_dir: str) -> None:
-    with readback.held(init_pid) as restored:
-        with closing_fd(confine.open_dir(images_dir)) as images_fd:
-            dump = images.read(images_fd)
-            more = readback_images.read(images_fd, dump)
-            readback.check(restored, more, dump, bundle.live(bundle_dir, call.spec))
-        readback.give_streams(restored, call.spec)
-        pids = gpu_driver.cuda_pids(restored.pids.values())
-        try:
+    pids: list[int] = []
+    try:
+        with readback.held(init_pid) as restored:
+            with closing_fd(confine.open_dir(images_dir)) as images_fd:
+                dump = images.read(images_fd)
+                more = readback_images.read(images_fd, dump)
+                readback.check(restored, more, dump, bundle.live(bundle_dir, call.spec))
+            readback.give_streams(restored, call.spec)
+            pids = gpu_driver.cuda_pids(restored.pids.values())
             _revive_gpus(pids, restored, call)
             readback.go_on(restored, dump)
-        except BaseException:
-            restored.holder.close()
+    except BaseException:
+        if pids:  # nobody holds them any more, so that they can be held for this
             suspension.suspend_to_kill(call.runc.token, pids)
-            raise
+        raise
 
 
 def _revive_gpus(pids: list[int], restored: Restored, call: Call) -> None:
@@ -185,10 +186,10 @@ def _suspended(call: Call, container: RunningContainer, pod_journal: Journal[ste
         runc.resume(call.runc, call.container_id)
     with suspension.opened_driver(call.runc.token) as driver:
         survey = suspension.survey(driver, [container]) if driver else None
-        if survey and survey.running_pids:
+        kept = survey.kept_pids if survey else []
+        if survey and (survey.running_pids or kept):
             suspension.refuse_unrestorable(survey, [container])
             pod_journal.record(steps.Gpu(tuple(survey.running_pids)))
-            kept = survey.kept_pids
             if kept:
                 pod_journal.record(steps.Standing(tuple(kept)))
             token = call.runc.token

@@ -9,7 +9,7 @@ from grit_runtime.errors import (
 )
 from grit_runtime.host import procfs
 from grit_runtime.model import checkpoint_steps as steps
-from grit_runtime.tasks import memory_copy
+from grit_runtime.tasks import memory_copy, ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def give_back_recorded(taken: list[steps.Step]) -> str | None:
         for file, started in zip(away.saved, away.started, strict=True)
         if procfs.started_ticks(file.pid) == started
     ]
+    # Whoever was to free it goes on though `take` was cut short, and would free what is filled in.
+    ptrace_agent.finish(file.pid for file in living)
     try:
         memory_copy.fill(living)
     except (GritError, OSError) as error:

@@ -127,8 +127,8 @@ def _suspend_once(
         holder, staged = suspension.suspend(
             survey, context.containers, token, context.timeline, follow
         )
-    saved = staged_memory.files(staged, prefix)
     with threads.until_frozen(holder, kept):
+        saved = staged_memory.files(staged, prefix)
         if holder and saved:
             size_bytes = sum(file.size_bytes for file in saved)
             with context.timeline.phase("gpu memory", size_bytes=size_bytes):

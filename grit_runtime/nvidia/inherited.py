@@ -9,8 +9,10 @@ shared memory. Measured: driver 580, PyTorch's DataLoader.)
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+from contextlib import suppress
 
 from grit_runtime.errors import DriverError
 from grit_runtime.host import linux, procfs
@@ -22,7 +24,7 @@ from grit_runtime.tasks.ptrace import Syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from grit_runtime.tasks.ptrace_agent import Perform
 
@@ -43,10 +45,10 @@ class Mapping(NamedTuple):
 
 
 class Heir(NamedTuple):
-    """A child, its descriptors of the driver's devices with their flags, and its mappings."""
+    """A child, its descriptors of the driver's devices, and its mappings."""
 
     pid: int
-    descriptors: dict[int, int]
+    descriptors: tuple[int, ...]
     mappings: tuple[Mapping, ...]
 
 
@@ -66,25 +68,31 @@ def find(pids: Iterable[int], cuda_pids: Sequence[int]) -> tuple[list[Heir], lis
             for fd, link in nodes.items()
         )
         if nodes and are_inherited:
-            heirs.append(Heir(pid, {fd: _flags(pid, fd) for fd in nodes}, mappings))
+            heirs.append(Heir(pid, tuple(nodes), mappings))
         else:
             others.append(pid)
     return heirs, others
 
 
-def let_go(heirs: Sequence[Heir], token: str) -> None:
-    """Have the heirs hold nothing of the driver any more. Blocks for milliseconds each."""
-    if not heirs:
-        return
-    with ptrace_agent.held([heir.pid for heir in heirs], token) as holder:
-        for heir in heirs:
-            if not procfs.is_ending(heir.pid):
-                _let_go(heir, holder.perform)
+def let_go(pids: Callable[[], Iterable[int]], cuda_pids: Sequence[int], token: str) -> None:
+    """Have the heirs among *pids* hold nothing of the driver any more. Blocks for milliseconds.
+
+    Only while the CUDA processes still hold it: until its heirs stand, they may fork, or close what
+    they have inherited and open something else in its place.
+    """
+    while heirs := find(pids(), cuda_pids)[0]:
+        standing = [heir.pid for heir in heirs]
+        with ptrace_agent.held(standing, token) as holder:
+            for heir in find(standing, cuda_pids)[0]:
+                with suppress(ProcessLookupError):  # it has been killed
+                    _let_go(heir, holder.perform)
 
 
 def _let_go(heir: Heir, perform: Perform) -> None:
     def call(number: int, *arguments: int) -> int:
         (result,) = perform([Syscall(heir.pid, number, arguments)])
+        if result == -errno.ESRCH:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), f"process {heir.pid}")
         if result < 0:
             raise DriverError(
                 f"process {heir.pid} cannot let go of what it inherited of the GPU driver: "
@@ -96,8 +104,8 @@ def _let_go(heir: Heir, perform: Perform) -> None:
     page = call(_SYS_MMAP, 0, mmap.PAGESIZE, readable, _MAP_PRIVATE | _MAP_ANONYMOUS, _NOWHERE, 0)
     ptrace.write_memory(heir.pid, page, _NULL)
     null_fd = call(_SYS_OPENAT, _AT_FDCWD, page, os.O_RDWR | os.O_CLOEXEC)
-    for fd, flags in heir.descriptors.items():
-        call(_SYS_DUP3, null_fd, fd, flags & os.O_CLOEXEC)
+    for fd in heir.descriptors:
+        call(_SYS_DUP3, null_fd, fd, _flags(heir.pid, fd) & os.O_CLOEXEC)
     call(_SYS_CLOSE, null_fd)
     call(_SYS_MUNMAP, page, mmap.PAGESIZE)
     empty = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
@@ -135,4 +143,6 @@ def _mappings(pid: int) -> list[Mapping]:
 
 def _flags(pid: int, fd: int) -> int:
     fields = procfs.text(pid, f"fdinfo/{fd}").split()
+    if not fields:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), f"process {pid}")
     return int(fields[fields.index("flags:") + 1], 8)

@@ -160,11 +160,12 @@ def refuse_unrestorable(surveyed: Survey, containers: Sequence[RunningContainer]
         for process in surveyed.all
         if process.state not in (RUNNING, CHECKPOINTED)
     ]
-    _, others = _heirs(surveyed, containers)
+    _, others = inherited.find(_all_pids(containers), [p.pid for p in surveyed.all])
     reasons += [
-        f"process {pid} holds {gpu_driver.held_nodes(pid)[0]} without having it from a CUDA process"
-        " that runs; end it, or have it close that"
+        f"process {pid} holds {node} without having it from a CUDA process that runs; end it, or "
+        "have it close that"
         for pid in others
+        for node in gpu_driver.held_nodes(pid)[:1]  # it may have ended
     ]
     if surveyed.all and (why := gpu_preflight.deadly(surveyed.version)):
         reasons.append(why)
@@ -194,7 +195,7 @@ def suspend(
         driver_calls.lock(driver, pids)
         holder = threads.keep(driver, pids)
     try:
-        heirs, _ = _heirs(surveyed, containers)
+        inherited.let_go(lambda: _all_pids(containers), [p.pid for p in surveyed.all], token)
         before = {pid: process_memory.anonymous(pid) for pid in pids}
         size_bytes = sum(process.size_bytes for process in running)
         with (
@@ -203,18 +204,14 @@ def suspend(
             meanwhile(before),
         ):
             driver_calls.checkpoint(driver, running)
-        inherited.let_go(heirs, token)
     except BaseException:
         holder.close()
         raise
     return Suspended(holder, staged_memory.appeared(before))
 
 
-def _heirs(
-    surveyed: Survey, containers: Sequence[RunningContainer]
-) -> tuple[list[inherited.Heir], list[int]]:
-    pids = {pid for container in containers for pid in container.pids()}
-    return inherited.find(pids, [process.pid for process in surveyed.all])
+def _all_pids(containers: Sequence[RunningContainer]) -> set[int]:
+    return {pid for container in containers for pid in container.pids()}
 
 
 @contextmanager
@@ -251,9 +248,10 @@ def not_suspended(containers: Sequence[RunningContainer]) -> list[str]:
 
     The driver is not asked: it does not answer about a frozen process.
     """
-    pids = {pid for container in containers for pid in container.pids()}
     return [
-        f"process {pid} holds {node}" for pid in sorted(pids) for node in gpu_driver.held_nodes(pid)
+        f"process {pid} holds {node}"
+        for pid in sorted(_all_pids(containers))
+        for node in gpu_driver.held_nodes(pid)
     ]
 
 
@@ -325,7 +323,7 @@ def bring_back_running(driver: Driver, pids: Sequence[int]) -> None:
 
     As `driver_calls.bring_back`, while the driver's threads alone run.
     """
-    with threads.kept(driver, pids):
+    with threads.kept_if_possible(driver, pids):
         driver_calls.bring_back(driver, pids)
 
 
@@ -357,19 +355,21 @@ def standing(token: str, pids: Sequence[int]) -> Iterator[None]:
     with ExitStack() as stack:
         if driver:
             stack.enter_context(closing(driver))
-            try:
-                stack.enter_context(threads.kept(driver, pids, are_frozen=True))
-            except CommandError as error:
-                log.warning("threads run on without their GPUs", reason=str(error))
+            stack.enter_context(threads.kept_if_possible(driver, pids, are_frozen=True))
         yield
 
 
 def stand_again(token: str, pids: Sequence[int]) -> None:
-    """Hold frozen processes, which were held before, again from when they are thawed on."""
-    driver = gpu_driver.find_driver(token) if pids else None
+    """Hold frozen processes, which were held before, again from when they are thawed on.
+
+    Those that still are, are held as before: their driver's threads alone run.
+    """
+    ptrace_agent.run_alone(pids)
+    free = threads.unkept(pids)
+    driver = gpu_driver.find_driver(token) if free else None
     if driver:
         with closing(driver):
-            threads.keep(driver, pids, are_frozen=True).close()
+            threads.keep_again(driver, free)
 
 
 def suspend_to_kill(token: str, pids: Sequence[int]) -> None:

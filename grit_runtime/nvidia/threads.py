@@ -8,9 +8,11 @@ Source: cuda.h, cuCheckpointProcessGetRestoreThreadId, which answers for stopped
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from grit_runtime import log
+from grit_runtime.errors import CommandError
+from grit_runtime.host.process import wait_exit
 from grit_runtime.nvidia import driver_calls, gpu_driver
 from grit_runtime.nvidia.libcuda import SUCCESS, Call
 from grit_runtime.tasks import ptrace_agent
@@ -34,7 +36,7 @@ def of_driver(driver: Driver, pids: Sequence[int]) -> list[int]:
     ):
         if answer.code == SUCCESS:
             tids.append(answer.value)
-        elif os.path.exists(f"/proc/{call.pid}"):
+        elif not wait_exit(call.pid, timeout_s=0):
             raise driver_calls.failure(call, answer)
     return tids
 
@@ -45,6 +47,11 @@ def keep(driver: Driver, pids: Sequence[int], *, are_frozen: bool = False) -> Ho
     If they *are_frozen*, they stand when they are thawed.
     """
     return ptrace_agent.keep(pids, of_driver(driver, pids), are_frozen=are_frozen)
+
+
+def unkept(pids: Sequence[int]) -> list[int]:
+    """The living ones of *pids* that nobody keeps."""
+    return [p for p in pids if not ptrace_agent.keeper(p) and not wait_exit(p, timeout_s=0)]
 
 
 def let_go(pids: Sequence[int]) -> None:
@@ -58,7 +65,7 @@ def kept(driver: Driver, pids: Sequence[int], *, are_frozen: bool = False) -> It
 
     If they *are_frozen*, they may be thawed in the block.
     """
-    free = [pid for pid in pids if os.path.exists(f"/proc/{pid}") and not ptrace_agent.keeper(pid)]
+    free = unkept(pids)
     holder = keep(driver, free, are_frozen=are_frozen) if free else None
     try:
         yield
@@ -66,6 +73,32 @@ def kept(driver: Driver, pids: Sequence[int], *, are_frozen: bool = False) -> It
         if holder:
             holder.release()
         let_go(pids)
+
+
+@contextmanager
+def kept_if_possible(
+    driver: Driver, pids: Sequence[int], *, are_frozen: bool = False
+) -> Iterator[None]:
+    """As `kept`, but what fails is only logged: they can be brought back all the same."""
+    with ExitStack() as stack:
+        stack.callback(let_go, pids)
+        try:
+            stack.enter_context(kept(driver, pids, are_frozen=are_frozen))
+        except CommandError as error:
+            _tell_running(error)
+        yield
+
+
+def keep_again(driver: Driver, pids: Sequence[int]) -> None:
+    """Hold frozen processes from when they are thawed on; what fails is only logged."""
+    try:
+        keep(driver, pids, are_frozen=True).close()
+    except CommandError as error:
+        _tell_running(error)
+
+
+def _tell_running(error: CommandError) -> None:
+    log.warning("threads run on without their GPUs", reason=str(error))
 
 
 @contextmanager
@@ -84,8 +117,8 @@ def until_frozen(holder: Holder | None, others: Sequence[int]) -> Iterator[None]
 
     *others* are processes that `keep` held before. If the block fails, all stand as before.
     """
-    ptrace_agent.stop_alone(others)
     try:
+        ptrace_agent.stop_alone(others)
         if holder:
             holder.stop()
         yield

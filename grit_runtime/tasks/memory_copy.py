@@ -25,6 +25,7 @@ from grit_runtime.startup.named import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from typing import Self
 
     from grit_runtime.model.memory_range import MemoryFile, MemoryRange
@@ -134,19 +135,33 @@ class Follower:
 
     def _follow(self) -> None:
         fronts: dict[int, int] = {}  # by pid, where the fill has come to
-        left: dict[MemoryFile, deque[_Piece]] = {}
+        begun: dict[str, MemoryFile] = {}  # by path
+        left: dict[str, deque[_Piece]] = {}
+        fds: dict[str, int] = {}
         with ExitStack() as stack, _Workers() as workers:
             while not self._ended.wait(_LOOK_EVERY_S):
                 files = self._look()
                 for pid, own in groupby(files, key=lambda file: file.pid):
                     ranges = memory_range.merged(there for file in own for there in file.ranges)
                     fronts[pid] = _front(pid, ranges, fronts.get(pid, 0))
-                for file in files:
-                    if file not in left:
+                changed = [file for file in files if begun.get(file.path) != file]
+                if changed:
+                    workers.drop()  # or it would be written over what is copied from now on
+                for file in changed:
+                    if file.path not in fds:
                         fd = stack.enter_context(closing_fd(os.open(file.path, _NEW, 0o600)))
-                        left[file] = deque(_pieces(0, file, fd))
-                    while left[file] and left[file][0].end + _MARGIN_BYTES <= fronts[file.pid]:
-                        workers.begin(self._copy_piece, left[file].popleft(), file.path)
+                        fds[file.path] = fd
+                    self._forget(file.path)
+                    begun[file.path] = file
+                    left[file.path] = deque(_pieces(0, file, fds[file.path]))
+                for file in files:
+                    pieces = left[file.path]
+                    while pieces and pieces[0].end + _MARGIN_BYTES <= fronts[file.pid]:
+                        workers.begin(self._copy_piece, pieces.popleft(), file.path)
+
+    def _forget(self, path: str) -> None:
+        for place in [place for place in self._copied if place[0] == path]:
+            del self._copied[place]
 
     def _copy_piece(self, buffer: mmap, piece: _Piece, path: str) -> None:
         with suppress(OSError, CommandError):
@@ -160,6 +175,7 @@ class _Workers:
         from concurrent.futures import ThreadPoolExecutor  # few processes need it
 
         self._mine = local()
+        self._begun: list[Future[None]] = []
         cores = len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(cores, initializer=self._make_buffer)
 
@@ -178,7 +194,13 @@ class _Workers:
         return self._pool.map(lambda piece: work(self._mine.buffer, piece), pieces)
 
     def begin(self, work: Callable[[mmap, _Piece, str], None], piece: _Piece, path: str) -> None:
-        self._pool.submit(lambda: work(self._mine.buffer, piece, path))
+        self._begun.append(self._pool.submit(lambda: work(self._mine.buffer, piece, path)))
+
+    def drop(self) -> None:
+        """Wait for what `begin` has begun, if it is being done; the rest is not done."""
+        for one in [one for one in self._begun if not one.cancel()]:
+            one.result()
+        self._begun.clear()
 
 
 def _copy_all(

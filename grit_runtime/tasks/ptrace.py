@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import cache
 
 from grit_runtime.errors import CommandError
-from grit_runtime.host import linux
+from grit_runtime.host import linux, procfs
 from grit_runtime.model.memory_range import MemoryRange
 from grit_runtime.startup.named import NamedTuple
 
@@ -42,7 +42,7 @@ _PEEK_SHARED = 1
 _PENDING_LIMIT = 64
 _CLD_STOPPED, _CLD_CONTINUED = 5, 6
 _RSEQ_CS_OFFSET = 8  # of struct rseq, include/uapi/linux/rseq.h
-_POLL_S = 0.0005
+_POLL_S = 0.01
 
 
 class _Registers(ctypes.Structure):
@@ -244,15 +244,19 @@ def write_memory(tid: int, address: int, data: bytes) -> None:
 def wait(tid: int, stop: int | None, *, deadline_s: float = math.inf) -> None:
     """Wait for the thread's next *stop*: a signal or a call, None for a ptrace event.
 
-    Signals that come before it are delivered.
+    Signals that come before it are delivered. ProcessLookupError if it ends: the end of a process's
+    first thread is told only when all others were waited for, so it is looked for too. A caller
+    that blocks SIGCHLD, which announces stops, hears of them at once.
     """
     end = time.monotonic() + deadline_s
     while True:
-        stopped_tid, status = os.waitpid(tid, WALL | (os.WNOHANG if deadline_s < math.inf else 0))
+        stopped_tid, status = os.waitpid(tid, WALL | os.WNOHANG)
         if not stopped_tid:
+            if procfs.is_zombie(tid):
+                raise ProcessLookupError(f"thread {tid} has ended")
             if time.monotonic() > end:
                 raise CommandError(f"thread {tid} did not stop in {deadline_s:.0f} s")
-            time.sleep(_POLL_S)
+            signal.sigtimedwait({signal.SIGCHLD}, _POLL_S)
             continue
         if not os.WIFSTOPPED(status):
             raise ProcessLookupError(f"thread {tid} has ended")

@@ -8,7 +8,6 @@ finishes what it has begun. Then it releases the processes and ends, or keeps th
 from __future__ import annotations
 
 import json
-import math
 import os
 import select
 import signal
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
 _ATTEND_EVERY_MS = 10
 _REQUEST_LIMIT_BYTES = 1 << 20
 _END_DEADLINE_S = 10.0
+_FINISH_DEADLINE_S = 60.0
+
+_REQUESTS_FD, _ANSWERS_FD = 0, 1  # of the child
 
 # By these others ask a child that stays to stop its threads that run alone, and to let them run.
 _STOP, _RUN = signal.SIGUSR1, signal.SIGUSR2
@@ -44,7 +46,7 @@ class Task(NamedTuple):
     """What a child is to do: hold *pids*, but let the threads *alone* run.
 
     One that *stays* keeps them when nobody asks it for anything any more, until SIGTERM or their
-    end. It waits for as long as they *are_frozen*.
+    end. If they *are_frozen* it waits for none of them.
     """
 
     pids: tuple[int, ...]
@@ -112,7 +114,8 @@ class Holder:
 
     def _ask(self, verb: str, argument: object) -> Any:
         self.settle()
-        self._requests.write(json.dumps([verb, argument]).encode() + b"\n")
+        with suppress(BrokenPipeError):  # `_answer` tells it
+            self._requests.write(json.dumps([verb, argument]).encode() + b"\n")
         return self._answer()
 
     def _answer(self) -> Any:
@@ -149,8 +152,8 @@ def held_in_stop(pids: Sequence[int]) -> Iterator[Holder]:
     if child == 0:
         try:
             os.setsid()
-            os.dup2(request_fd, 0)
-            os.dup2(answer_fd, 1)
+            os.dup2(request_fd, _REQUESTS_FD)
+            os.dup2(answer_fd, _ANSWERS_FD)
             os.closerange(2, os.sysconf("SC_OPEN_MAX"))
             _serve(Task(tuple(pids)), Hold(in_stop=True), [])
         finally:
@@ -194,8 +197,25 @@ def debugger(pid: int) -> int:
 def let_go(pids: Iterable[int]) -> None:
     """Let all go on that a child of `keep` holds together with one of *pids*."""
     for child in _keepers(pids):
-        os.kill(child, signal.SIGTERM)
+        _tell(child, signal.SIGTERM)
         process.wait_exit(child, timeout_s=_END_DEADLINE_S)
+
+
+def finish(pids: Iterable[int]) -> None:
+    """Wait until children of `keep` that hold one of *pids* have done what they were asked for.
+
+    Only when those who asked have died or closed their `Holder`. CommandError for a call in a
+    process's name that does not end.
+    """
+    end = time.monotonic() + _FINISH_DEADLINE_S
+    for child in _keepers(pids):
+        while os.path.lexists(f"/proc/{child}/fd/{_REQUESTS_FD}"):
+            if time.monotonic() > end:
+                raise CommandError(
+                    f"process {child}, which holds others still, did not end what it was asked for "
+                    f"in {_FINISH_DEADLINE_S:.0f} s"
+                )
+            time.sleep(_ATTEND_EVERY_MS / 1000)
 
 
 def stop_alone(pids: Iterable[int]) -> None:
@@ -204,7 +224,7 @@ def stop_alone(pids: Iterable[int]) -> None:
     Only for children that stay. Blocks until none runs; CommandError if one goes on running.
     """
     for child in _keepers(pids):
-        os.kill(child, _STOP)
+        _tell(child, _STOP)
     end = time.monotonic() + STOP_DEADLINE_S
     while moving := [pid for pid in pids if keeper(pid) and procfs.moving_threads(pid)]:
         if time.monotonic() > end:
@@ -215,11 +235,16 @@ def stop_alone(pids: Iterable[int]) -> None:
 def run_alone(pids: Iterable[int]) -> None:
     """Undo `stop_alone`. Does not block."""
     for child in _keepers(pids):
-        os.kill(child, _RUN)
+        _tell(child, _RUN)
 
 
 def _keepers(pids: Iterable[int]) -> set[int]:
     return {keeper(pid) for pid in pids} - {0}
+
+
+def _tell(child: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has ended with those that it held
+        os.kill(child, number)
 
 
 @contextmanager
@@ -246,6 +271,7 @@ def _pipes() -> tuple[int, int, int, int]:
 
 def main(task: dict[str, Any]) -> None:
     """Do the task until standard input ends, or SIGTERM if it says so."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     asked: list[int] = []
     for number in (_STOP, _RUN):
@@ -254,10 +280,13 @@ def main(task: dict[str, Any]) -> None:
 
 
 def _serve(task: Task, hold: Hold, asked: list[int]) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # for `ptrace.wait`
     try:
         hold.seize(task.pids)
         _write([])
-        hold.settle(task.pids, deadline_s=math.inf if task.are_frozen else STOP_DEADLINE_S)
+        if not task.are_frozen:  # if one never stops, the others may be brought back all the same
+            with _ended_by_sigterm():
+                hold.settle()
         hold.run_alone(task.alone)
         _write([])
         _answer_requests(hold)
@@ -269,16 +298,28 @@ def _serve(task: Task, hold: Hold, asked: list[int]) -> None:
         hold.release()
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the child here, and nowhere else: what it does to a thread, it does whole."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 def _answer_requests(hold: Hold) -> None:
     """Answer requests, a line of JSON each, until standard input ends."""
     poll = select.poll()
-    poll.register(0, select.POLLIN)
+    poll.register(_REQUESTS_FD, select.POLLIN)
     data = b""
     while True:
         hold.attend()
-        if not poll.poll(_ATTEND_EVERY_MS):
+        with _ended_by_sigterm():
+            is_asked = poll.poll(_ATTEND_EVERY_MS)
+        if not is_asked:
             continue
-        more = os.read(0, _REQUEST_LIMIT_BYTES)
+        more = os.read(_REQUESTS_FD, _REQUEST_LIMIT_BYTES)
         if not more:
             return
         data += more
@@ -306,6 +347,7 @@ def _done(hold: Hold, verb: str, argument: Any) -> object:
 
 def _stay(task: Task, hold: Hold, asked: list[int]) -> None:
     """Hold on until SIGTERM or the end of the processes, and do what signals ask for meanwhile."""
+    os.close(_REQUESTS_FD)  # by which `finish` sees that it was heard
     asked.append(_RUN)
     while hold.attend():
         while asked:
@@ -313,9 +355,10 @@ def _stay(task: Task, hold: Hold, asked: list[int]) -> None:
                 hold.run_alone(task.alone)
             else:
                 hold.stop()
-        time.sleep(_ATTEND_EVERY_MS / 1000)
+        with _ended_by_sigterm():
+            time.sleep(_ATTEND_EVERY_MS / 1000)
 
 
 def _write(answer: object) -> None:
     with suppress(BrokenPipeError):  # nobody hears us any more
-        os.write(1, json.dumps(answer).encode() + b"\n")
+        os.write(_ANSWERS_FD, json.dumps(answer).encode() + b"\n")

@@ -16,7 +16,7 @@ from grit_runtime.tasks import ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 _O_TRACESYSGOOD, _O_SUSPEND_SECCOMP = 1, 1 << 21
 _OPTIONS = _O_TRACESYSGOOD | _O_SUSPEND_SECCOMP
@@ -37,8 +37,10 @@ class Hold:
         """*in_stop* says that SIGSTOP has stopped all processes, or is about to."""
         self.killed: dict[int, int] = {}  # signals that have killed threads
         self._in_stop = in_stop
+        self._pids: set[int] = set()
         self._tids: set[int] = set()
         self._moving: list[int] = []  # those that were not seen to stop yet
+        self._alone: set[int] = set()  # those that are to run alone when they have stopped
         self._masks: dict[int, int] = {}  # of the threads that run alone, before that
 
     def seize(self, pids: Iterable[int]) -> bool:
@@ -49,6 +51,7 @@ class Hold:
         """
         found = False
         for pid in pids:
+            self._pids.add(pid)
             is_stopped = self._in_stop or procfs.is_stopped(pid)
             for tid in _threads(pid) - self._tids:
                 found = True
@@ -60,7 +63,7 @@ class Hold:
                     self._moving.append(tid)
         return found
 
-    def settle(self, pids: Sequence[int], *, deadline_s: float = STOP_DEADLINE_S) -> None:
+    def settle(self) -> None:
         """Wait until all threads have stopped, also those that others have started meanwhile.
 
         CommandError for a thread that does not stop.
@@ -68,18 +71,24 @@ class Hold:
         while True:
             while self._moving:
                 with suppress(ChildProcessError, ProcessLookupError):
-                    ptrace.wait(self._moving[-1], None, deadline_s=deadline_s)
+                    ptrace.wait(self._moving[-1], None, deadline_s=STOP_DEADLINE_S)
                 self._moving.pop()
-            if not self.seize(pids):
+            if not self._seize_new():
                 return
+
+    def _seize_new(self) -> bool:
+        return self.seize(tuple(self._pids))
 
     def run_alone(self, tids: Iterable[int]) -> None:
         """Let threads run while the others stand, and keep signals of others from them.
 
         A signal to the process would be theirs to handle: no other thread can take it. It is
-        handled by whom it may concern after `stop`.
+        handled by whom it may concern after `stop`. One that has not stopped yet runs so when
+        `attend` has seen it stop.
         """
-        for tid in set(tids) - self._masks.keys():
+        self._alone |= set(tids) - self._masks.keys()
+        for tid in self._alone.difference(self._moving):
+            self._alone.discard(tid)
             with suppress(ProcessLookupError):
                 mask = ptrace.signal_mask(tid).value
                 ptrace.set_signal_mask(tid, _KEPT_BACK)
@@ -88,7 +97,16 @@ class Hold:
                 ptrace.request(ptrace.CONT, tid)
 
     def stop(self) -> None:
-        """Hold the threads again that run alone; CommandError for one that does not stop."""
+        """Hold the threads again that run alone, and those that they have started meanwhile.
+
+        CommandError for one that does not stop.
+        """
+        self._alone.clear()
+        if self._masks:
+            self._stop_alone()
+            self.settle()
+
+    def _stop_alone(self) -> None:
         for tid, mask in list(self._masks.items()):
             with suppress(ChildProcessError, ProcessLookupError):
                 ptrace.request(ptrace.INTERRUPT, tid)
@@ -112,8 +130,21 @@ class Hold:
                 return True
             if os.WIFSIGNALED(status):
                 self.killed[tid] = os.WTERMSIG(status)
-            if os.WIFSTOPPED(status) and tid in self._masks:
+            if tid in self._moving:
+                self._see_stopping(tid, status)
+            elif os.WIFSTOPPED(status) and tid in self._masks:
                 self._go_on(tid, 0 if ptrace.is_event(status) else os.WSTOPSIG(status))
+
+    def _see_stopping(self, tid: int, status: int) -> None:
+        """As `settle` does, of one thread."""
+        if os.WIFSTOPPED(status) and not ptrace.is_event(status):
+            with suppress(ProcessLookupError):
+                ptrace.request(ptrace.CONT, tid, data=os.WSTOPSIG(status))
+            return
+        self._moving.remove(tid)
+        self.run_alone(())
+        if not self._moving:
+            self._seize_new()
 
     def _go_on(self, tid: int, number: int) -> None:
         request = ptrace.CONT
@@ -126,7 +157,7 @@ class Hold:
     def release(self) -> None:
         """Let all go on; those that a signal has stopped stay so."""
         with suppress(CommandError):  # the kernel releases that thread when this one ends
-            self.stop()
+            self._stop_alone()
         for tid in self._tids:
             with suppress(ProcessLookupError):
                 ptrace.request(ptrace.DETACH, tid)

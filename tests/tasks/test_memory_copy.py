@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,31 @@ def test_what_was_copied_for_another_layout_is_copied_again(holder: Holder, tmp_
     digests = memory_copy.save([saved], to_disk=False, copied=copied)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before.strip()
     assert digests == [digest_of(path, SIZE_BYTES)]
+
+
+def test_what_was_copied_for_two_layouts_in_turn_is_copied_again(
+    holder: Holder, tmp_path: Path
+) -> None:
+    path = tmp_path / "memory"
+    first, second = holder.memory.start, holder.memory.start + (1 << 20)
+    rest = MemoryRange(second + 4096, holder.memory.end)
+    layouts = [
+        MemoryFile(holder.pid, str(path), (MemoryRange(start, start + 4096), rest))
+        for start in (first, second)
+    ]
+    looks = 0
+
+    def look() -> list[MemoryFile]:
+        nonlocal looks
+        looks += 1
+        return [layouts[looks // 5 % 2]]
+
+    copied: dict[memory_copy.Place, bytes] = {}
+    with memory_copy.Follower(look, copied, to_disk=False):
+        while looks < 12:
+            time.sleep(0.01)
+    digests = memory_copy.save([layouts[0]], to_disk=False, copied=copied)
+    assert digests == [digest_of(path, layouts[0].size_bytes)]
 
 
 def digest_of(path: Path, size_bytes: int) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -19,10 +20,11 @@ from grit_runtime.tasks import ptrace, ptrace_agent
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not ptrace.IS_SUPPORTED, reason="ptrace.py is for x86-64 alone")
 
-SYS_GETPID, SYS_MADVISE, SYS_CLOSE = 39, 28, 3
+SYS_GETPID, SYS_MADVISE, SYS_CLOSE, SYS_POLL = 39, 28, 3, 7
 PATIENCE_S = 20
 POLL_S = 0.005
 
@@ -351,3 +353,142 @@ def test_a_process_of_somebody_elses_debugger_is_not_kept() -> None:
         ):
             ptrace_agent.keep([running.pid], [])
         read_until(running, "main")
+
+
+# Asks for a call of 1.5 s in the name of a process, and dies during it.
+ASK_AND_DIE = """
+import os, signal, sys
+from grit_runtime.tasks import ptrace, ptrace_agent
+pid, tid, number = map(int, sys.argv[1:])
+holder = ptrace_agent.keep([pid], [tid])
+holder.stop()
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+holder.perform([ptrace.Syscall(pid, number, (0, 0, 1500))])
+"""
+
+
+@contextmanager
+def in_the_middle_of_a_call() -> Iterator[subprocess.Popen[str]]:
+    """The program while its first thread makes a call for somebody who has died."""
+    with two_threads() as (running, tid):
+        argv = [sys.executable, "-c", ASK_AND_DIE, *map(str, (running.pid, tid, SYS_POLL))]
+        assert subprocess.run(argv, check=False).returncode == -signal.SIGALRM
+        assert running.pid in procfs.moving_threads(running.pid)
+        yield running
+
+
+def test_what_somebody_had_begun_can_be_waited_for() -> None:
+    with in_the_middle_of_a_call() as running:
+        ptrace_agent.finish([running.pid])
+        assert running.pid not in procfs.moving_threads(running.pid)
+        ptrace_agent.finish([running.pid])
+        ptrace_agent.let_go([running.pid])
+        read_until(running, "main")
+
+
+def test_a_process_is_let_go_after_what_it_was_made_to_begin() -> None:
+    with in_the_middle_of_a_call() as running:
+        ptrace_agent.let_go([running.pid])
+        read_until(running, "main")
+        assert procfs.status(running.pid)["SigBlk"] == procfs.status(os.getpid())["SigBlk"]
+
+
+# One of its threads counts, and starts another after a while, which counts too.
+GROWING = """
+import os, threading, time
+say = lambda what: os.write(1, f"{what}\\n".encode())
+def count(word):
+    for number in range(10000):
+        if number == 100 and not word:
+            threading.Thread(target=count, args=("new ",), daemon=True).start()
+        say(f"{word}{number}")
+        time.sleep(0.01)
+thread = threading.Thread(target=count, args=("",), daemon=True)
+thread.start()
+say(f"tid {thread.native_id}")
+threading.Event().wait()
+"""
+
+
+def test_threads_that_one_alone_has_started_stand_with_it() -> None:
+    argv = [sys.executable, "-c", GROWING]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            tid = int(read_until(running, "tid").split()[1])
+            holder = ptrace_agent.keep([running.pid], [tid])
+            read_until(running, "new")
+            holder.stop()
+            assert procfs.moving_threads(running.pid) == []
+            holder.release()
+            read_until(running, "new")
+        finally:
+            running.kill()
+
+
+def test_that_who_holds_others_has_died_is_told() -> None:
+    with two_threads() as (running, tid):
+        holder = ptrace_agent.keep([running.pid], [tid])
+        child = ptrace_agent.keeper(running.pid)
+        os.kill(child, signal.SIGKILL)
+        assert process.wait_exit(child, timeout_s=PATIENCE_S)
+        with pytest.raises(CommandError, match="held others still has died"):
+            holder.stop()
+        holder.release()
+        read_until(running, "main")
+
+
+# Its first thread waits in the kernel, where no tracer stops it, for a child made by vfork.
+WAITING = """
+import ctypes, os, sys, threading, time
+def count():
+    number = 0
+    while True:
+        number += 1
+        os.write(1, f"{number}\\n".encode())
+        time.sleep(0.01)
+thread = threading.Thread(target=count, daemon=True)
+thread.start()
+os.write(1, f"tid {thread.native_id}\\n".encode())
+libc, actions = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+libc.posix_spawn_file_actions_init(actions)
+libc.posix_spawn_file_actions_addopen(actions, 9, sys.argv[1].encode(), os.O_RDONLY, 0)
+arguments = (ctypes.c_char_p * 2)(b"true", None)
+libc.posix_spawn(None, b"/bin/true", actions, None, arguments, None)
+os.write(1, b"main\\n")
+threading.Event().wait()
+"""
+
+
+def test_one_thread_runs_alone_though_another_does_not_stop(tmp_path: Path) -> None:
+    fifo = str(tmp_path / "fifo")  # the child waits for who writes into it
+    os.mkfifo(fifo)
+    argv = [sys.executable, "-c", WAITING, fifo]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            tid = int(read_until(running, "tid").split()[1])
+            while not procfs.cannot_be_stopped(running.pid):
+                time.sleep(POLL_S)
+            holder = ptrace_agent.keep([running.pid], [tid], are_frozen=True)
+            lines_while_kept(running, 100)
+            with open(fifo, "w"):
+                pass
+            while procfs.moving_threads(running.pid) != [tid]:
+                time.sleep(POLL_S)
+            lines_while_kept(running, 20)
+            holder.release()
+            read_until(running, "main")
+        finally:
+            running.kill()
+
+
+def test_a_process_that_is_killed_in_a_call_made_in_its_name_answers_nothing() -> None:
+    with two_threads() as (running, tid):
+        holder = ptrace_agent.keep([running.pid], [tid])
+        holder.stop()
+        killing = threading.Timer(0.3, running.kill)
+        killing.start()
+        calls = [ptrace.Syscall(running.pid, SYS_POLL, (0, 0, 60_000))]
+        assert holder.perform(calls) == [-errno.ESRCH]
+        killing.join()
+        assert running.wait() == -signal.SIGKILL
+        holder.release()

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from grit_runtime.errors import FailedPreconditionError
-from grit_runtime.host import procfs
-from grit_runtime.nvidia import libcuda, nvml
+from grit_runtime.host import process, procfs
+from grit_runtime.nvidia import libcuda, nvml, suspension, threads
+from grit_runtime.nvidia.gpu_driver import Driver
 from grit_runtime.nvidia.libcuda import Answer, Call
-from grit_runtime.tasks import ptrace_agent
+from grit_runtime.tasks import ptrace, ptrace_agent
 from integration.fakes import fake_gpu
 from integration.node import images, rootfs
 from integration.tests.gpu import cuda_workload
@@ -265,6 +266,34 @@ def test_a_fault_in_the_drivers_thread_kills_the_process(
     with fake_gpu.faults(machine.cards_dir, "lock crash"):
         assert machine.call("lock", counter.pid) == OPERATING_SYSTEM
     assert counter.wait() == -signal.SIGSEGV
+
+
+@contextmanager
+def opened(machine: Machine) -> Iterator[Driver]:
+    """The driver as grit opens it."""
+    libcuda_path, nvml_path = (str(machine.directory / name) for name in fake_gpu.LIBRARIES)
+    with closing(Driver(libcuda_path, nvml_path, process.new_token())) as driver:
+        yield driver
+
+
+def test_of_a_process_that_nobody_has_waited_for_no_thread_is_the_drivers(
+    machine: Machine, counter: subprocess.Popen[str]
+) -> None:
+    counter.kill()
+    while not procfs.is_zombie(counter.pid):
+        time.sleep(0.01)
+    with opened(machine) as driver, threads.kept(driver, [counter.pid]):
+        assert threads.of_driver(driver, [counter.pid]) == []
+
+
+def test_a_process_that_cannot_be_held_is_brought_back_all_the_same(
+    machine: Machine, counter: subprocess.Popen[str]
+) -> None:
+    machine.calls(counter.pid, "lock", "checkpoint")
+    ptrace.request(ptrace.SEIZE, counter.pid)  # as a debugger does
+    with opened(machine) as driver:
+        suspension.bring_back_running(driver, [counter.pid])
+    read_until(counter, 10)
 
 
 @pytest.mark.parametrize("verb", libcuda.SYMBOLS)

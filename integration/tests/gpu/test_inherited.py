@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from grit_runtime.host import process, procfs
+from grit_runtime.host import process
 from grit_runtime.nvidia import gpu_driver, inherited
 from grit_runtime.tasks import ptrace
 
@@ -89,7 +89,7 @@ def test_a_child_that_only_inherited_devices_is_left_null_and_empty_memory_in_th
         heirs, others = inherited.find([parent, child, other], [parent])
         assert ([heir.pid for heir in heirs], others) == ([child], [other])
         assert len(heirs[0].descriptors) == 3  # the mapping has one of its own
-        inherited.let_go(heirs, process.new_token())
+        inherited.let_go(lambda: [parent, child, other], [parent], process.new_token())
         assert gpu_driver.held_nodes(child) == []
         assert ask(asked, answers) == "[b'', b''] 0 7 [1, 0]"
         assert gpu_driver.held_nodes(parent) == ["/dev/nvidia0", "/dev/nvidiactl"]
@@ -105,8 +105,9 @@ def test_nobody_inherits_what_the_parent_has_opened_anew() -> None:
 
 def test_a_child_that_has_ended_meanwhile_is_passed_over() -> None:
     with family() as (parent, child, _, _, _):
-        heirs, _ = inherited.find([child], [parent])
-        os.kill(child, 9)
-        while not procfs.is_ending(child):
-            pass
-        inherited.let_go(heirs, process.new_token())
+
+        def ending() -> list[int]:
+            os.kill(child, 9)
+            return [child]
+
+        inherited.let_go(ending, [parent], process.new_token())

@@ -216,9 +216,9 @@ def test_a_source_stands_until_it_is_recovered_if_its_supervisor_is_killed_too(
         wait_until_taken(source, taken)
         node.run(["pkill", "-KILL", "-f", f"recover --wait {journal_of(source)}"])
         os.kill(node.command_pid(taken), signal.SIGKILL)
-    traced = node.run(["grep", "-h", "TracerPid", *statuses]).stdout.split()[1::2]
-    assert len(traced) == PROCESSES
-    assert "0" not in traced
+    said = node.run(["grep", "-h", "State:", *statuses]).stdout.splitlines()
+    assert len(said) == PROCESSES
+    assert {line.split()[1] for line in said} <= {"t", "D"}, said  # held, or frozen by then
     assert "undone: " in node.run(["grit", "recover"]).stdout
     assert_undisturbed(source)
 

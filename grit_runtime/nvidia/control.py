@@ -14,7 +14,6 @@ from grit_runtime.host.process import new_token
 from grit_runtime.nvidia import driver_calls, gpu_driver, suspension, threads
 from grit_runtime.nvidia.libcuda import CHECKPOINTED, LOCKED, RUNNING, SUCCESS, Call
 from grit_runtime.pod import running_container
-from grit_runtime.tasks import ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def _keep_locked(driver: Driver, pids: Sequence[int]) -> None:
 
 def _keep(driver: Driver, pids: Sequence[int]) -> None:
     """Hold the threads until the unlock, of processes that somebody else has suspended too."""
-    if free := [pid for pid in pids if not ptrace_agent.keeper(pid)]:
+    if free := threads.unkept(pids):
         threads.keep(driver, free).close()
 
 

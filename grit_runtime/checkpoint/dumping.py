@@ -7,7 +7,7 @@ import os
 import shutil
 
 from grit_runtime import log, paths
-from grit_runtime.dump import link_remaps, staged_memory
+from grit_runtime.dump import link_remaps, moved_memory
 from grit_runtime.errors import CommandError, DumpError, FailedPreconditionError
 from grit_runtime.files import checkpoint_dir, confine, layer_save
 from grit_runtime.host import criu, overlay, procfs
@@ -131,7 +131,7 @@ def _add_saved_memory(dumps: Dumps, frozen: RunningContainer, images_dir: str) -
     number = procfs.container_pids(frozen.pids())
     own = [file._replace(pid=number[file.pid]) for file in dumps.saved if file.pid in number]
     if own:
-        for name, value in staged_memory.add_to_dump(images_dir, own).items():
+        for name, value in moved_memory.add_to_dump(images_dir, own).items():
             dumps.digests[f"{frozen.name}/checkpoint/{name}"] = value
 
 
@@ -159,7 +159,10 @@ def _described(dumps: Dumps, container: Container) -> Case:
         if mount.key is not None
     )
     described = held.container._replace(
-        processes=len(held.dump.tasks), mounts=mounts, facts=dumps.facts[container.name]
+        processes=len(held.dump.tasks),
+        mounts=mounts,
+        facts=dumps.facts[container.name],
+        memory=moved_memory.described(held.images_fd, held.dump),
     )
     return held._replace(container=described)
 

@@ -61,7 +61,7 @@ def freeze(context: Context, thawed: Sequence[str]) -> Frozen:
         while True:
             reasons, losses = _against(containers)
             if not reasons and not (losses and may_go_on(_EVENTS_PATIENCE_S)):
-                reasons = _freeze_once(tool, running)
+                reasons = freeze_once(tool, running)
                 if not reasons:
                     reasons, losses = _against(containers)
                 if not reasons and not (losses and may_go_on(_EVENTS_PATIENCE_S)):
@@ -79,7 +79,7 @@ def thaw(tool: Runc, ids: Sequence[str]) -> None:
         runc.resume(tool, container_id)
 
 
-def _freeze_once(tool: Runc, containers: Sequence[RunningContainer]) -> list[str]:
+def freeze_once(tool: Runc, containers: Sequence[RunningContainer]) -> list[str]:
     """Freeze *containers*; the reasons why one of them does not freeze, if any."""
     for container in containers:
         if not runc.try_pause(tool, container.id):

@@ -37,6 +37,7 @@ from grit_runtime.model.hold import Hold
 from grit_runtime.model.steps import has, last
 from grit_runtime.nvidia import suspension
 from grit_runtime.pod import held_pods, lives, network
+from grit_runtime.tasks import ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,9 +86,10 @@ def undo(held: Journal[steps.Step]) -> None:
         stopping = has(taken, steps.Stop)
         # Before any of the processes runs again.
         lost = None if stopping else memory.give_back_recorded(taken)
+        stopping |= bool(lost) and has(taken, steps.Kept)  # or they would run on with empty heaps
         stay: tuple[type[steps.Step], ...] = ()
         if stopping:
-            stay = (steps.Thaw, steps.Gpu, steps.Silence)
+            stay = (steps.Thaw, steps.Gpu, steps.Silence, steps.Kept)
         elif has(taken, steps.Frozen):  # the pod is being resumed
             stay = (steps.Hold,)
         if lost:
@@ -230,6 +232,8 @@ def _undo_steps(tool: Runc, taken: list[steps.Step], *, stopping: bool) -> None:
     """Undo steps, newest first; CUDA processes do not run before their GPUs are back."""
     if not stopping and (before := last(taken, steps.Standing)):
         suspension.stand_again(tool.token, before.pids)
+    if kept := last(taken, steps.Kept):
+        ptrace_agent.let_go(kept.pids)
     pids = {pid for step in taken if isinstance(step, steps.Gpu) for pid in step.pids}
     with suspension.standing(tool.token, sorted(pids)):
         for step in reversed(taken):
@@ -262,8 +266,9 @@ def _undo_step(tool: Runc, step: steps.Step, *, stopping: bool) -> None:
             | steps.Frozen()
             | steps.Stop()
             | steps.Standing()
+            | steps.Kept()
         ):
-            pass  # nothing to take back; memory is given back before anything else
+            pass  # nothing to take back, or that was done before anything else
 
 
 def _recover_one(path: str, *, wait: bool = False) -> bool:

@@ -66,6 +66,9 @@ def _container_lines(container: dict[str, Any]) -> list[str]:
     if container["tasks"]:
         lines.append("    processes")
         lines += _task_lines(container["tasks"], parent=0, indent=6)
+    if container["memory"]:
+        lines.append("    large memory")
+        lines += map(_memory_line, container["memory"])
     if container["mounts"]:
         lines.append("    mounts from outside")
         lines += [f"      {mount['destination']}" for mount in container["mounts"]]
@@ -80,6 +83,11 @@ def _task_lines(tasks: list[dict[str, Any]], *, parent: int, indent: int) -> lis
             lines.append(f"{' ' * indent}{task['pid']} {task['comm']} (uid {task['uid']}{threads})")
             lines += _task_lines(tasks, parent=task["pid"], indent=indent + 2)
     return lines
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    place = f"{memory['pid']}: {_size(memory['size_bytes'])} at {memory['start']:#x}"
+    return f"      {place}, of which grit moved {_size(memory['moved_bytes'])}"
 
 
 def _phase_line(phase: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grit_runtime import log
 from grit_runtime.checkpoint import freezing, holds, memory
-from grit_runtime.dump import staged_memory
+from grit_runtime.dump import moved_memory
 from grit_runtime.errors import (
     DriverError,
     NotFoundError,
@@ -119,7 +119,7 @@ def _suspend_once(
 
     def follow(before: suspension.Mappings) -> memory_copy.Follower:
         def look() -> list[MemoryFile]:
-            return staged_memory.files(staged_memory.appeared(before), prefix)
+            return moved_memory.files(moved_memory.appeared(before), prefix)
 
         return memory_copy.Follower(look, copied, to_disk=to_disk)
 
@@ -128,13 +128,12 @@ def _suspend_once(
             survey, context.containers, token, context.timeline, follow
         )
     with threads.until_frozen(holder, kept):
-        saved = staged_memory.files(staged, prefix)
+        saved = moved_memory.files(staged, prefix)
         if holder and saved:
             size_bytes = sum(file.size_bytes for file in saved)
             with context.timeline.phase("gpu memory", size_bytes=size_bytes):
-                saved = memory.take(
-                    context.journal, saved, holder.perform, to_disk=to_disk, copied=copied
-                )
+                saved = memory_copy.save_and_hash(saved, to_disk=to_disk, copied=copied)
+                memory.empty(context.journal, saved, holder.perform, huge_pages=True)
         frozen = freezing.freeze(context, thawed)
     return saved, frozen
 

@@ -10,7 +10,7 @@ import shutil
 import time
 
 from grit_runtime import log
-from grit_runtime.checkpoint import holds, preflight, sealing, standstill
+from grit_runtime.checkpoint import heaps, holds, preflight, sealing, standstill
 from grit_runtime.checkpoint.dumping import NEWER_FLAGS, Dumps, dump
 from grit_runtime.checkpoint.order import Context, Order
 from grit_runtime.dump import link_remaps
@@ -135,7 +135,7 @@ def _take(context: Context) -> Result:
         suspension.refuse_unrestorable(survey, context.containers)
     preflight.check_room(context, chosen, gpu_bytes=survey.size_bytes if survey else 0)
     begin = time.monotonic()
-    suspended = standstill.suspend(context, survey, thawed)
+    suspended = heaps.move_out(context, standstill.suspend(context, survey, thawed))
     preflight.tell_losses(context, suspended.frozen.losses)
     _silence(context, looked.tcp)
     dumps = _dumps(context, looked, suspended)

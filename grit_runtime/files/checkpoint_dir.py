@@ -308,12 +308,12 @@ def refuse(path: str, wrong: list[str]) -> None:
         raise DigestError(f"checkpoint {path}: {wrong[0]}{more}; copy or take it again")
 
 
-def gpu_memory(manifest: Manifest, container: manifests.Container) -> dict[str, File]:
-    """The files, by path, that may hold GPU memory; each is verified when it is used."""
-    if not container.cuda:
+def moved_memory(sealed: Checkpoint, container: manifests.Container) -> dict[str, File]:
+    """The files, by path, that may hold memory CRIU has not dumped; verified when it is used."""
+    if not sealed.is_verifiable:
         return {}
     pattern = re.compile(rf"{re.escape(container.name)}/checkpoint/(?:{PARENT}/)+pages-[^/]*")
-    return {file.path: file for file in manifest.files if pattern.fullmatch(file.path)}
+    return {file.path: file for file in sealed.manifest.files if pattern.fullmatch(file.path)}
 
 
 def _files(dir_fd: int) -> dict[str, int]:

@@ -56,6 +56,12 @@ class Standing(NamedTuple):
     pids: tuple[int, ...]
 
 
+class Kept(NamedTuple):
+    """Processes stand, frozen or not, until their memory is back or they are frozen again."""
+
+    pids: tuple[int, ...]
+
+
 class Memory(NamedTuple):
     """Memory is in files, and taken from the processes, which started at these ticks."""
 
@@ -105,6 +111,7 @@ Step = (
     | Freeze
     | Gpu
     | Standing
+    | Kept
     | Memory
     | MemoryBack
     | Silence

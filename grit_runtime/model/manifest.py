@@ -59,6 +59,15 @@ class CudaProcess(NamedTuple):
         return sum(device.size_bytes for device in self.devices)
 
 
+class Memory(NamedTuple):
+    """A large private mapping of a process, and how much of it grit moved; CRIU dumped the rest."""
+
+    pid: int  # the container's, as in the images
+    start: int
+    size_bytes: int
+    moved_bytes: int
+
+
 class Container(NamedTuple):
     name: str
     id: str
@@ -72,6 +81,7 @@ class Container(NamedTuple):
     cuda: tuple[CudaProcess, ...] = ()
     uncaptured: tuple[str, ...] = ()  # of one that had exited: writable volumes that stay behind
     facts: tuple[ProcessFacts, ...] = ()  # what its processes have that no image holds
+    memory: tuple[Memory, ...] = ()
 
 
 class File(NamedTuple):
@@ -190,14 +200,17 @@ def _upgrade(value: dict[str, Any]) -> None:
             f"{FILE_NAME}: version is {version}, this grit reads up to {VERSION}; upgrade grit on "
             "this node"
         )
+    if version not in range(1, VERSION + 1):
+        raise ManifestError(f"{FILE_NAME}: version is {version!r}, this grit reads 1 to {VERSION}")
+    lacking = ["memory"]  # what the first manifests of version 2 had not either
     if version == 1:
         value.setdefault("warnings", [])
-        containers = value.get("containers")
-        for container in containers if isinstance(containers, list) else ():
-            if isinstance(container, dict):
-                container.setdefault("facts", [])
-    elif version != VERSION:
-        raise ManifestError(f"{FILE_NAME}: version is {version!r}, this grit reads 1 to {VERSION}")
+        lacking.append("facts")
+    containers = value.get("containers")
+    for container in containers if isinstance(containers, list) else ():
+        if isinstance(container, dict):
+            for field in lacking:
+                container.setdefault(field, [])
     options = value.get("options")
     if isinstance(options, dict):
         options.pop("ghost_limit_bytes", None)  # no restore has ever used it

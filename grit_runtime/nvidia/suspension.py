@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
 from grit_runtime import log
-from grit_runtime.dump import staged_memory
+from grit_runtime.dump import moved_memory
 from grit_runtime.errors import CommandError, GpuError, SourceLostError
 from grit_runtime.host import procfs
 from grit_runtime.host.process import wait_exit
@@ -207,7 +207,7 @@ def suspend(
     except BaseException:
         holder.close()
         raise
-    return Suspended(holder, staged_memory.appeared(before))
+    return Suspended(holder, moved_memory.appeared(before))
 
 
 def _all_pids(containers: Sequence[RunningContainer]) -> set[int]:

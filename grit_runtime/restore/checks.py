@@ -55,14 +55,14 @@ class Here(NamedTuple):
     """The node that the pod is on; *taken_on* is None if the dump's own node is unknown.
 
     *taking_over* are pids of processes that will be gone by the restore; *place_gpus* finds room
-    for GPU memory, or raises, and returns the images that the dump has without that memory.
+    for GPU memory, or raises.
     """
 
     node: Node
     taken_on: Node | None
     tcp: str
     taking_over: frozenset[int]
-    place_gpus: Callable[[], Images]
+    place_gpus: Callable[[], object]
 
 
 class Case(NamedTuple):
@@ -134,12 +134,10 @@ def check_files(held: Case) -> None:
         ask(held)
 
 
-def check_here(held: Case, here: Here) -> dict[str, bytes | None]:
-    """Run all checks of `OF_NODE`; otherwise as `check`."""
-    changed: dict[str, bytes | None] = {}
+def check_here(held: Case, here: Here) -> None:
+    """Run all checks of `OF_NODE`. GritError is the first refusal."""
     for ask in OF_NODE:
-        changed |= ask(held, here) or {}
-    return changed
+        ask(held, here)
 
 
 def refusals(held: Case, here: Here) -> Iterator[str]:
@@ -305,8 +303,9 @@ def _check_room(held: Case, _here: Here) -> None:
         room.check_room(os.fstat(layer_fd).st_size, root_fd)
 
 
-def _place_gpus(held: Case, here: Here) -> Images:
-    return here.place_gpus() if held.container.cuda else {}
+def _place_gpus(held: Case, here: Here) -> None:
+    if held.container.cuda:
+        here.place_gpus()
 
 
 # Checks that the pod's spec decides. A checkpoint runs them on its source; a restore and a dry run
@@ -328,7 +327,7 @@ OF_SPEC: tuple[Callable[[Case], Images | None], ...] = (
 OF_FILES: tuple[Callable[[Case], None], ...] = (_check_links, _check_open_files)
 
 # Checks that the new pod's node and sandbox decide: for a restore and a dry run.
-OF_NODE: tuple[Callable[[Case, Here], Images | None], ...] = (
+OF_NODE: tuple[Callable[[Case, Here], None], ...] = (
     _check_node,
     _check_numbers,
     _check_addresses,

@@ -162,9 +162,6 @@ def _entry(checkpoint: Opened, container: Container, node: Node, target: Target)
     }
 
 
-def _place_gpus(
-    container: Container, spec: dict[str, Any], device_map: str
-) -> dict[str, bytes | None]:
+def _place_gpus(container: Container, spec: dict[str, Any], device_map: str) -> None:
     with suspension.opened_driver(process.new_token()) as driver:
         suspension.plan(driver, container, spec, device_map)
-    return {}

@@ -307,11 +307,11 @@ def _container(manifest: Manifest, request: Request) -> Container | None:
 def _verify(
     checkpoint_fd: int, sealed: Checkpoint, request: Request, container: Container
 ) -> namespaces.PodNamespaces:
-    """Compare the checkpoint with its manifest, except GPU memory, which is read only once.
+    """Compare the checkpoint with its manifest, except memory that is read only once.
 
     The child process that does so also reads the pod's own namespaces, which are returned.
     """
-    unread = checkpoint_dir.gpu_memory(sealed.manifest, container)
+    unread = checkpoint_dir.moved_memory(sealed, container)
     joined = {ns["type"]: ns.get("path") for ns in request.spec["linux"]["namespaces"]}
 
     def look() -> tuple[list[str], namespaces.PodNamespaces]:

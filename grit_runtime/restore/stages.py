@@ -30,7 +30,7 @@ from grit_runtime.model import (
     privilege,
 )
 from grit_runtime.model import restore_steps as steps
-from grit_runtime.restore import adapting, checks, files, gpu_memory
+from grit_runtime.restore import adapting, checks, files, gpu_memory, memory
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from grit_runtime.host.process import Child
     from grit_runtime.model.dump import Dump
     from grit_runtime.model.live_pod import LivePod
-    from grit_runtime.model.manifest import Container, Manifest
+    from grit_runtime.model.manifest import Container, File, Manifest
+    from grit_runtime.model.memory_range import MemoryFile
     from grit_runtime.model.restored_check import Images
+    from grit_runtime.nvidia import suspension
     from grit_runtime.nvidia.gpu_driver import Driver
     from grit_runtime.restore.attempts import Request
     from grit_runtime.restore.checks import Case
@@ -74,7 +76,8 @@ class Ready(NamedTuple):
     images_fd: int
     dump: Dump
     live: LivePod
-    gpus: gpu_memory.Gpus | None
+    placement: suspension.Placement | None  # of its GPUs, if it had any
+    moved: dict[File, MemoryFile]  # memory that CRIU has not dumped
     images_dir: str  # the images as CRIU is to see them
 
 
@@ -96,20 +99,19 @@ def bring_back(
             request.spec,
         )
         dump, live, images_fd = held.dump, held.live, held.images_fd
-        place_gpus = cache(
-            lambda: gpu_memory.plan(
-                request, sealed.manifest, container, driver, checkpoint_fd, dump
-            )
-        )
+        place_gpus = cache(lambda: gpu_memory.plan(request, container, driver))
         here = checks.Here(
             node=this_node.facts(criu.read_version(criu_version)),
             taken_on=sealed.manifest.node if sealed.is_verifiable else None,
             tcp=request.order.tcp,
             taking_over=frozenset(),
-            place_gpus=lambda: place_gpus().left_out,
+            place_gpus=place_gpus,
         )
-        rewritten = checks.check(held) | checks.check_here(held, here)
-        gpus = place_gpus() if container.cuda else None
+        rewritten = checks.check(held)
+        checks.check_here(held, here)
+        moved = memory.find(request, sealed, container, checkpoint_fd, dump)
+        rewritten |= memory.left_out(images_fd, moved)
+        placement = place_gpus() if container.cuda else None
     with timeline.phase("rw layer"):
         files.apply_rw_layer(request, attempt, checkpoint_fd, container.name)
     files.put_back_volumes(request, attempt, checkpoint_fd, sealed.manifest, timeline)
@@ -120,7 +122,7 @@ def bring_back(
         images_dir = _prepare_criu(request, attempt, held, rewritten)
     files.carry_log(request.order.identity, checkpoint_fd, container.name, attempt)
     seen = images.with_rewritten(dump, rewritten)
-    ready = Ready(container, images_fd, seen, live, gpus, images_dir)
+    ready = Ready(container, images_fd, seen, live, placement, moved, images_dir)
     warnings = _bring_back(request, attempt, sealed, ready, timeline)
     overlay.unmount(images_dir)
     return warnings
@@ -155,7 +157,7 @@ def _bring_back(
 
     Returns warnings of what came back different.
     """
-    gpus = ready.gpus
+    placement = ready.placement
 
     @cache
     def read_while_runc_works() -> Images:
@@ -164,7 +166,7 @@ def _bring_back(
 
         return readback_images.read(ready.images_fd, ready.dump)
 
-    with huge_pages.enabled(wanted=gpus is not None and request.huge_pages):
+    with huge_pages.enabled(wanted=placement is not None and request.huge_pages):
         with timeline.phase("restore"):
             init_pid = _runc_restore(
                 request, attempt, sealed.manifest, ready.images_dir, meanwhile=read_while_runc_works
@@ -176,10 +178,12 @@ def _bring_back(
                 more = read_while_runc_works()
                 readback.check(restored, more, ready.dump, ready.live)
                 warnings = _mend(request, sealed, ready, restored, more)
-            if gpus and gpus.saved:
-                gpu_memory.fill(request, gpus.saved, restored.pids, timeline)
-            if gpus:
-                gpu_memory.bring_back(restored, request, attempt, ready.container, gpus, timeline)
+            if ready.moved:
+                memory.fill(request, ready.moved, restored.pids, timeline)
+            if placement:
+                gpu_memory.bring_back(
+                    restored, request, attempt, ready.container, placement, timeline
+                )
             if not sealed.is_verifiable:
                 gpu_memory.resume_foreign(restored, request, attempt)
             readback.go_on(restored, ready.dump)

@@ -83,16 +83,24 @@ class _IoVector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("size_bytes", ctypes.c_size_t))
 
 
-def save(
-    saved: Sequence[MemoryFile], *, to_disk: bool, copied: Mapping[Place, bytes] | None = None
-) -> list[str]:
-    """Write memory of processes into files; the digests of what was written.
+def save(files: Sequence[MemoryFile], *, to_disk: bool) -> None:
+    """Write memory of processes into files. Blocks until that is done, or OSError.
 
-    Blocks until that is done, or OSError. *to_disk* starts writing to the disk at once, for a
-    caller that will sync. What a `Follower` has *copied* is hashed in memory, and written again
-    where that is not what was copied.
+    *to_disk* starts writing to the disk at once, for a caller that will sync.
     """
-    return _copy_all(saved, _NEW, _saver(to_disk=to_disk), copied=copied or {})
+    _copy_all(files, _NEW, _saver(to_disk=to_disk), hashed=False)
+
+
+def save_and_hash(
+    files: Sequence[MemoryFile], *, to_disk: bool, copied: Mapping[Place, bytes] | None = None
+) -> list[MemoryFile]:
+    """As `save`; the files with the digests of what was written.
+
+    What a `Follower` has *copied* is hashed in memory, and written again where that is not what was
+    copied.
+    """
+    digests = _copy_all(files, _NEW, _saver(to_disk=to_disk), copied=copied or {})
+    return [file._replace(digest=digest) for file, digest in zip(files, digests, strict=True)]
 
 
 def fill(saved: Sequence[MemoryFile]) -> None:
@@ -109,7 +117,7 @@ class Follower:
     """Copies memory of processes, while the block lasts, as it is being filled from below.
 
     *look* tells in which files what is there by now is to be saved. What was *copied* may change
-    afterwards: `save` finds that.
+    afterwards: `save_and_hash` finds that.
     """
 
     def __init__(
@@ -130,7 +138,7 @@ class Follower:
         self._thread.join()
 
     def _try_to_follow(self) -> None:
-        with suppress(OSError):  # `save` meets it again
+        with suppress(OSError):  # `save_and_hash` meets it again
             self._follow()
 
     def _follow(self) -> None:

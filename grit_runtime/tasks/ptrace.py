@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import time
+from collections import deque
 from contextlib import suppress
 from functools import cache
 
@@ -111,10 +112,12 @@ def perform(calls: Sequence[Syscall]) -> list[int]:
     that has ended. Blocks until all have returned, however long they take.
     """
     results = [-errno.ESRCH] * len(calls)
-    left = list(enumerate(calls))
+    left: dict[int, deque[tuple[int, Syscall]]] = {}
+    for at, call in enumerate(calls):
+        left.setdefault(call.pid, deque()).append((at, call))
     while left:
-        turn = {call.pid: (at, call) for at, call in reversed(left)}
-        left = [(at, call) for at, call in left if turn[call.pid][0] != at]
+        turn = {pid: own.popleft() for pid, own in left.items()}
+        left = {pid: own for pid, own in left.items() if own}
         begun: dict[int, _Kept] = {}
         for pid, (_, call) in turn.items():
             with suppress(ProcessLookupError, FileNotFoundError):

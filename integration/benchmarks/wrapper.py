@@ -95,9 +95,13 @@ END
 
 
 def restore(bench: Bench, name: str) -> Row:
-    """A restore by the wrapper's `create`, and `runc restore` of the same images."""
-    node = bench.node
     checkpoints.take(bench.counter, "bench", "--replace")
+    return ratio_row(name, *restore_pairs(bench, 15), RESTORE_RATIO)
+
+
+def restore_pairs(bench: Bench, count: int) -> tuple[float, float]:
+    """Restores of checkpoint "bench" by the wrapper's `create`, and by `runc restore`."""
+    node = bench.node
     images_dir = "/mnt/grit-agent/default/bench/counter/checkpoint"
     annotations = (("grit.dev/restore-name", "bench"), ("grit.dev/clone", "true"))
     spec = workload.counter_pod("target", annotations=annotations)
@@ -118,7 +122,7 @@ def restore(bench: Bench, name: str) -> Row:
             before=f"{FRESH_ROOTFS}tar -C /run/bench/restore/rootfs -xf {LAYER}",
             after=f"runc --root {STATE} delete --force restored; {unmount}",
         )
-        return ratio_row(name, *bench.pairs(15, ours=ours, theirs=theirs), RESTORE_RATIO)
+        return bench.pairs(count, ours=ours, theirs=theirs)
 
 
 # A container is restored once; where that is recorded it would be started cold.

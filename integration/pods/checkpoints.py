@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from grit_runtime.files import checkpoint_dir
+from grit_runtime.host import procfs
 from grit_runtime.model import manifest as manifests
 from grit_runtime.wire import criu_image
+from integration.pods import kubelet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from subprocess import CompletedProcess
+    from collections.abc import Callable, Iterator
+    from subprocess import CompletedProcess, Popen
 
     from google.protobuf.message import Message
 
@@ -28,6 +32,35 @@ def take(pod: Pod, name: str, *options: str, check: bool = True) -> CompletedPro
     """`grit checkpoint` of *pod*, on its node."""
     target = f"{pod.spec.namespace}/{pod.spec.name}"
     return pod.node.run(["grit", "checkpoint", target, "--name", name, *options], check=check)
+
+
+@contextmanager
+def taking(pod: Pod, name: str, *options: str) -> Iterator[Popen[str]]:
+    """`grit checkpoint` of *pod* under way."""
+    argv = ["grit", "checkpoint", f"{pod.spec.namespace}/{pod.spec.name}", "--name", name]
+    with pod.node.popen([*argv, *options]) as taken:
+        yield taken
+
+
+def started(taken: Popen[str]) -> int:
+    """The pid of the command, once there is one."""
+    while not (children := procfs.children(taken.pid)):
+        assert taken.poll() is None
+        time.sleep(kubelet.POLL_S / 10)
+    return children[0]
+
+
+def wait_until_memory_is_taken(pod: Pod, taken: Popen[str]) -> None:
+    """Wait until grit has saved memory of processes, and is about to empty it."""
+    path = pod.node.path(Path(journal(pod)))
+    while not path.exists() or '"memory"' not in path.read_text():
+        assert taken.poll() is None
+        time.sleep(kubelet.POLL_S / 10)
+
+
+def journal(pod: Pod) -> str:
+    """The path of the journal of a checkpoint of *pod*, on its node."""
+    return f"/run/grit/pods/{pod.sandbox_id}/checkpoint.journal"
 
 
 def directory(node: Node, name: str, *, namespace: str = "default") -> Path:

@@ -18,7 +18,7 @@ from grit_runtime.tasks import memory_copy, process_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SIZE_BYTES = digest.MAX_WHOLE_BYTES + (5 << 20) + 4096  # more than one piece, and parts of chunks
 SMALL_BYTES = (5 << 20) + 4096
@@ -77,6 +77,17 @@ def in_two(memory: MemoryRange) -> tuple[MemoryRange, ...]:
     return MemoryRange(memory.start, middle), MemoryRange(middle, memory.end)
 
 
+def saved_digests(
+    files: Sequence[MemoryFile],
+    *,
+    to_disk: bool = False,
+    copied: Mapping[memory_copy.Place, bytes] | None = None,
+) -> list[str]:
+    return [
+        file.digest for file in memory_copy.save_and_hash(files, to_disk=to_disk, copied=copied)
+    ]
+
+
 @pytest.mark.parametrize("to_disk", [False, True])
 @pytest.mark.parametrize("cut", [whole, in_two])
 def test_memory_that_was_saved_can_be_given_back(
@@ -88,7 +99,7 @@ def test_memory_that_was_saved_can_be_given_back(
 ) -> None:
     saved = MemoryFile(holder.pid, str(tmp_path / "memory"), cut(holder.memory))
     before = holder.ask()
-    digests = memory_copy.save([saved], to_disk=to_disk)
+    digests = saved_digests([saved], to_disk=to_disk)
     assert digests == [digest_of(tmp_path / "memory", SIZE_BYTES)]
     assert holder.ask("clear") != before
     memory_copy.fill([saved])
@@ -104,7 +115,7 @@ def test_each_file_has_the_digest_of_its_own_memory(holder: Holder, tmp_path: Pa
         MemoryFile(holder.pid, str(tmp_path / "first"), (MemoryRange(first, second),)),
         MemoryFile(holder.pid, str(tmp_path / "second"), (MemoryRange(second, holder.memory.end),)),
     ]
-    digests = memory_copy.save(saved, to_disk=False)
+    digests = saved_digests(saved, to_disk=False)
     assert digests == [digest_of(Path(one.path), one.size_bytes) for one in saved]
     (tmp_path / "first").write_bytes(bytes(SMALL_BYTES))
     zeros = digest_of(tmp_path / "first", SMALL_BYTES)
@@ -120,7 +131,7 @@ def test_what_changes_after_it_was_copied_is_copied_again(holder: Holder, tmp_pa
         before = holder.ask("fill")
     assert len(copied) > 0
     early = path.read_bytes()
-    digests = memory_copy.save([saved], to_disk=False, copied=copied)
+    digests = saved_digests([saved], to_disk=False, copied=copied)
     whole = path.read_bytes()
     assert early[: 1 << 20] != whole[: 1 << 20]
     assert hashlib.sha256(whole).hexdigest() == before.strip()
@@ -137,7 +148,7 @@ def test_what_was_copied_for_another_layout_is_copied_again(holder: Holder, tmp_
     with memory_copy.Follower(lambda: early, copied, to_disk=False):
         before = holder.ask("fill")
     saved = MemoryFile(holder.pid, str(path), (half, rest))
-    digests = memory_copy.save([saved], to_disk=False, copied=copied)
+    digests = saved_digests([saved], to_disk=False, copied=copied)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before.strip()
     assert digests == [digest_of(path, SIZE_BYTES)]
 
@@ -163,7 +174,7 @@ def test_what_was_copied_for_two_layouts_in_turn_is_copied_again(
     with memory_copy.Follower(look, copied, to_disk=False):
         while looks < 12:
             time.sleep(0.01)
-    digests = memory_copy.save([layouts[0]], to_disk=False, copied=copied)
+    digests = saved_digests([layouts[0]], to_disk=False, copied=copied)
     assert digests == [digest_of(path, layouts[0].size_bytes)]
 
 
@@ -187,7 +198,9 @@ def test_a_file_is_never_written_over(holder: Holder, tmp_path: Path) -> None:
     path = tmp_path / "memory"
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
-        memory_copy.save([MemoryFile(holder.pid, str(path), (holder.memory,))], to_disk=False)
+        memory_copy.save_and_hash(
+            [MemoryFile(holder.pid, str(path), (holder.memory,))], to_disk=False
+        )
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -195,7 +208,7 @@ def test_what_cannot_be_copied_is_told(holder: Holder, tmp_path: Path) -> None:
     path = str(tmp_path / "memory")
     beyond = MemoryRange(0x1000, 0x1000 + SIZE_BYTES)
     with pytest.raises(OSError, match=f"process_vm_readv: .*process {holder.pid}"):
-        memory_copy.save([MemoryFile(holder.pid, path, (beyond,))], to_disk=False)
+        memory_copy.save_and_hash([MemoryFile(holder.pid, path, (beyond,))], to_disk=False)
     Path(path).write_bytes(b"short")
     with pytest.raises(CommandError, match="its file was cut"):
         memory_copy.fill([MemoryFile(holder.pid, path, (holder.memory,))])

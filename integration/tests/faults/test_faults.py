@@ -529,8 +529,7 @@ def kill(node: Node, process: subprocess.Popen[str], number: int = signal.SIGKIL
 
 
 def wait_until_undone(node: Node, pod: Pod) -> None:
-    journal = f"/run/grit/pods/{pod.sandbox_id}/checkpoint.journal"
-    node.run(["sh", "-c", f"while [ -e {journal} ]; do sleep 0.02; done"])
+    node.run(["sh", "-c", f"while [ -e {checkpoints.journal(pod)} ]; do sleep 0.02; done"])
     assert checkpoints.left_by_checkpoints(node) == []
 
 

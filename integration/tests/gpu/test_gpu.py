@@ -299,7 +299,7 @@ def take_while_another_comes(
     """Checkpoint *pod*, and have a second process begin with the GPU while the first leaves it."""
     with (
         fake_gpu.faults(cards.directory, "checkpoint wait times 1") as lift,
-        taking(pod, name) as taken,
+        checkpoints.taking(pod, name) as taken,
     ):
         wait_for_fault(cards)
         *program, _, _ = cuda_workload.command(size_bytes=size_bytes)
@@ -308,14 +308,6 @@ def take_while_another_comes(
         pod.wait_for_log(CONTAINER, "\n1 3 ")
         lift()
         assert taken.wait(60) == 0
-
-
-@contextmanager
-def taking(pod: Pod, name: str) -> Iterator[subprocess.Popen[str]]:
-    """`grit checkpoint` of *pod* under way."""
-    argv = ["grit", "checkpoint", f"{pod.spec.namespace}/{pod.spec.name}", "--name", name]
-    with pod.node.popen(argv) as taken:
-        yield taken
 
 
 def wait_for_fault(cards: Cards) -> None:
@@ -387,16 +379,12 @@ def test_a_killed_grit_is_undone_by_its_supervisor(gpus: Gpus, source: Pod, verb
     node = gpus.a.node
     with (
         fake_gpu.faults(gpus.a.directory, f"{verb} block times 1 afterwards"),
-        taking(source, "killed") as taken,
+        checkpoints.taking(source, "killed") as taken,
     ):
         wait_for_fault(gpus.a)
         os.kill(node.command_pid(taken), signal.SIGKILL)
-    node.run(["grit", "recover", "--wait", journal_of(source)], check=False)
+    node.run(["grit", "recover", "--wait", checkpoints.journal(source)], check=False)
     assert_undisturbed(source)
-
-
-def journal_of(pod: Pod) -> str:
-    return f"/run/grit/pods/{pod.sandbox_id}/checkpoint.journal"
 
 
 def test_a_source_that_the_driver_cannot_bring_back_is_called_lost(

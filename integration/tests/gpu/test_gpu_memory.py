@@ -8,14 +8,12 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grit_runtime.host import procfs
 from grit_runtime.wire import criu_image
 from grit_runtime.wire.criu_image import Pages
 from integration.fakes import fake_gpu
@@ -27,12 +25,10 @@ from integration.tests.gpu.cuda_workload import CONTAINER
 from integration.tests.gpu.test_gpu import (
     Cards,
     Gpus,
-    journal_of,
     pids,
     restoring,
     states,
     take_while_another_comes,
-    taking,
 )
 
 TYPE_CHECKING = False
@@ -199,10 +195,10 @@ def anonymous_bytes(pod: Pod) -> int:
 def test_a_killed_grit_has_staged_memory_given_back_by_its_supervisor(
     gpus: Gpus, source: Pod
 ) -> None:
-    with taking(source, "killed") as taken:
-        wait_until_taken(source, taken)
+    with checkpoints.taking(source, "killed") as taken:
+        checkpoints.wait_until_memory_is_taken(source, taken)
         os.kill(gpus.a.node.command_pid(taken), signal.SIGKILL)
-    gpus.a.node.run(["grit", "recover", "--wait", journal_of(source)], check=False)
+    gpus.a.node.run(["grit", "recover", "--wait", checkpoints.journal(source)], check=False)
     assert not checkpoints.directory(gpus.a.node, "killed").exists()
     assert_undisturbed(source)
 
@@ -212,9 +208,9 @@ def test_a_source_stands_until_it_is_recovered_if_its_supervisor_is_killed_too(
 ) -> None:
     node = gpus.a.node
     statuses = [f"/proc/{pid}/status" for pid in pids(source)]
-    with taking(source, "both") as taken:
-        wait_until_taken(source, taken)
-        node.run(["pkill", "-KILL", "-f", f"recover --wait {journal_of(source)}"])
+    with checkpoints.taking(source, "both") as taken:
+        checkpoints.wait_until_memory_is_taken(source, taken)
+        node.run(["pkill", "-KILL", "-f", f"recover --wait {checkpoints.journal(source)}"])
         os.kill(node.command_pid(taken), signal.SIGKILL)
     said = node.run(["grep", "-h", "State:", *statuses]).stdout.splitlines()
     assert len(said) == PROCESSES
@@ -245,32 +241,16 @@ def test_a_checkpoint_that_is_killed_at_any_moment_leaves_its_source_as_it_was(
 ) -> None:
     node = gpus.a.node
     moment_s = random.Random(number).uniform(0, 1.8)  # noqa: S311  the same each time
-    with fake_gpu.paced(gpus.a.directory, 20), taking(source, "moment") as taken:
-        engine = started(taken)
+    with fake_gpu.paced(gpus.a.directory, 20), checkpoints.taking(source, "moment") as taken:
+        engine = checkpoints.started(taken)
         try:
             taken.wait(moment_s)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(engine, signal.SIGKILL)
-    node.run(["grit", "recover", "--wait", journal_of(source)], check=False)
+    node.run(["grit", "recover", "--wait", checkpoints.journal(source)], check=False)
     shutil.rmtree(checkpoints.directory(node, "moment"), ignore_errors=True)
     assert_undisturbed(source)
-
-
-def started(taken: subprocess.Popen[str]) -> int:
-    """The pid of the command, once there is one."""
-    while not (children := procfs.children(taken.pid)):
-        assert taken.poll() is None
-        time.sleep(kubelet.POLL_S / 10)
-    return children[0]
-
-
-def wait_until_taken(pod: Pod, taken: subprocess.Popen[str]) -> None:
-    """Wait until grit has saved staged memory, and is about to empty it."""
-    journal = pod.node.path(Path(journal_of(pod)))
-    while not journal.exists() or '"memory"' not in journal.read_text():
-        assert taken.poll() is None
-        time.sleep(kubelet.POLL_S / 10)
 
 
 def test_a_source_whose_memory_cannot_be_read_back_is_called_lost(
@@ -279,15 +259,15 @@ def test_a_source_whose_memory_cannot_be_read_back_is_called_lost(
     node = gpus.a.node
     pod = run_pod(node, counting("lost", gpus.a))
     cuda_workload.wait_for_counts(pod, 3, processes=PROCESSES)
-    with taking(pod, "lost") as taken:
-        wait_until_taken(pod, taken)
+    with checkpoints.taking(pod, "lost") as taken:
+        checkpoints.wait_until_memory_is_taken(pod, taken)
         engine = node.command_pid(taken)
         os.kill(engine, signal.SIGSTOP)
         for path in node.path(checkpoints.ROOT).glob("default/.lost.*.memory/*"):
             os.truncate(path, 0)
         os.kill(engine, signal.SIGKILL)
         taken.send_signal(signal.SIGCONT)  # nsenter, which stops with its child
-    node.run(["grit", "recover", "--wait", journal_of(pod)], check=False)
+    node.run(["grit", "recover", "--wait", checkpoints.journal(pod)], check=False)
     told = checkpoints.outcomes(pod)[-1]
     assert told["outcome"] == "lost"
     assert "its file was cut; delete the pod" in str(told["reason"])

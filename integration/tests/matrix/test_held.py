@@ -185,7 +185,7 @@ def test_a_pod_that_an_older_version_holds_is_resumed(nodes: Nodes, run_pod: Run
     pod = run_pod(nodes.a, workload.counter_pod("older"))
     held(pod, "older")
     # Which had no other record of it than the journal.
-    journal = nodes.a.path(Path("/run/grit/pods") / pod.sandbox_id / "checkpoint.journal")
+    journal = nodes.a.path(Path(checkpoints.journal(pod)))
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(line for line in lines if '"step": "hold"' not in line))
     nodes.a.path(Path("/var/lib/grit/held") / pod.spec.uid).unlink()

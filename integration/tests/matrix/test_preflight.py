@@ -273,7 +273,7 @@ def test_what_the_node_has_mounted_since_is_named(refused: str) -> None:
 @pytest.mark.case("a second checkpoint at once", cases.REFUSED)
 def test_a_checkpoint_under_way_is_named(nodes: Nodes, run_pod: RunPod) -> None:
     source = run_pod(nodes.a, PodSpec(name="twice", containers=(python("main", COUNTED),)))
-    journal = nodes.a.path(Path(f"/run/grit/pods/{source.sandbox_id}/checkpoint.journal"))
+    journal = nodes.a.path(Path(checkpoints.journal(source)))
     journal.parent.mkdir(parents=True)
     with journal.open("x") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""Saving and restoring, without CRIU, the device memory that the driver staged in processes.
+"""Saving and restoring, without CRIU, large memory of processes: heaps, and what was on their GPUs.
 
 CRIU moves memory with one thread, one process after the other; grit uses all cores. CRIU dumps the
-staged ranges empty. Their content is stored as the pages of a parent dump (``parent/``), so that
+ranges empty. Their content is stored as the pages of a parent dump (``parent/``), so that
 CRIU alone can restore all of it too. A process's memory is in several files, each in the parent of
 the one before (``parent/parent/``), because the kernel writes to a file from one thread at a time.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from itertools import chain, zip_longest
+from itertools import chain
 
 from grit_runtime.dump import images
 from grit_runtime.errors import CommandError
@@ -19,6 +19,7 @@ from grit_runtime.files.checkpoint_dir import PARENT
 from grit_runtime.files.digest import FileDigest
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import memory_range
+from grit_runtime.model.manifest import Memory
 from grit_runtime.model.memory_range import MemoryFile, MemoryRange
 from grit_runtime.proto import criu_pb2 as criu
 from grit_runtime.tasks import process_memory, ptrace
@@ -55,41 +56,42 @@ def appeared(before: Mapping[int, Sequence[MemoryRange]]) -> dict[int, tuple[Mem
     return {pid: tuple(ranges) for pid, ranges in new_ranges.items() if ranges}
 
 
-def files(staged: Mapping[int, Sequence[MemoryRange]], prefix: str) -> list[MemoryFile]:
+def files(ranges: Mapping[int, Sequence[MemoryRange]], prefix: str) -> list[MemoryFile]:
     """The files that memory of processes is to be saved in; their paths begin with *prefix*."""
     count = min(_MOST_FILES, len(os.sched_getaffinity(0)))
     return [
         MemoryFile(pid, f"{prefix}-{pid}-{number}", tuple(own))
-        for pid, ranges in staged.items()
-        for number, own in enumerate(memory_range.striped(ranges, count, _STRIPE_BYTES))
+        for pid, of_process in ranges.items()
+        for number, own in enumerate(memory_range.striped(of_process, count, _STRIPE_BYTES))
     ]
 
 
-def empty(saved: Sequence[MemoryFile], perform: Perform) -> None:
+def empty(saved: Sequence[MemoryFile], perform: Perform, *, huge_pages: bool) -> None:
     """Free the saved memory of stopped processes; the mappings stay.
 
-    What is written there later gets huge pages, if the node has any.
+    With *huge_pages* what is written there later gets these, if the node has any: only for mappings
+    that are not the program's own, since that stays.
     """
-    whole = {
-        pid: memory_range.merged(there for file in own for there in file.ranges)
+    places = [
+        (pid, there)
         for pid, own in _by_pid(saved).items()
-    }
-    for ranges in zip_longest(*whole.values()):
-        places = [(pid, there) for pid, there in zip(whole, ranges, strict=True) if there]
+        for there in memory_range.merged(there for file in own for there in file.ranges)
+    ]
+    if huge_pages:
         perform(_advices(places, mmap.MADV_HUGEPAGE))  # may fail: not every kernel knows it
-        results = perform(_advices(places, mmap.MADV_DONTNEED))
-        for (pid, there), result in zip(places, results, strict=True):
-            if result != 0:
-                raise CommandError(
-                    f"process {pid}: madvise of {there.size_bytes} bytes at {there.start:#x}: "
-                    f"{os.strerror(-result)}"
-                )
+    results = perform(_advices(places, mmap.MADV_DONTNEED))
+    for (pid, there), result in zip(places, results, strict=True):
+        if result != 0:
+            raise CommandError(
+                f"process {pid}: madvise of {there.size_bytes} bytes at {there.start:#x}: "
+                f"{os.strerror(-result)}"
+            )
 
 
 def add_to_dump(images_dir: str, saved: Sequence[MemoryFile]) -> dict[str, FileDigest]:
     """Make saved memory part of the dump in *images_dir*; its pids are the dump's.
 
-    Returns the files with the memory, by their paths beneath that directory.
+    Returns the digests of its files that are known, by their paths beneath that directory.
     """
     digests = {}
     with closing_fd(confine.open_dir(images_dir)) as images_fd:
@@ -103,11 +105,31 @@ def add_to_dump(images_dir: str, saved: Sequence[MemoryFile]) -> dict[str, FileD
                 os.makedirs(f"{images_dir}/{directory}", 0o700, exist_ok=True)
                 name = f"{directory}pages-{number}.img"
                 os.link(file.path, f"{images_dir}/{name}")
-                digests[name] = FileDigest(file.size_bytes, file.digest)
+                if file.digest:
+                    digests[name] = FileDigest(file.size_bytes, file.digest)
                 there = criu_image.pagemap(dumped.name, number, pages[level - 1])
                 deeper = criu_image.with_parent_pages(there, chain(*pages[level:]))
                 _write(f"{images_dir}/{directory}", deeper)
     return digests
+
+
+def described(images_fd: int, dump: Dump) -> tuple[Memory, ...]:
+    """The large private mappings of all tasks, and how much of each `add_to_dump` has added."""
+    found = []
+    for task in dump.tasks:
+        if f"mm-{task.pid}.img" not in dump.names:
+            continue
+        mm = criu_image.entry(images.load(images_fd, f"mm-{task.pid}.img"), criu.mm_entry)
+        large = [vma for vma in mm.vmas if vma.end - vma.start >= _MIN_BYTES and _is_own(vma)]
+        if not large:
+            continue
+        pagemap = images.load(images_fd, _pagemap_name(task.pid))
+        moved = memory_range.merged(map(_range, criu_image.parent_pages(pagemap)))
+        for vma in large:
+            parts = (min(vma.end, one.end) - max(vma.start, one.start) for one in moved)
+            moved_bytes = sum(size_bytes for size_bytes in parts if size_bytes > 0)
+            found.append(Memory(task.pid, vma.start, vma.end - vma.start, moved_bytes))
+    return tuple(found)
 
 
 def in_dump(images_fd: int, dump: Dump) -> dict[str, MemoryFile]:
@@ -175,15 +197,15 @@ def _advices(places: Sequence[tuple[int, MemoryRange]], advice: int) -> list[Sys
     ]
 
 
+def _is_own(vma: criu.vma_entry) -> bool:
+    """Whether a mapping is private, of no file, and writable."""
+    return bool(vma.status & _VMA_ANON_PRIVATE and vma.prot & _PROT_WRITE)
+
+
 def _holds(mm: criu.mm_entry, memory: MemoryRange) -> bool:
-    """Whether a task has all of the range in one writable, private anonymous mapping."""
-    return any(
-        vma.start <= memory.start
-        and memory.end <= vma.end
-        and vma.status & _VMA_ANON_PRIVATE
-        and vma.prot & _PROT_WRITE
-        for vma in mm.vmas
-    )
+    """Whether a task has all of the range in writable, private anonymous mappings."""
+    whole = memory_range.merged(MemoryRange(vma.start, vma.end) for vma in mm.vmas if _is_own(vma))
+    return any(one.start <= memory.start and memory.end <= one.end for one in whole)
 
 
 def _pages(memory: MemoryRange) -> Pages:

@@ -1,0 +1,166 @@
+"""Large heaps that grit moves beside CRIU, and gives back when something fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+
+import pytest
+
+from integration.node import images
+from integration.pods import checkpoints, kubelet, workload
+from integration.pods.pod_spec import ContainerSpec, PodSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from integration.node.node import Node
+    from integration.pods.kubelet import Pod
+    from integration.tests.conftest import Nodes, RunPod
+
+pytestmark = pytest.mark.usefixtures("fresh_nodes")
+
+HEAP_BYTES = 640 << 20
+BLOCK_BYTES = 32 << 20
+SHARED_BYTES = 96 << 20
+TO_END = ("--after", "stopped", "--pod-is-going")
+
+# Counts in its heap, and tells the digest of the rest of it, and of what a child has in common.
+PROGRAM = f"""
+import hashlib, mmap, os, time
+own = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+shared = mmap.mmap(-1, {SHARED_BYTES}, flags=own)
+shared.write(os.urandom({SHARED_BYTES}))
+if os.fork() == 0:
+    time.sleep(100000)
+heap = mmap.mmap(-1, {HEAP_BYTES}, flags=own)
+block = os.urandom({BLOCK_BYTES})
+for at in range(0, {HEAP_BYTES}, len(block)):
+    heap.write(block)
+    heap[at : at + 8] = at.to_bytes(8, "little")
+heap[8:16] = bytes(8)
+while True:
+    count = int.from_bytes(heap[8:16], "little") + 1
+    heap[8:16] = count.to_bytes(8, "little")
+    digest = hashlib.sha256(memoryview(heap)[16:])
+    digest.update(shared)
+    print(count, digest.hexdigest(), flush=True)
+"""
+
+
+def spec(name: str, *annotations: tuple[str, str]) -> PodSpec:
+    command = ("/usr/bin/python3", "-c", PROGRAM)
+    container = ContainerSpec(name="main", image=images.PYTHON, command=command)
+    return PodSpec(name=name, containers=(container,), annotations=annotations)
+
+
+def assert_goes_on(pod: Pod) -> None:
+    """It counts on, with the memory that it had."""
+    steps = len(pod.logs("main").splitlines())
+    pod.wait_for_log("main", f"\n{steps + 2} ")
+    said = [line.split() for line in pod.logs("main").splitlines()]
+    assert [int(count) for count, _ in said] == list(range(1, len(said) + 1))
+    assert len({digest for _, digest in said}) == 1
+
+
+def assert_undisturbed(pod: Pod) -> None:
+    assert_goes_on(pod)
+    assert checkpoints.left_by_checkpoints(pod.node) == []
+
+
+@pytest.fixture(scope="module")
+def source(nodes: Nodes) -> Iterator[Pod]:
+    """A pod on node A; each test leaves it running."""
+    with kubelet.running(nodes.a, spec("heap")) as pod:
+        pod.wait_for_log("main", "\n2 ")
+        yield pod
+
+
+def moved_mib(path: Path) -> list[int]:
+    """How much grit has moved, of the process and of its child; the kernel may merge mappings."""
+    (container,) = checkpoints.read(path).containers
+    pids = sorted({one.pid for one in container.memory})
+    return [
+        sum(one.moved_bytes for one in container.memory if one.pid == pid) >> 20 for pid in pids
+    ]
+
+
+def move_on(source: Node, target: Node, run_pod: RunPod, name: str, pod: Pod) -> Pod:
+    checkpoints.take(pod, name, *TO_END)
+    path = checkpoints.carry(source, target, name)
+    assert moved_mib(path) == [(HEAP_BYTES + BLOCK_BYTES) >> 20, 0]
+    moved = run_pod(target, spec(name, ("grit.dev/restore-name", name)))
+    assert_goes_on(moved)
+    (restored,) = checkpoints.outcomes(moved)
+    assert "'memory'" in str(restored["timeline"])
+    shutil.rmtree(path)
+    shutil.rmtree(checkpoints.directory(source, name))
+    return moved
+
+
+def test_a_heap_is_moved_twice_and_what_a_child_shares_is_left_to_criu(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    first = run_pod(nodes.a, spec("first"))
+    first.wait_for_log("main", "\n2 ")
+    second = move_on(nodes.a, nodes.b, run_pod, "second", first)
+    move_on(nodes.b, nodes.a, run_pod, "third", second)
+
+
+def test_a_source_that_goes_on_keeps_its_heap(nodes: Nodes, source: Pod) -> None:
+    checkpoints.take(source, "running")
+    assert moved_mib(checkpoints.directory(nodes.a, "running")) == [0, 0]
+    assert_undisturbed(source)
+
+
+def test_a_dump_that_fails_gives_a_heap_back(source: Pod) -> None:
+    start = f"python3 -c '{workload.UNDUMPABLE}' >/tmp/said 2>&1 & echo $! >/tmp/pid; "
+    ready = "until grep -q ready /tmp/said; do sleep 0.05; done"
+    source.exec_sync("main", ["/bin/sh", "-c", start + ready])
+    try:
+        failed = checkpoints.take(source, "undumpable", *TO_END, check=False)
+    finally:
+        source.exec_sync("main", ["/bin/sh", "-c", "kill $(cat /tmp/pid)"])
+    assert "container main: dump failed: " in failed.stderr
+    assert_undisturbed(source)
+
+
+@pytest.mark.parametrize("number", range(50 if "GRIT_LONG" in os.environ else 2))
+def test_an_engine_that_is_killed_with_its_supervisor_leaves_nothing_undone(
+    nodes: Nodes, source: Pod, number: int
+) -> None:
+    moment_s = random.Random(number).uniform(0.3, 2.0)  # noqa: S311  the same each time
+    with checkpoints.taking(source, "killed", *TO_END) as taken:
+        engine = checkpoints.started(taken)
+        with suppress(subprocess.TimeoutExpired):
+            taken.wait(moment_s)
+        nodes.a.run(["pkill", "-KILL", "-f", "recover --wait"], check=False)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(engine, signal.SIGKILL)
+    nodes.a.run(["grit", "recover"])
+    assert_undisturbed(source)
+
+
+def test_a_source_whose_heap_cannot_be_given_back_is_ended(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, spec("lost"))
+    pod.wait_for_log("main", "\n2 ")
+    with checkpoints.taking(pod, "lost", *TO_END) as taken:
+        checkpoints.wait_until_memory_is_taken(pod, taken)
+        engine = nodes.a.command_pid(taken)
+        os.kill(engine, signal.SIGSTOP)
+        for path in nodes.a.path(checkpoints.ROOT).glob("default/.lost.*.memory/*"):
+            os.truncate(path, 0)
+        os.kill(engine, signal.SIGKILL)
+        taken.send_signal(signal.SIGCONT)  # nsenter, which stops with its child
+    nodes.a.run(["grit", "recover", "--wait", checkpoints.journal(pod)], check=False)
+    told = checkpoints.outcomes(pod)[-1]
+    assert told["outcome"] == "lost"
+    assert "its file was cut; delete the pod" in str(told["reason"])
+    pod.wait_exited("main")
+    assert checkpoints.left_by_checkpoints(nodes.a) == []

@@ -129,6 +129,7 @@ def _process_facts(
             ),
             uses_gpus=pid in gpu_users,
             is_without_first_thread=procfs.is_without_first_thread(pid),
+            is_32_bit=procfs.is_32_bit(pid),
             displaced_sockets=tuple(
                 (socket.file.bound, socket.file.names[0])
                 for socket in renamed

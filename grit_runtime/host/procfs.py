@@ -70,6 +70,13 @@ def is_without_first_thread(pid: int) -> bool:
     return False
 
 
+def is_32_bit(pid: int) -> bool:
+    """Whether a process runs a 32-bit program. Spec: System V gABI, EI_CLASS of an ELF file."""
+    with suppress(OSError), open(f"/proc/{pid}/exe", "rb", buffering=0) as program:
+        return program.read(5)[4:] == b"\1"
+    return False  # it has ended
+
+
 def cannot_be_stopped(pid: int) -> str:
     """What a thread of a process waits for that only SIGKILL interrupts; "" if there is none.
 

@@ -96,6 +96,7 @@ class ProcessFacts(NamedTuple):
     namespaces: tuple[str, ...] = ()
     uses_gpus: bool = False
     is_without_first_thread: bool = False
+    is_32_bit: bool = False
     displaced_sockets: tuple[tuple[str, str], ...] = ()
     apart: tuple[tuple[int, str], ...] = ()
     has_own_timer: bool = False
@@ -233,6 +234,8 @@ def _process_refusals(process: ProcessFacts) -> list[str]:
             f"{where} has lost its first thread and runs on in others, which CRIU cannot dump; "
             "have main wait for them"
         )
+    if process.is_32_bit:
+        reasons.append(f"{where} is a 32-bit program, which cannot be moved; end it")
     if process.stopped_on_cgroup_v1:
         reasons.append(
             f"{where} is stopped by a signal, and so CRIU would wait for it for ever under cgroup "

@@ -36,6 +36,7 @@ WALL = 0x40000000
 ALL_SIGNALS = 2**64 - 1
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 
+_USER_CS = 0x33  # the segment of 64-bit code: arch/x86/include/asm/segment.h
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
 _SIGSET_BYTES = 8
 _SIGINFO_BYTES = 128
@@ -131,6 +132,8 @@ def perform(calls: Sequence[Syscall]) -> list[int]:
 def _begin(call: Syscall) -> _Kept:
     """Begin the call; the state to be restored after it."""
     kept = _Kept(_registers(call.pid), signal_mask(call.pid), *_rseq(call.pid))
+    if kept.registers.cs != _USER_CS:
+        raise CommandError(f"process {call.pid} runs 32-bit code: no call is made in its name")
     set_signal_mask(call.pid, ALL_SIGNALS)
     changed = _Registers.from_buffer_copy(kept.registers)
     changed.rip = _vdso(call.pid).start + _syscall_offset()

@@ -50,6 +50,7 @@ def holds(link: str, **fields: Any) -> dict[str, Any]:
             {"displaced_sockets": (("/a", "/b"),)},
             "has the unix socket /b, which was bound as /a and",
         ),
+        ({"is_32_bit": True}, "is a 32-bit program, which cannot be moved; end it"),
         ({"has_own_timer": True}, "has a timer that signals its first thread (SIGEV_THREAD_ID)"),
         ({"shared": ("memory (CLONE_VM)",)}, "shares memory (CLONE_VM) with its parent, which"),
         ({"nameless_watches": (5,)}, "watches inode 5 (inotify), to which no name"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -151,6 +152,38 @@ def test_a_filter_of_system_calls_is_not_asked() -> None:
             advice = ptrace.Syscall(program.pid, SYS_MADVISE, (1, 1, 4))
             assert holder.perform([advice]) == [-errno.EINVAL]
         assert_goes_on(program)
+
+
+def sleeper_32() -> bytes:
+    """A 32-bit program that waits in pause(2) for ever. Spec: elf(5)."""
+    address, headers_bytes = 0x08048000, 52 + 32
+    code = bytes.fromhex("b81d000000 cd80 ebf7")  # mov eax, 29; int 0x80; jmp to the first
+    size = headers_bytes + len(code)
+    identity = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")
+    fields = (2, 3, 1, address + headers_bytes, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    load = struct.pack("<8I", 1, 0, address, address, size, size, 5, 0x1000)
+    return identity + struct.pack("<HHIIIIIHHHHHH", *fields) + load + code
+
+
+def test_a_32_bit_program_is_asked_for_nothing_and_goes_on(tmp_path: Path) -> None:
+    program = tmp_path / "sleeper"
+    program.write_bytes(sleeper_32())
+    program.chmod(0o700)
+    try:
+        running = subprocess.Popen([program])
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        pytest.skip("this kernel runs no 32-bit programs")
+    with running:
+        assert procfs.is_32_bit(running.pid)
+        with (
+            ptrace_agent.held([running.pid], process.new_token()) as holder,
+            pytest.raises(CommandError, match=f"process {running.pid} runs 32-bit code"),
+        ):
+            holder.perform([ptrace.Syscall(running.pid, SYS_GETPID, ())])
+        running.terminate()
+    assert running.returncode == -signal.SIGTERM  # and of nothing that came before
 
 
 def test_a_process_that_is_stopped_is_told_and_one_that_is_gone_answers_nothing() -> None:

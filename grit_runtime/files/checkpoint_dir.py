@@ -288,7 +288,8 @@ def differences(dir_fd: int, manifest: Manifest, unread: Container[str] = ()) ->
 
 def corrupt_files(dir_fd: int, files: Collection[File]) -> list[str]:
     """Which of the files are not what the manifest says, one line each; reads every byte."""
-    digests = digest.digest_tree(dir_fd, [file.path for file in files])
+    wanted = {file.path: file.digest for file in files}
+    digests = digest.digest_tree(dir_fd, wanted, wanted)
     return digest_mismatches(files, [digests[file.path].digest for file in files])
 
 

@@ -1,8 +1,8 @@
 """Digests of the files of a checkpoint.
 
 A file of at most 64 MiB has ``sha256:HEX``, the digest of its bytes. A larger one has
-``sha256-16m:HEX``, the sha256 of the digests (32 bytes each, in order) of its pieces of 16 MiB,
-so that all cores can work on it. Only the size decides between the two.
+``blake3-16m:HEX``, the BLAKE3 of the digests (32 bytes each, in order) of its pieces of 16 MiB, so
+that all cores can work on it; the first manifests have ``sha256-16m:HEX`` of it instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 from functools import lru_cache
+from types import MappingProxyType
 
 from grit_runtime.errors import ImageError
 from grit_runtime.files import confine
@@ -19,10 +20,20 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Protocol
+
+    class Hash(Protocol):
+        """What hashlib's and BLAKE3's hashes have in common."""
+
+        def update(self, data: bytes | memoryview, /) -> object: ...
+
+        def digest(self) -> bytes: ...
+
 
 WHOLE = "sha256:"
-PIECEWISE = "sha256-16m:"
+PIECEWISE = "blake3-16m:"
+PIECEWISE_BEFORE = "sha256-16m:"
 
 MAX_WHOLE_BYTES = 64 << 20
 PIECE_BYTES = 16 << 20
@@ -42,6 +53,13 @@ class FileDigest(NamedTuple):
     digest: str
 
 
+class Kind(NamedTuple):
+    """How a file is hashed: its digest's prefix, and what hashes a piece of it."""
+
+    prefix: str
+    new: Callable[[], Hash]
+
+
 class Piece(NamedTuple):
     """What is hashed in one go."""
 
@@ -59,69 +77,90 @@ def pieces(size_bytes: int) -> list[Piece]:
     ]
 
 
-def joined(size_bytes: int, hashed: Sequence[bytes]) -> str:
-    """Digest of a file from the sha256 of its pieces, in order."""
+def kind(size_bytes: int, wanted: str = "") -> Kind:
+    """How a file is hashed, so that the result can be compared with the digest that is *wanted*."""
     if size_bytes <= MAX_WHOLE_BYTES:
+        return Kind(WHOLE, hashlib.sha256)
+    if wanted.startswith(PIECEWISE_BEFORE):
+        return Kind(PIECEWISE_BEFORE, hashlib.sha256)
+    from blake3 import blake3  # most checkpoints have no file so large
+
+    return Kind(PIECEWISE, blake3)
+
+
+def joined(kind: Kind, hashed: Sequence[bytes]) -> str:
+    """Digest of a file from those of its pieces, in order."""
+    if kind.prefix == WHOLE:
         return WHOLE + hashed[0].hex()
-    return PIECEWISE + hashlib.sha256(b"".join(hashed)).hexdigest()
+    whole = kind.new()
+    whole.update(b"".join(hashed))
+    return kind.prefix + whole.digest().hex()
 
 
-def digest_tree(dir_fd: int, paths: Iterable[str]) -> dict[str, FileDigest]:
+def digest_tree(
+    dir_fd: int, paths: Iterable[str], wanted: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, FileDigest]:
     """Size and digest of each regular file of *paths* beneath *dir_fd*, on all usable cores.
 
-    Blocks until all are read. ImageError for what is no regular file, or shrinks meanwhile.
+    They are for comparison with the digests *wanted*. Blocks until all are read. ImageError for
+    what is no regular file, or shrinks meanwhile.
     """
 
     def open_file(path: str) -> int:
         return confine.open_regular(dir_fd, path)
 
     digests = {}
-    large = {}
+    large: dict[str, tuple[int, Kind]] = {}
     for path in paths:
         with closing_fd(open_file(path)) as fd:
             size_bytes = os.fstat(fd).st_size
+            own = kind(size_bytes, wanted.get(path, ""))
             if size_bytes > _SMALL_BYTES:
-                large[path] = size_bytes
+                large[path] = size_bytes, own
             else:
-                digest = _sha256(fd, path, Piece(0, size_bytes))
-                digests[path] = FileDigest(size_bytes, WHOLE + digest.hex())
+                hashed = [_hash(fd, path, Piece(0, size_bytes), own)]
+                digests[path] = FileDigest(size_bytes, joined(own, hashed))
     for path, text in _digests(open_file, large).items():
-        digests[path] = FileDigest(large[path], text)
+        digests[path] = FileDigest(large[path][0], text)
     return digests
 
 
-def _digests(open_file: Callable[[str], int], sizes: dict[str, int]) -> dict[str, str]:
-    for path, size_bytes in sizes.items():
+def _digests(open_file: Callable[[str], int], files: dict[str, tuple[int, Kind]]) -> dict[str, str]:
+    for path, (size_bytes, _) in files.items():
         if size_bytes > MAX_FILE_BYTES:
             raise ImageError(
                 f"{path!r} holds {size_bytes} bytes, expected at most {MAX_FILE_BYTES}"
             )
-    places = [(path, piece) for path, size_bytes in sizes.items() for piece in pieces(size_bytes)]
+    places = [
+        (path, piece) for path, (size_bytes, _) in files.items() for piece in pieces(size_bytes)
+    ]
 
-    def sha256(path: str, piece: Piece) -> bytes:
+    def hash_piece(path: str, piece: Piece) -> bytes:
         with closing_fd(open_file(path)) as fd:
-            return _sha256(fd, path, piece)
+            return _hash(fd, path, piece, files[path][1])
 
-    hashed: dict[str, list[bytes]] = {path: [] for path in sizes}
-    for (path, _), one in zip(places, _mapped(sha256, places), strict=True):
+    hashed: dict[str, list[bytes]] = {path: [] for path in files}
+    for (path, _), one in zip(places, _mapped(hash_piece, places), strict=True):
         hashed[path].append(one)
-    return {path: joined(size_bytes, hashed[path]) for path, size_bytes in sizes.items()}
+    return {path: joined(own, hashed[path]) for path, (_, own) in files.items()}
 
 
 def _mapped(
-    sha256: Callable[[str, Piece], bytes], places: list[tuple[str, Piece]]
+    hash_piece: Callable[[str, Piece], bytes], places: list[tuple[str, Piece]]
 ) -> Iterable[bytes]:
     if sum(piece.size_bytes for _, piece in places) < _MIN_PARALLEL_BYTES:
-        return [sha256(*place) for place in places]
+        return [hash_piece(*place) for place in places]
     from concurrent.futures import ThreadPoolExecutor  # only here is it worth it
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return pool.map(sha256, *zip(*places, strict=True))
+        return pool.map(hash_piece, *zip(*places, strict=True))
 
 
 @lru_cache(maxsize=4)
-def _of_zeros(size_bytes: int) -> bytes:
-    return hashlib.sha256(bytes(size_bytes)).digest()
+def _of_zeros(size_bytes: int, kind: Kind) -> bytes:
+    hashed = kind.new()
+    hashed.update(bytes(size_bytes))
+    return hashed.digest()
 
 
 def _is_hole(fd: int, piece: Piece) -> bool:
@@ -136,10 +175,10 @@ def _is_hole(fd: int, piece: Piece) -> bool:
         return True
 
 
-def _sha256(fd: int, path: str, piece: Piece) -> bytes:
+def _hash(fd: int, path: str, piece: Piece, kind: Kind) -> bytes:
     if piece.size_bytes == PIECE_BYTES and _is_hole(fd, piece):
-        return _of_zeros(piece.size_bytes)
-    digest = hashlib.sha256()
+        return _of_zeros(piece.size_bytes, kind)
+    digest = kind.new()
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, piece.size_bytes)))
     offset, end = piece.offset, piece.offset + piece.size_bytes
     while offset < end:

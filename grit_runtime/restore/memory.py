@@ -61,6 +61,9 @@ def fill(
     from grit_runtime.tasks import memory_copy
 
     with timeline.phase("memory", size_bytes=sum(file.size_bytes for file in moved)):
-        here = [file._replace(pid=pids[file.pid]) for file in moved.values()]
+        here = [
+            file._replace(pid=pids[file.pid], digest=listed.digest)
+            for listed, file in moved.items()
+        ]
         digests = memory_copy.fill_and_hash(here)
     checkpoint_dir.refuse(request.checkpoint_path, checkpoint_dir.digest_mismatches(moved, digests))

@@ -6,7 +6,6 @@ The processes may be stopped or frozen.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 from bisect import bisect
 from collections import deque
@@ -68,6 +67,7 @@ class _Piece(NamedTuple):
 
     number: int
     chunks: list[_Chunk]
+    kind: digest.Kind
 
     @property
     def end(self) -> int:
@@ -109,7 +109,10 @@ def fill(saved: Sequence[MemoryFile]) -> None:
 
 
 def fill_and_hash(saved: Sequence[MemoryFile]) -> list[str]:
-    """As `fill`; returns the digests of what the processes were given."""
+    """As `fill`; returns the digests of what the processes were given.
+
+    They are for comparison with those of *saved*.
+    """
     return _copy_all(saved, _OLD, _fill)
 
 
@@ -239,18 +242,19 @@ def _copy_all(
         workers = stack.enter_context(_Workers())
         for piece, done in zip(pieces, workers.map(work, pieces), strict=True):
             digests[piece.number].append(done)
-    return [digest.joined(one.size_bytes, d) for one, d in zip(saved, digests, strict=True)]
+    kinds = [digest.kind(one.size_bytes, one.digest) for one in saved]
+    return [digest.joined(kind, hashed) for kind, hashed in zip(kinds, digests, strict=True)]
 
 
 def _hashed(piece: _Piece, buffer: mmap, copy: Copy, *, is_wanted: bool = True) -> bytes:
-    """Copy a piece; its sha256, if that is wanted."""
-    sha256 = hashlib.sha256()
+    """Copy a piece; its digest, if that is wanted."""
+    hashed = piece.kind.new()
     with memoryview(buffer) as view:
         for chunk in piece.chunks:
             copy(chunk, buffer)
             if is_wanted:
-                sha256.update(view[: chunk.size_bytes])
-    return sha256.digest()
+                hashed.update(view[: chunk.size_bytes])
+    return hashed.digest()
 
 
 def _front(pid: int, ranges: Sequence[MemoryRange], front: int) -> int:
@@ -278,7 +282,8 @@ def _front(pid: int, ranges: Sequence[MemoryRange], front: int) -> int:
 def _pieces(number: int, saved: MemoryFile, fd: int) -> list[_Piece]:
     starts = [piece.offset for piece in digest.pieces(saved.size_bytes)]
     of_pieces = groupby(_chunks(saved, fd), key=lambda chunk: bisect(starts, chunk.offset))
-    return [_Piece(number, list(chunks)) for _, chunks in of_pieces]
+    kind = digest.kind(saved.size_bytes, saved.digest)
+    return [_Piece(number, list(chunks), kind) for _, chunks in of_pieces]
 
 
 def _chunks(saved: MemoryFile, fd: int) -> Iterator[_Chunk]:

@@ -1,4 +1,4 @@
-"""Digests, held against sha256 over the same bytes."""
+"""Digests, held against sha256 and BLAKE3 over the same bytes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from blake3 import blake3
 
 from grit_runtime.errors import ImageError
 from grit_runtime.files import digest
@@ -31,8 +32,8 @@ def expected(data: bytes) -> str:
     if len(data) <= 64 << 20:
         return f"sha256:{hashlib.sha256(data).hexdigest()}"
     pieces = [data[at : at + (16 << 20)] for at in range(0, len(data), 16 << 20)]
-    joined = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
-    return f"sha256-16m:{hashlib.sha256(joined).hexdigest()}"
+    joined = b"".join(blake3(piece).digest() for piece in pieces)
+    return f"blake3-16m:{blake3(joined).hexdigest()}"
 
 
 def content(size_bytes: int) -> bytes:
@@ -55,6 +56,19 @@ def test_above_64_mib_it_is_made_of_pieces(tmp_path: Path, dir_fd: int, size_byt
     data = content(size_bytes)
     (tmp_path / "file").write_bytes(data)
     assert digest.digest_tree(dir_fd, ["file"]) == {"file": (size_bytes, expected(data))}
+
+
+def test_a_digest_of_the_first_manifests_is_compared_with_the_same(
+    tmp_path: Path, dir_fd: int
+) -> None:
+    data = content(40 << 20) + bytes(40 << 20)
+    (tmp_path / "file").write_bytes(data[: 40 << 20])
+    os.truncate(tmp_path / "file", len(data))  # with a hole of more than a piece
+    pieces = [data[at : at + (16 << 20)] for at in range(0, len(data), 16 << 20)]
+    joined = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+    before = f"sha256-16m:{hashlib.sha256(joined).hexdigest()}"
+    found = digest.digest_tree(dir_fd, ["file"], {"file": before})
+    assert found == {"file": (len(data), before)}
 
 
 def test_every_file_of_a_tree_gets_its_own(tmp_path: Path, dir_fd: int) -> None:
@@ -96,8 +110,9 @@ def test_a_file_shorter_than_said_is_named(tmp_path: Path, size_bytes: int) -> N
     fd = os.open(path, os.O_RDONLY)
     try:
         reason = f"ends at byte {size_bytes - 1}, expected {size_bytes}"
+        files = {"file": (size_bytes, digest.kind(size_bytes))}
         with pytest.raises(ImageError, match=re.escape(reason)):
-            digest._digests(lambda _: os.dup(fd), {"file": size_bytes})
+            digest._digests(lambda _: os.dup(fd), files)
     finally:
         os.close(fd)
 

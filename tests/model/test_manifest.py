@@ -55,6 +55,7 @@ MANIFEST = manifests.Manifest(
             cuda=(manifests.CudaProcess(1, (manifests.DeviceMemory("GPU-1", 1 << 30),)),),
             uncaptured=(),
             facts=(FACTS,),
+            memory=(manifests.Memory(1, 4096, 1 << 30, 1 << 29),),
         ),
     ),
     files=(manifests.File("app/checkpoint/pstree.img", 40, "sha256:bb"),),
@@ -82,11 +83,13 @@ def test_what_was_written_is_read_back() -> None:
 
 def test_a_manifest_of_the_first_version_is_read_and_keeps_its_version() -> None:
     whole = manifests.plain(MANIFEST)
-    del whole["warnings"], whole["containers"][0]["facts"]
+    del whole["warnings"], whole["containers"][0]["facts"], whole["containers"][0]["memory"]
     whole["version"] = 1
     whole["options"]["ghost_limit_bytes"] = 1 << 40
     expected = MANIFEST._replace(
-        version=1, warnings=(), containers=(MANIFEST.containers[0]._replace(facts=()),)
+        version=1,
+        warnings=(),
+        containers=(MANIFEST.containers[0]._replace(facts=(), memory=()),),
     )
     assert manifests.parse(json.dumps(whole).encode()) == expected
 

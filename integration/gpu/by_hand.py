@@ -21,7 +21,7 @@ from integration.pods import kubelet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import IO
 
     from integration.gpu.cases import Case, Room
@@ -38,8 +38,11 @@ TIMEOUT_S = 200
 POLL_S = 0.05
 
 
-def tensors(gib: float) -> Case:
-    """One process that holds *gib* of tensors."""
+def tensors(gib: float, then: Callable[[Room], dict[str, float]] | None = None) -> Case:
+    """One process that holds *gib* of tensors; *then* is done with the images that were dumped.
+
+    If nothing else is, they are written to the disk.
+    """
     job = cases.Job(f"hand-{gib:g}".replace(".", "-"), ("tensors", str(gib), "1"))
 
     def run(room: Room) -> Outcome:
@@ -48,17 +51,19 @@ def tensors(gib: float) -> Case:
             directory.mkdir()
         try:
             with kubelet.running(room.machine, room.spec(job, (0,))) as pod:
-                return _move(room, pod)
+                return _move(room, pod, then or _sync)
         finally:
             shutil.rmtree(IMAGES)
 
     return run
 
 
-def _move(room: Room, pod: Pod) -> Outcome:
+def _move(room: Room, pod: Pod, then: Callable[[Room], dict[str, float]]) -> Outcome:
     logs.wait(pod, lambda said: cases.min_count(said, 1) >= 3, timeout_s=logs.STARTED_S)
     before = cases.ask_digests(pod, 1)["0"]
-    seconds = _checkpoint(room, pod)
+    layers = _overlay_options(BUNDLES / pod.container_ids[pods.CONTAINER] / "rootfs")
+    seconds = _checkpoint(room, pod) | then(room)
+    _lay_out(room, pod, layers)
     # A container's output is a pipe, as the shim makes it; CRIU would put no file in its place.
     with (
         OUTPUT.open("wb") as file,
@@ -75,14 +80,13 @@ def _move(room: Room, pod: Pod) -> Outcome:
 
 
 def _checkpoint(room: Room, pod: Pod) -> dict[str, float]:
-    """Suspend and dump the container of *pod*, and lay out a bundle to bring it back in."""
+    """Suspend and dump the container of *pod*."""
     container_id = pod.container_ids[pods.CONTAINER]
     bundle = BUNDLES / container_id
     spec = json.loads((bundle / "config.json").read_text())
     spec["root"]["path"] = str(HAND / "rootfs")
     spec["linux"]["cgroupsPath"] += "-by-hand"
     (HAND / "config.json").write_text(json.dumps(spec))
-    layers = _overlay_options(bundle / "rootfs")
     seconds = {}
     if room.machinery.on_gpu:
         pids = [pod.pid(pods.CONTAINER)]
@@ -90,13 +94,20 @@ def _checkpoint(room: Room, pod: Pod) -> dict[str, float]:
         seconds["checkpoint gpu checkpoint"] = driver.must("checkpoint", pids, timeout_s=TIMEOUT_S)
     images = ["--file-locks", "--image-path", str(IMAGES), "--work-path", str(HAND)]
     seconds["checkpoint dump"] = _runc(room, SHIMS_ROOT, "checkpoint", *images, container_id)
-    begin = time.monotonic()
-    room.machine.run(["sync", "--file-system", str(IMAGES)], timeout_s=TIMEOUT_S)
-    seconds["checkpoint sync"] = time.monotonic() - begin
+    return seconds
+
+
+def _lay_out(room: Room, pod: Pod, layers: str) -> None:
+    """A bundle to bring the container of *pod* back in, when that has ended."""
     pod.wait_exited(pods.CONTAINER)
     (HAND / "rootfs").mkdir()
     room.machine.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(HAND / "rootfs")])
-    return seconds
+
+
+def _sync(room: Room) -> dict[str, float]:
+    begin = time.monotonic()
+    room.machine.run(["sync", "--file-system", str(IMAGES)], timeout_s=TIMEOUT_S)
+    return {"checkpoint sync": time.monotonic() - begin}
 
 
 def _restore(room: Room, output: IO[str]) -> dict[str, float]:

@@ -50,7 +50,12 @@ class Machine:
     runtime_handler = "grit"
     root = Path("/")
 
-    def __init__(self, *, library_dirs: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, *, library_dirs: Sequence[Path] = (), state: Path = STATE, is_first: bool = True
+    ) -> None:
+        """The one that *is_first* ends what others have left; each has a *state* of its own."""
+        self._state = state
+        self._is_first = is_first
         self._environment = {
             **node.ENVIRONMENT,
             "PATH": f"{PREFIX}/bin:{node.ENVIRONMENT['PATH']}",
@@ -58,13 +63,15 @@ class Machine:
         }
 
     def __enter__(self) -> Self:
-        _sweep()
         with ExitStack() as stack:
+            if self._is_first:
+                _sweep()
+                stack.callback(_sweep)
             _mount_cgroups()
-            _mount_state()
-            _install_project()
+            _mount_state(self._state)
+            if self._is_first:
+                _install_project()
             _configure_containerd()
-            stack.callback(_sweep)
             with self.path(Path("/var/log/containerd.log")).open("a") as log:
                 self._containerd = self.popen(["containerd"], stdout=log, stderr=log)
             stack.callback(self._kill_containerd)
@@ -120,7 +127,7 @@ class Machine:
 
     def view(self, path: Path) -> Path:
         """*path* mounted once more, for containers, without what is mounted below it."""
-        target = STATE / "views" / str(path).strip("/").replace("/", "-")
+        target = self._state / "views" / str(path).strip("/").replace("/", "-")
         if not target.exists():
             if not path.is_dir():
                 target.parent.mkdir(exist_ok=True)
@@ -169,17 +176,17 @@ def _mount_cgroups() -> None:
         _mount("cgroup2", CGROUP_ROOT, "--types", "cgroup2")
 
 
-def _mount_state() -> None:
-    if STATE.exists():
-        shutil.rmtree(STATE)
+def _mount_state(state: Path) -> None:
+    if state.exists():
+        shutil.rmtree(state)
     for name in STATE_DIRS:
-        (STATE / name).mkdir(parents=True, mode=0o700)
-        _mount(STATE / name, Path("/", name), "--bind")
+        (state / name).mkdir(parents=True, mode=0o700)
+        _mount(state / name, Path("/", name), "--bind")
     for name in RUN_DIRS:
         _mount("tmpfs", Path("/", name), "--types", "tmpfs", "--options", "mode=0711")
     for name in SANDBOX_FILES:
         Path("/", name).touch()
-    filesystem = _output("stat", "--file-system", "--format=%T", str(STATE))
+    filesystem = _output("stat", "--file-system", "--format=%T", str(state))
     if filesystem.strip() == "overlayfs":  # an overlay's upper directory cannot lie on another
         _mount("tmpfs", Path("/var/lib/containerd"), "--types", "tmpfs")
     _output("mount", "--make-rshared", "/")

@@ -3,7 +3,8 @@
 usage: run GROUP OUT [--cpu] [--small-pages] [CASE...]
 
 GROUP is smoke, single (one card), frameworks (one card, each moved twice), pair (two cards), bench
-(one card, beside the same steps by hand, in turns) or stand-in (what makes sense without a card).
+(one card, beside the same steps by hand, in turns), nodes (two cards, each on a node of its own) or
+stand-in (what makes sense without a card).
 CASEs, if named, are the only ones. With --cpu, workloads compute on the processor; with
 --small-pages, grit is configured to leave huge pages as they are, and nothing is done by hand.
 Writes into the directory OUT: smoke.json or results.json, and the logs of what failed.
@@ -14,12 +15,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.gpu import by_hand, cases, driver, pods
+from integration.gpu import across, by_hand, cases, driver, pods
 from integration.gpu.cases import Room
 from integration.gpu.machine import Machine
+from integration.gpu.neighbour import Neighbour
 from integration.gpu.results import FAILED, SKIPPED, Outcome, Results
 from integration.gpu.smoke import FAILURES, Smoke
 
@@ -175,22 +178,40 @@ GROUPS = {
 }
 
 
+def across_nodes(other: Neighbour) -> tuple[Plan, ...]:
+    """A pod that moves to another node, and the same by hand."""
+    return tuple(
+        Plan(f"{gib} GiB to another node", case, gib, way, needs_gpu=False)
+        for gib in (8, 32)
+        for case, way in ((across.tensors(gib, other), GRIT), (across.by_hands(gib), BY_HAND))
+    )
+
+
 def main() -> None:
     options = {word for word in sys.argv[1:] if word.startswith("-")}
     words = [word for word in sys.argv[1:] if word not in options]
-    if len(words) < 2 or words[0] not in {"smoke", *GROUPS} or options - {CPU, SMALL_PAGES}:
+    groups = {"smoke", "nodes", *GROUPS}
+    if len(words) < 2 or words[0] not in groups or options - {CPU, SMALL_PAGES}:
         sys.exit(f"{__doc__}")
     group, out, chosen = words[0], Path(words[1]), words[2:]
     on_gpu = CPU not in options
     out.mkdir(parents=True, exist_ok=True)
     library_dir = driver.library_dir()
+    library_dirs = [library_dir] if library_dir else []
     deadline = time.monotonic() + RUN_S
-    with Machine(library_dirs=[library_dir] if library_dir else []) as machine:
+    with ExitStack() as stack:
+        other = None
+        if group == "nodes":
+            other = stack.enter_context(Neighbour(library_dirs, on_gpu=on_gpu))
+        machine = stack.enter_context(Machine(library_dirs=library_dirs))
         if group == "smoke":
             all_well = run_smoke(machine, out, on_gpu=on_gpu)
         else:
             room = Room(machine, pods.machinery(machine, on_gpu=on_gpu))
-            plans = [plan for plan in GROUPS[group] if on_gpu or not plan.needs_gpu]
+            if other:
+                other.ask("begin")
+            every = across_nodes(other) if other else GROUPS[group]
+            plans = [plan for plan in every if on_gpu or not plan.needs_gpu]
             plans = [plan for plan in plans if not chosen or plan.name in chosen]
             if SMALL_PAGES in options:
                 CONFIG.write_text("huge_pages = false\n")

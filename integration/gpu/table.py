@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "GPU checkpoint": ("checkpoint gpu lock", "checkpoint gpu checkpoint"),
-    "dump": ("checkpoint gpu memory", "checkpoint dump"),
+    "dump": ("checkpoint gpu memory", "checkpoint heap", "checkpoint dump"),
     "checkpoint": ("checkpoint all",),
-    "restore": ("restore restore", "restore gpu memory"),
+    "copy": ("copy",),
+    "restore": ("restore restore", "restore gpu memory", "restore memory"),
     "GPU restore": ("restore gpu restore", "restore gpu unlock"),
     "start": ("start",),
+    "downtime": ("downtime",),
 }
 
 

@@ -72,7 +72,7 @@ def _standing(
     holder = ptrace_agent.keep(pids, (), are_frozen=True)
     try:
         freezing.thaw(context.tool, [container.id for container in frozen])
-        holder.settle()
+        holder.stand()
         yield holder
         if reasons := freezing.freeze_once(context.tool, frozen):
             raise NotDumpableError("; ".join(reasons))

@@ -69,8 +69,12 @@ class Holder:
         self._hear(left=1)
 
     def settle(self) -> None:
-        """Wait until all threads stand."""
+        """Wait until all threads stand, if they are not frozen."""
         self._hear(left=0)
+
+    def stand(self) -> None:
+        """Wait until all threads stand that were frozen, and are thawed."""
+        self._ask("settle", None)
 
     def _hear(self, *, left: int) -> None:
         while self._unheard > left:
@@ -342,6 +346,8 @@ def _done(hold: Hold, verb: str, argument: Any) -> object:
         hold.run_alone(argument)
     elif verb == "stop":
         hold.stop()
+    elif verb == "settle":
+        hold.settle()
     return []
 
 

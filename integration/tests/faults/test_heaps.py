@@ -36,6 +36,7 @@ PROGRAM = f"""
 import hashlib, mmap, os, time
 own = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 shared = mmap.mmap(-1, {SHARED_BYTES}, flags=own)
+shared.madvise(mmap.MADV_NOHUGEPAGE)  # or the kernel may merge it with the heap
 shared.write(os.urandom({SHARED_BYTES}))
 if os.fork() == 0:
     time.sleep(100000)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 OURS, THEIRS, PREFIX_LENGTH = "10.77.0.1", "10.77.0.2", 30
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # sched.h
-TIMEOUT_S = 240
+TIMEOUT_S = 120
 STATE_B = PREFIX / "state-b"
 
 
@@ -47,14 +47,14 @@ class Neighbour:
         self._process.start()
         self._answer()
         with pyroute2.IPRoute() as ip:
-            peer = {"ifname": "node-a", "net_ns_fd": self._process.pid}
+            peer = {"ifname": "node-a", "net_ns_pid": self._process.pid}
             ip.link("add", ifname="node-b", kind="veth", peer=peer)
             _set_up(ip, "lo", None)
             _set_up(ip, "node-b", OURS)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pipe.close()
+        self._pipe.send(None)
         self._process.join(TIMEOUT_S)
         self._process.kill()
 
@@ -99,13 +99,9 @@ def _serve(pipe: Connection, library_dirs: list[Path], on_gpu: bool) -> None:  #
     with Machine(library_dirs=library_dirs, state=STATE_B, is_first=False) as machine:
         room = cases.Room(machine, pods.machinery(machine, on_gpu=on_gpu))
         pipe.send("ready")
-        while True:
+        while request := pipe.recv():
             try:
-                job, cards, name, moment = pipe.recv()
-            except EOFError:
-                return
-            try:
-                pipe.send(_restore(room, job, cards, name, moment))
+                pipe.send(_restore(room, *request))
             except Exception as error:  # noqa: BLE001  the other side raises it
                 pipe.send(AssertionError(f"{type(error).__name__}: {error}"))
 

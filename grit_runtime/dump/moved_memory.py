@@ -158,7 +158,7 @@ def _files_in_parents(
 ) -> dict[str, MemoryFile] | None:
     """Where a task's pages are that its own images add to; None if they are for CRIU to find."""
     mm = criu_image.entry(images.load(images_fd, f"mm-{pid}.img"), criu.mm_entry)
-    if not all(_holds(mm, _range(pages)) for pages in staged):
+    if not _holds(mm, memory_range.merged(map(_range, staged))):
         return None
     found = {}
     parents: tuple[str, ...] = ()
@@ -202,10 +202,12 @@ def _is_own(vma: criu.vma_entry) -> bool:
     return bool(vma.status & _VMA_ANON_PRIVATE and vma.prot & _PROT_WRITE)
 
 
-def _holds(mm: criu.mm_entry, memory: MemoryRange) -> bool:
-    """Whether a task has all of the range in writable, private anonymous mappings."""
+def _holds(mm: criu.mm_entry, ranges: Sequence[MemoryRange]) -> bool:
+    """Whether a task has all of *ranges* in writable, private anonymous mappings."""
     whole = memory_range.merged(MemoryRange(vma.start, vma.end) for vma in mm.vmas if _is_own(vma))
-    return any(one.start <= memory.start and memory.end <= one.end for one in whole)
+    return all(
+        any(one.start <= there.start and there.end <= one.end for one in whole) for there in ranges
+    )
 
 
 def _pages(memory: MemoryRange) -> Pages:

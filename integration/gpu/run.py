@@ -213,6 +213,8 @@ def main() -> None:
             every = across_nodes(other) if other else GROUPS[group]
             plans = [plan for plan in every if on_gpu or not plan.needs_gpu]
             plans = [plan for plan in plans if not chosen or plan.name in chosen]
+            if not on_gpu:
+                plans = [plan._replace(name=f"{plan.name}, CPU memory") for plan in plans]
             if SMALL_PAGES in options:
                 CONFIG.write_text("huge_pages = false\n")
                 plans = [plan._replace(way=WITH_SMALL) for plan in plans if plan.way == GRIT]

@@ -18,10 +18,10 @@ COLUMNS = {
     "GPU checkpoint": ("checkpoint gpu lock", "checkpoint gpu checkpoint"),
     "dump": ("checkpoint gpu memory", "checkpoint heap", "checkpoint dump"),
     "checkpoint": ("checkpoint all",),
-    "copy": ("copy",),
     "restore": ("restore restore", "restore gpu memory", "restore memory"),
     "GPU restore": ("restore gpu restore", "restore gpu unlock"),
     "start": ("start",),
+    "copy": ("copy",),
     "downtime": ("downtime",),
 }
 

@@ -10,7 +10,7 @@ from grit_runtime import log, paths
 from grit_runtime.dump import link_remaps, moved_memory
 from grit_runtime.errors import CommandError, DumpError, FailedPreconditionError
 from grit_runtime.files import checkpoint_dir, confine, layer_save
-from grit_runtime.host import criu, overlay, procfs
+from grit_runtime.host import criu, overlay
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import checkpointctl, connections, mount_plan
 from grit_runtime.model import manifest as manifests
@@ -54,6 +54,7 @@ class Dumps(NamedTuple):
     tcp: dict[str, connections.DumpOptions]
     gpus: dict[str, suspension.Described]
     saved: list[MemoryFile]  # memory that was already taken from processes
+    numbers: dict[str, dict[int, int]]  # by container: of its processes, inside by this node's
     digests: dict[str, FileDigest]  # already known digests of files in the checkpoint
 
 
@@ -128,7 +129,7 @@ def _keep_links(dumps: Dumps, frozen: RunningContainer, images_dir: str) -> None
 
 
 def _add_saved_memory(dumps: Dumps, frozen: RunningContainer, images_dir: str) -> None:
-    number = procfs.container_pids(frozen.pids())
+    number = dumps.numbers[frozen.name]
     own = [file._replace(pid=number[file.pid]) for file in dumps.saved if file.pid in number]
     if own:
         for name, value in moved_memory.add_to_dump(images_dir, own).items():

@@ -86,8 +86,8 @@ def _task_lines(tasks: list[dict[str, Any]], *, parent: int, indent: int) -> lis
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
-    place = f"{memory['pid']}: {_size(memory['size_bytes'])} at {memory['start']:#x}"
-    return f"      {place}, of which grit moved {_size(memory['moved_bytes'])}"
+    place = f"{memory['pid']}: {_size(memory['size_bytes'])} mapped at {memory['start']:#x}"
+    return f"      {place}, {_size(memory['moved_bytes'])} moved by grit"
 
 
 def _phase_line(phase: dict[str, Any]) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from grit_runtime.dump import moved_memory
-from grit_runtime.errors import (
-    GritError,
-    one_line,
-)
+from grit_runtime.errors import CommandError, GritError, one_line
 from grit_runtime.host import procfs
 from grit_runtime.model import checkpoint_steps as steps
 from grit_runtime.tasks import memory_copy, ptrace_agent
@@ -31,8 +28,8 @@ def empty(
 
 
 def give_back(held: Journal[steps.Step], saved: list[MemoryFile]) -> None:
-    """Give back what `empty` took, whether or not the processes run; the files may go then."""
-    memory_copy.fill(saved)
+    """Give back what `empty` took; the files may go then. CommandError if it is not the same."""
+    _fill(saved)
     held.record(steps.MemoryBack())
 
 
@@ -44,11 +41,22 @@ def give_back_recorded(taken: list[steps.Step]) -> str | None:
             away += zip(step.saved, step.started, strict=True)
         if isinstance(step, steps.MemoryBack):
             away = []
-    living = [file for file, started in away if procfs.started_ticks(file.pid) == started]
+    living = [
+        file
+        for file, started in away
+        if procfs.started_ticks(file.pid) == started and not procfs.is_ending(file.pid)
+    ]
     # Whoever was to free it goes on though `empty` was cut short, and would free what is filled in.
     ptrace_agent.finish(file.pid for file in living)
     try:
-        memory_copy.fill(living)
+        _fill(living)
     except (GritError, OSError) as error:
         return one_line(error)
     return None
+
+
+def _fill(saved: list[MemoryFile]) -> None:
+    """Fill memory in from files, which a disk may have damaged since."""
+    for file, digest in zip(saved, memory_copy.fill(saved), strict=True):
+        if file.digest not in ("", digest):  # the first versions recorded none
+            raise CommandError(f"memory of process {file.pid}: its file {file.path} is damaged")

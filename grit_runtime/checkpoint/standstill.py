@@ -132,7 +132,7 @@ def _suspend_once(
         if holder and saved:
             size_bytes = sum(file.size_bytes for file in saved)
             with context.timeline.phase("gpu memory", size_bytes=size_bytes):
-                saved = memory_copy.save_and_hash(saved, to_disk=to_disk, copied=copied)
+                saved = memory_copy.save(saved, to_disk=to_disk, copied=copied)
                 memory.empty(context.journal, saved, holder.perform, huge_pages=True)
         frozen = freezing.freeze(context, thawed)
     return saved, frozen

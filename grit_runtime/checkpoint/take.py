@@ -17,12 +17,13 @@ from grit_runtime.dump import link_remaps
 from grit_runtime.errors import (
     AlreadyExistsError,
     GritError,
+    NotDumpableError,
     PodStateError,
     SourceLostError,
     one_line,
     reason,
 )
-from grit_runtime.host import criu, process, records, runc
+from grit_runtime.host import criu, process, procfs, records, runc
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import checkpoint_steps as steps
 from grit_runtime.model import connections, losses, outcomes
@@ -174,6 +175,11 @@ def _go_on(context: Context, suspended: standstill.Suspended) -> str:
 def _dumps(context: Context, looked: preflight.Looked, suspended: standstill.Suspended) -> Dumps:
     """What the dumps of a pod that stands still have in common."""
     containers, survey = context.containers, suspended.survey
+    # Asked once: a process that is killed from now on is dumped with the memory that it had.
+    numbers = {c.name: procfs.container_pids(c.pids()) for c in containers}
+    known = {pid for own in numbers.values() for pid in own}
+    if gone := [file.pid for file in suspended.saved if file.pid not in known]:
+        raise NotDumpableError(f"process {gone[0]} has ended while its memory was moved")
     return Dumps(
         context=context,
         flags=runc.read_flags(looked.flags, NEWER_FLAGS),
@@ -185,6 +191,7 @@ def _dumps(context: Context, looked: preflight.Looked, suspended: standstill.Sus
         tcp=looked.tcp,
         gpus={c.name: suspension.describe(survey, c) for c in containers} if survey else {},
         saved=suspended.saved,
+        numbers=numbers,
         digests={},
     )
 

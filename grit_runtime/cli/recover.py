@@ -4,6 +4,7 @@ import click
 
 from grit_runtime import log, paths
 from grit_runtime.checkpoint import holds
+from grit_runtime.files import digest
 from grit_runtime.pod import network
 from grit_runtime.restore import attempts
 
@@ -22,6 +23,7 @@ def recover(journal: str | None) -> None:
         usual = os.nice(0)
         os.nice(19)  # the checkpoint that has just begun needs the processors more
         network.load()
+        digest.load()
         os.setpriority(os.PRIO_PROCESS, 0, usual)
         log.to_file(f"{paths.LOG_DIR}/supervisor.log")
         holds.supervise(journal)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect
 from itertools import chain
 
 from grit_runtime.dump import images
@@ -40,6 +41,7 @@ _MOST_FILES = 8
 _STRIPE_BYTES = 32 << 20
 
 _MIN_BYTES = 16 << 20  # CRIU moves this much in the time that it takes to stop a process
+_LARGE_BYTES = 16 << 20  # of a mapping that the manifest names
 _SYS_MADVISE = 28  # on x86-64
 _VMA_ANON_PRIVATE = 1 << 9  # criu/include/image.h
 _PROT_WRITE = 2
@@ -120,7 +122,7 @@ def described(images_fd: int, dump: Dump) -> tuple[Memory, ...]:
         if f"mm-{task.pid}.img" not in dump.names:
             continue
         mm = criu_image.entry(images.load(images_fd, f"mm-{task.pid}.img"), criu.mm_entry)
-        large = [vma for vma in mm.vmas if vma.end - vma.start >= _MIN_BYTES and _is_own(vma)]
+        large = [vma for vma in mm.vmas if vma.end - vma.start >= _LARGE_BYTES and _is_own(vma)]
         if not large:
             continue
         pagemap = images.load(images_fd, _pagemap_name(task.pid))
@@ -205,8 +207,9 @@ def _is_own(vma: criu.vma_entry) -> bool:
 def _holds(mm: criu.mm_entry, ranges: Sequence[MemoryRange]) -> bool:
     """Whether a task has all of *ranges* in writable, private anonymous mappings."""
     whole = memory_range.merged(MemoryRange(vma.start, vma.end) for vma in mm.vmas if _is_own(vma))
+    starts = [one.start for one in whole]
     return all(
-        any(one.start <= there.start and there.end <= one.end for one in whole) for there in ranges
+        (at := bisect(starts, there.start)) and there.end <= whole[at - 1].end for there in ranges
     )
 
 

@@ -314,7 +314,11 @@ def moved_memory(sealed: Checkpoint, container: manifests.Container) -> dict[str
     if not sealed.is_verifiable:
         return {}
     pattern = re.compile(rf"{re.escape(container.name)}/checkpoint/(?:{PARENT}/)+pages-[^/]*")
-    return {file.path: file for file in sealed.manifest.files if pattern.fullmatch(file.path)}
+    return {
+        file.path: file
+        for file in sealed.manifest.files
+        if pattern.fullmatch(file.path) and file.size_bytes <= digest.MAX_FILE_BYTES
+    }
 
 
 def _files(dir_fd: int) -> dict[str, int]:

@@ -88,6 +88,11 @@ def kind(size_bytes: int, wanted: str = "") -> Kind:
     return Kind(PIECEWISE, blake3)
 
 
+def load() -> None:
+    """Import what digests need, for a process whose packages may be replaced before it does."""
+    kind(MAX_FILE_BYTES)
+
+
 def joined(kind: Kind, hashed: Sequence[bytes]) -> str:
     """Digest of a file from those of its pieces, in order."""
     if kind.prefix == WHOLE:

@@ -5,6 +5,7 @@ lives, so an unlocked journal is a dead writer's. A step is recorded before it i
 step that never happened must be harmless.
 """
 
+import errno
 import fcntl
 import glob
 import json
@@ -35,7 +36,9 @@ class Journal(Generic[Step]):
 
     def record(self, step: Step) -> None:
         """Append one step, durable against the death of this process (not of the machine)."""
-        os.write(self._fd, json.dumps(steps.written(step)).encode() + b"\n")
+        line = json.dumps(steps.written(step)).encode() + b"\n"
+        if os.write(self._fd, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
     def steps(self) -> list[Step]:
         """As `read`."""

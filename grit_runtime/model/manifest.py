@@ -17,7 +17,7 @@ from grit_runtime.model.task_facts import ProcessFacts  # noqa: TC001  the same
 from grit_runtime.startup import named
 from grit_runtime.startup.named import NamedTuple
 
-VERSION = 2
+VERSION = 3
 WITH_FACTS = 2  # the first version with `facts`, which no image of CRIU holds
 FILE_NAME = "manifest.json"
 SIGNATURE_NAME = f"{FILE_NAME}.sig"
@@ -60,7 +60,10 @@ class CudaProcess(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A large private mapping of a process, and how much of it grit moved; CRIU dumped the rest."""
+    """A large private mapping of a process, and how much of it grit moved.
+
+    CRIU dumped what else was there.
+    """
 
     pid: int  # the container's, as in the images
     start: int
@@ -202,7 +205,7 @@ def _upgrade(value: dict[str, Any]) -> None:
         )
     if version not in range(1, VERSION + 1):
         raise ManifestError(f"{FILE_NAME}: version is {version!r}, this grit reads 1 to {VERSION}")
-    lacking = ["memory"]  # what the first manifests of version 2 had not either
+    lacking = [] if version == VERSION else ["memory"]
     if version == 1:
         value.setdefault("warnings", [])
         lacking.append("facts")

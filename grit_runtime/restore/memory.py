@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grit_runtime.errors import ImageError
 from grit_runtime.files import checkpoint_dir, confine
 from grit_runtime.files.checkpoint_dir import PARENT
 from grit_runtime.host.descriptor import closing_fd
@@ -60,10 +61,13 @@ def fill(
     """
     from grit_runtime.tasks import memory_copy
 
+    gone = [str(file.pid) for file in moved.values() if file.pid not in pids]
+    if gone:
+        raise ImageError(f"process {gone[0]}, whose memory was moved, did not come back")
     with timeline.phase("memory", size_bytes=sum(file.size_bytes for file in moved)):
         here = [
             file._replace(pid=pids[file.pid], digest=listed.digest)
             for listed, file in moved.items()
         ]
-        digests = memory_copy.fill_and_hash(here)
+        digests = memory_copy.fill(here)
     checkpoint_dir.refuse(request.checkpoint_path, checkpoint_dir.digest_mismatches(moved, digests))

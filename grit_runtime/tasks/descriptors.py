@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
 
+_HARMLESS_MAJORS = frozenset({1, 4, 5, *range(136, 144)})
 # Kernel-internal mounts: files open there have a path that is on no mount.
 _SQLITE = b"SQLite format 3\0"
 _MEMORY = ("/memfd:", "/secretmem", "/anon_hugepage", "/dmabuf:", "/SYSV", "/dev/zero")
@@ -45,6 +46,20 @@ def described(pid: int, links: Mapping[int, str], mounts: Set[int]) -> list[Desc
 def mounts(pid: int) -> set[int]:
     """The numbers of the mounts that a process sees."""
     return {int(line.split(" ", 1)[0]) for line in procfs.text(pid, "mountinfo").splitlines()}
+
+
+def has_device(pid: int) -> bool:
+    """Whether a process has a device open that may use its memory by itself.
+
+    That is any but /dev/null and its like, and terminals. Source: linux
+    Documentation/admin-guide/devices.txt.
+    """
+    for fd in open_links(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            status = os.stat(f"/proc/{pid}/fd/{fd}")
+            if stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) not in _HARMLESS_MAJORS:
+                return True
+    return False
 
 
 def hang_up_after_restore(pids: Set[int]) -> dict[int, str]:

@@ -83,44 +83,32 @@ class _IoVector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("size_bytes", ctypes.c_size_t))
 
 
-def save(files: Sequence[MemoryFile], *, to_disk: bool) -> None:
-    """Write memory of processes into files. Blocks until that is done, or OSError.
-
-    *to_disk* starts writing to the disk at once, for a caller that will sync.
-    """
-    _copy_all(files, _NEW, _saver(to_disk=to_disk), hashed=False)
-
-
-def save_and_hash(
+def save(
     files: Sequence[MemoryFile], *, to_disk: bool, copied: Mapping[Place, bytes] | None = None
 ) -> list[MemoryFile]:
-    """As `save`; the files with the digests of what was written.
+    """Write memory of processes into files; the same with the digests of what was written.
 
-    What a `Follower` has *copied* is hashed in memory, and written again where that is not what was
-    copied.
+    Blocks until that is done, or OSError. *to_disk* starts writing to the disk at once, for a
+    caller that will sync. What a `Follower` has *copied* is hashed in memory, and written again
+    where that is not what was copied.
     """
-    digests = _copy_all(files, _NEW, _saver(to_disk=to_disk), copied=copied or {})
+    digests = _copy_all(files, _NEW, _saver(to_disk=to_disk), copied or {})
     return [file._replace(digest=digest) for file, digest in zip(files, digests, strict=True)]
 
 
-def fill(saved: Sequence[MemoryFile]) -> None:
-    """Fill memory of processes from files. Blocks until that is done, or OSError."""
-    _copy_all(saved, _OLD, _fill, hashed=False)
+def fill(saved: Sequence[MemoryFile]) -> list[str]:
+    """Fill memory of processes from files; the digests of what the processes were given.
 
-
-def fill_and_hash(saved: Sequence[MemoryFile]) -> list[str]:
-    """As `fill`; returns the digests of what the processes were given.
-
-    They are for comparison with those of *saved*.
+    They are for comparison with those of *saved*. Blocks until that is done, or OSError.
     """
-    return _copy_all(saved, _OLD, _fill)
+    return _copy_all(saved, _OLD, _fill, {})
 
 
 class Follower:
     """Copies memory of processes, while the block lasts, as it is being filled from below.
 
     *look* tells in which files what is there by now is to be saved. What was *copied* may change
-    afterwards: `save_and_hash` finds that.
+    afterwards: `save` finds that.
     """
 
     def __init__(
@@ -141,7 +129,7 @@ class Follower:
         self._thread.join()
 
     def _try_to_follow(self) -> None:
-        with suppress(OSError):  # `save_and_hash` meets it again
+        with suppress(OSError):  # `save` meets it again
             self._follow()
 
     def _follow(self) -> None:
@@ -218,16 +206,14 @@ def _copy_all(
     saved: Sequence[MemoryFile],
     flags: int,
     copy: Copy,
-    *,
-    hashed: bool = True,
-    copied: Mapping[Place, bytes] | None = None,
+    copied: Mapping[Place, bytes],
 ) -> list[str]:
     def work(buffer: mmap, piece: _Piece) -> bytes:
-        if copied and (before := copied.get(piece.place(saved[piece.number].path))):
+        if before := (copied.get(piece.place(saved[piece.number].path))):
             now = _hashed(piece, buffer, _read)
             if now == before:
                 return now
-        return _hashed(piece, buffer, copy, is_wanted=hashed)
+        return _hashed(piece, buffer, copy)
 
     digests: list[list[bytes]] = [[] for _ in saved]
     with ExitStack() as stack:
@@ -246,14 +232,13 @@ def _copy_all(
     return [digest.joined(kind, hashed) for kind, hashed in zip(kinds, digests, strict=True)]
 
 
-def _hashed(piece: _Piece, buffer: mmap, copy: Copy, *, is_wanted: bool = True) -> bytes:
-    """Copy a piece; its digest, if that is wanted."""
+def _hashed(piece: _Piece, buffer: mmap, copy: Copy) -> bytes:
+    """Copy a piece; its digest."""
     hashed = piece.kind.new()
     with memoryview(buffer) as view:
         for chunk in piece.chunks:
             copy(chunk, buffer)
-            if is_wanted:
-                hashed.update(view[: chunk.size_bytes])
+            hashed.update(view[: chunk.size_bytes])
     return hashed.digest()
 
 

@@ -22,7 +22,7 @@ _HEAP = re.compile(
     re.MULTILINE,
 )
 _HEAP_FLAGS = frozenset(
-    (*("rd", "wr", "ex", "mr", "mw", "me"), *("ac", "nr", "sd", "hg", "nh", "mg", "dc", "dd", "wf"))
+    (*("rd", "wr", "ex", "mr", "mw", "me"), *("ac", "nr", "sd", "hg", "nh", "mg", "dd", "wf"))
 )
 _AIO_RING = " /[aio]"
 _ENTRY_BYTES = 8  # of pagemap
@@ -47,7 +47,8 @@ def heaps(pid: int, min_bytes: int) -> list[MemoryRange]:
     """Mappings of a process that can be emptied, and filled again, without a trace of it.
 
     Private anonymous ones that it may write to, of at least *min_bytes*; none of a process for
-    which the kernel itself writes to memory (io_setup). Spec: proc_pid_smaps(5) VmFlags.
+    which the kernel itself writes to memory (io_setup), nor what is kept from forked children, as
+    memory that a device uses is. Spec: proc_pid_smaps(5) VmFlags.
     """
     text = procfs.text(pid, "smaps")
     if _AIO_RING in text:

@@ -110,33 +110,48 @@ def perform(calls: Sequence[Syscall]) -> list[int]:
     """Make calls in stopped threads, all at the same time, those of one thread in turn.
 
     Returns what the kernel returned: a negative errno for a call that failed, ESRCH for a process
-    that has ended. Blocks until all have returned, however long they take.
+    that has ended. Blocks until all have returned, however long they take. CommandError for a
+    process that cannot make one, when those that were begun have ended.
     """
     results = [-errno.ESRCH] * len(calls)
     left: dict[int, deque[tuple[int, Syscall]]] = {}
     for at, call in enumerate(calls):
         left.setdefault(call.pid, deque()).append((at, call))
-    while left:
+    places: dict[int, int] = {}
+    error = None
+    while left and not error:
         turn = {pid: own.popleft() for pid, own in left.items()}
         left = {pid: own for pid, own in left.items() if own}
         begun: dict[int, _Kept] = {}
         for pid, (_, call) in turn.items():
-            with suppress(ProcessLookupError, FileNotFoundError):
-                begun[pid] = _begin(call)
+            try:
+                begun[pid] = _begin(call, places)
+            except (ProcessLookupError, FileNotFoundError):
+                pass  # it has ended
+            except (CommandError, OSError) as failed:
+                error = failed
+                break
         for pid, kept in begun.items():
             with suppress(ProcessLookupError):
                 results[turn[pid][0]] = _end(turn[pid][1], kept)
+    if error:
+        raise error
     return results
 
 
-def _begin(call: Syscall) -> _Kept:
-    """Begin the call; the state to be restored after it."""
+def _begin(call: Syscall, places: dict[int, int]) -> _Kept:
+    """Begin the call; the state to be restored after it.
+
+    *places* has the syscall instructions of processes that have made a call before.
+    """
     kept = _Kept(_registers(call.pid), signal_mask(call.pid), *_rseq(call.pid))
     if kept.registers.cs != _USER_CS:
         raise CommandError(f"process {call.pid} runs 32-bit code: no call is made in its name")
+    if call.pid not in places:
+        places[call.pid] = _vdso(call.pid).start + _syscall_offset()
     set_signal_mask(call.pid, ALL_SIGNALS)
     changed = _Registers.from_buffer_copy(kept.registers)
-    changed.rip = _vdso(call.pid).start + _syscall_offset()
+    changed.rip = places[call.pid]
     changed.rax, changed.orig_rax = call.number, 2**64 - 1  # no call to restart
     arguments = (*call.arguments, *(0,) * (6 - len(call.arguments)))
     for register, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=True):
@@ -287,7 +302,9 @@ def _registers(tid: int) -> _Registers:
 def _vdso(tid: int) -> MemoryRange:
     """The mapping of the vDSO in the address space of a thread."""
     with open(f"/proc/{tid}/maps", "rb") as file:
-        line = next(line for line in file if line.endswith(b"[vdso]\n"))
+        line = next((line for line in file if line.endswith(b"[vdso]\n")), None)
+    if line is None:
+        raise CommandError(f"thread {tid} has no vDSO: no call is made in its name")
     return MemoryRange(*(int(number, 16) for number in line.split()[0].split(b"-")))
 
 

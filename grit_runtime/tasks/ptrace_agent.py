@@ -287,7 +287,9 @@ def _serve(task: Task, hold: Hold, asked: list[int]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # for `ptrace.wait`
     try:
         hold.seize(task.pids)
-        _write([])
+        # Whoever asked may have died already, and been undone: then nobody would let go of them.
+        if not _write([]):
+            return
         if not task.are_frozen:  # if one never stops, the others may be brought back all the same
             with _ended_by_sigterm():
                 hold.settle()
@@ -365,6 +367,10 @@ def _stay(task: Task, hold: Hold, asked: list[int]) -> None:
             time.sleep(_ATTEND_EVERY_MS / 1000)
 
 
-def _write(answer: object) -> None:
-    with suppress(BrokenPipeError):  # nobody hears us any more
+def _write(answer: object) -> bool:
+    """Say something; False if nobody hears us any more."""
+    try:
         os.write(_ANSWERS_FD, json.dumps(answer).encode() + b"\n")
+    except BrokenPipeError:
+        return False
+    return True

@@ -83,9 +83,7 @@ def saved_digests(
     to_disk: bool = False,
     copied: Mapping[memory_copy.Place, bytes] | None = None,
 ) -> list[str]:
-    return [
-        file.digest for file in memory_copy.save_and_hash(files, to_disk=to_disk, copied=copied)
-    ]
+    return [file.digest for file in memory_copy.save(files, to_disk=to_disk, copied=copied)]
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
@@ -105,7 +103,7 @@ def test_memory_that_was_saved_can_be_given_back(
     memory_copy.fill([saved])
     assert holder.ask() == before
     assert holder.ask("clear") != before
-    assert memory_copy.fill_and_hash([saved]) == digests
+    assert memory_copy.fill([saved]) == digests
     assert holder.ask() == before
 
 
@@ -119,7 +117,7 @@ def test_each_file_has_the_digest_of_its_own_memory(holder: Holder, tmp_path: Pa
     assert digests == [digest_of(Path(one.path), one.size_bytes) for one in saved]
     (tmp_path / "first").write_bytes(bytes(SMALL_BYTES))
     zeros = digest_of(tmp_path / "first", SMALL_BYTES)
-    assert memory_copy.fill_and_hash(saved) == [zeros, digests[1]]
+    assert memory_copy.fill(saved) == [zeros, digests[1]]
 
 
 def test_what_changes_after_it_was_copied_is_copied_again(holder: Holder, tmp_path: Path) -> None:
@@ -198,9 +196,7 @@ def test_a_file_is_never_written_over(holder: Holder, tmp_path: Path) -> None:
     path = tmp_path / "memory"
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
-        memory_copy.save_and_hash(
-            [MemoryFile(holder.pid, str(path), (holder.memory,))], to_disk=False
-        )
+        memory_copy.save([MemoryFile(holder.pid, str(path), (holder.memory,))], to_disk=False)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -208,7 +204,7 @@ def test_what_cannot_be_copied_is_told(holder: Holder, tmp_path: Path) -> None:
     path = str(tmp_path / "memory")
     beyond = MemoryRange(0x1000, 0x1000 + SIZE_BYTES)
     with pytest.raises(OSError, match=f"process_vm_readv: .*process {holder.pid}"):
-        memory_copy.save_and_hash([MemoryFile(holder.pid, path, (beyond,))], to_disk=False)
+        memory_copy.save([MemoryFile(holder.pid, path, (beyond,))], to_disk=False)
     Path(path).write_bytes(b"short")
     with pytest.raises(CommandError, match="its file was cut"):
         memory_copy.fill([MemoryFile(holder.pid, path, (holder.memory,))])

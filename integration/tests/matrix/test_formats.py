@@ -19,8 +19,8 @@ from integration.tests.matrix import cases
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
-    from grit_runtime.proto import criu_pb2 as criu
     from integration.tests.conftest import Nodes, RunPod
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
@@ -65,7 +65,7 @@ def fit_to_machine(path: Path) -> None:
     manifest_path.write_text(json.dumps(manifest))
 
 
-def lower_limits(core: criu.core_entry) -> None:
+def lower_limits(core: Any) -> None:
     for number in (resource.RLIMIT_NPROC, RLIMIT_SIGPENDING):
         here = resource.getrlimit(number)[1]
         if core.tc.rlimits.rlimits and here != resource.RLIM_INFINITY:

@@ -17,7 +17,7 @@ from integration.pods.pod_spec import ContainerSpec, PodSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from integration.node.node import Node
@@ -148,7 +148,22 @@ def test_an_engine_that_is_killed_with_its_supervisor_leaves_nothing_undone(
     assert_undisturbed(source)
 
 
-def test_a_source_whose_heap_cannot_be_given_back_is_ended(nodes: Nodes, run_pod: RunPod) -> None:
+def cut(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        (byte,) = file.read(1)
+        file.seek(4096)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(cut, "was cut"), (flip_a_bit, "is damaged")])
+def test_a_source_whose_heap_cannot_be_given_back_is_ended(
+    nodes: Nodes, run_pod: RunPod, damage: Callable[[Path], None], reason: str
+) -> None:
     pod = run_pod(nodes.a, spec("lost"))
     pod.wait_for_log("main", "\n2 ")
     with checkpoints.taking(pod, "lost", *TO_END) as taken:
@@ -156,12 +171,12 @@ def test_a_source_whose_heap_cannot_be_given_back_is_ended(nodes: Nodes, run_pod
         engine = nodes.a.command_pid(taken)
         os.kill(engine, signal.SIGSTOP)
         for path in nodes.a.path(checkpoints.ROOT).glob("default/.lost.*.memory/*"):
-            os.truncate(path, 0)
+            damage(path)
         os.kill(engine, signal.SIGKILL)
         taken.send_signal(signal.SIGCONT)  # nsenter, which stops with its child
     nodes.a.run(["grit", "recover", "--wait", checkpoints.journal(pod)], check=False)
     told = checkpoints.outcomes(pod)[-1]
     assert told["outcome"] == "lost"
-    assert "its file was cut; delete the pod" in str(told["reason"])
+    assert f"{reason}; delete the pod" in str(told["reason"])
     pod.wait_exited("main")
     assert checkpoints.left_by_checkpoints(nodes.a) == []

@@ -177,11 +177,14 @@ def test_a_32_bit_program_is_asked_for_nothing_and_goes_on(tmp_path: Path) -> No
         pytest.skip("this kernel runs no 32-bit programs")
     with running:
         assert procfs.is_32_bit(running.pid)
-        with (
-            ptrace_agent.held([running.pid], process.new_token()) as holder,
-            pytest.raises(CommandError, match=f"process {running.pid} runs 32-bit code"),
-        ):
-            holder.perform([ptrace.Syscall(running.pid, SYS_GETPID, ())])
+        with busy() as other:
+            pids = [other.pid, running.pid]
+            with (
+                ptrace_agent.held(pids, process.new_token()) as holder,
+                pytest.raises(CommandError, match=f"process {running.pid} runs 32-bit code"),
+            ):
+                holder.perform([ptrace.Syscall(pid, SYS_GETPID, ()) for pid in pids])
+            assert_goes_on(other)  # whose call had begun
         running.terminate()
     assert running.returncode == -signal.SIGTERM  # and of nothing that came before
 
@@ -357,6 +360,16 @@ def test_what_is_kept_stands_though_its_keeper_is_gone_until_somebody_lets_it_go
         ptrace_agent.let_go([running.pid])
         assert ptrace_agent.keeper(running.pid) == 0
         read_until(running, "main")
+
+
+def test_nothing_is_kept_for_somebody_who_died_before_it_was_held() -> None:
+    with busy() as program:
+        task = ptrace_agent.Task((program.pid,), stays=True)
+        asker = ptrace_agent._start(task, os.environ)  # noqa: SLF001  `keep` would wait
+        asker.close()
+        asker.wait()
+        assert not ptrace_agent.keeper(program.pid)
+        assert_goes_on(program)
 
 
 def test_who_keeps_what_has_ended_ends() -> None:

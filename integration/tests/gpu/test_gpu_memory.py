@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
 
 PROCESSES = 2
+SAMPLES = 20
 SIZE_BYTES = 41 << 20  # two files; with what a context takes, no whole number of pieces
 HELD_BYTES = SIZE_BYTES + CONTEXT_BYTES
 FIRST_BYTES = 32 << 20  # in the first of the files
@@ -178,7 +179,9 @@ def test_a_dump_that_fails_gives_staged_memory_back(gpus: Gpus, source: Pod) -> 
 def test_device_memory_that_the_disk_cannot_take_is_refused_before_it_is_staged(
     gpus: Gpus, source: Pod
 ) -> None:
-    free_mib = (anonymous_bytes(source) + HELD_BYTES) >> 20  # for one of the two
+    # For one of the two; what they digest their memory with comes and goes.
+    least_bytes = min(anonymous_bytes(source) for _ in range(SAMPLES))
+    free_mib = (least_bytes + HELD_BYTES) >> 20
     with small_disk(gpus.a.node, free_mib):
         failed = checkpoints.take(source, "full", check=False)
     assert_refused_for_room(failed, free_mib)

@@ -49,8 +49,7 @@ def move_out(context: Context, suspended: Suspended) -> Suspended:
         files = moved_memory.files(found, f"{context.memory_dir}/heap")
         entry["size_bytes"] = sum(file.size_bytes for file in files)
         saved = memory_copy.save(files, to_disk=True)
-        with _thawed(context, frozen, pids):
-            holder.stand()
+        with _thawed(context, frozen, pids, holder):
             memory.empty(context.journal, saved, holder.perform, huge_pages=False)
     return suspended._replace(saved=suspended.saved + saved)
 
@@ -85,8 +84,8 @@ def _held(
     context.journal.record(steps.Kept(tuple(pids)))
     holder = ptrace_agent.keep(pids, (), are_frozen=True)
     try:
-        with _thawed(context, frozen, pids):
-            holder.stand()
+        with _thawed(context, frozen, pids, holder):
+            pass  # they have left the kernel
         yield holder
         holder.release()
     finally:
@@ -95,10 +94,11 @@ def _held(
 
 @contextmanager
 def _thawed(
-    context: Context, frozen: Sequence[RunningContainer], pids: Sequence[int]
+    context: Context, frozen: Sequence[RunningContainer], pids: Sequence[int], holder: Holder
 ) -> Iterator[None]:
-    """Thaw containers, all of whose processes are held, and freeze them again."""
+    """Thaw containers, all of whose processes *holder* holds, and freeze them again."""
     freezing.thaw(context.tool, [container.id for container in frozen])
+    holder.stand()
     yield
     if reasons := freezing.freeze_once(context.tool, frozen):
         raise NotDumpableError("; ".join(reasons))

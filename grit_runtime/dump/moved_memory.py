@@ -93,7 +93,7 @@ def empty(saved: Sequence[MemoryFile], perform: Perform, *, huge_pages: bool) ->
 def add_to_dump(images_dir: str, saved: Sequence[MemoryFile]) -> dict[str, FileDigest]:
     """Make saved memory part of the dump in *images_dir*; its pids are the dump's.
 
-    Returns the digests of its files that are known, by their paths beneath that directory.
+    Returns the digests of its files, by their paths beneath that directory.
     """
     digests = {}
     with closing_fd(confine.open_dir(images_dir)) as images_fd:
@@ -107,8 +107,7 @@ def add_to_dump(images_dir: str, saved: Sequence[MemoryFile]) -> dict[str, FileD
                 os.makedirs(f"{images_dir}/{directory}", 0o700, exist_ok=True)
                 name = f"{directory}pages-{number}.img"
                 os.link(file.path, f"{images_dir}/{name}")
-                if file.digest:
-                    digests[name] = FileDigest(file.size_bytes, file.digest)
+                digests[name] = FileDigest(file.size_bytes, file.digest)
                 there = criu_image.pagemap(dumped.name, number, pages[level - 1])
                 deeper = criu_image.with_parent_pages(there, chain(*pages[level:]))
                 _write(f"{images_dir}/{directory}", deeper)
@@ -137,10 +136,8 @@ def described(images_fd: int, dump: Dump) -> tuple[Memory, ...]:
 def in_dump(images_fd: int, dump: Dump) -> dict[str, MemoryFile]:
     """The memory of a dump's tasks that grit can fill in, by its files; pids are the dump's.
 
-    Empty for a dump that is not as `add_to_dump` leaves one: CRIU restores it alone.
+    The dump has parent images. Empty if it is not as `add_to_dump` leaves one: CRIU restores it.
     """
-    if PARENT not in dump.names:
-        return {}
     found: dict[str, MemoryFile] = {}
     for task in dump.tasks:
         if _pagemap_name(task.pid) not in dump.names:

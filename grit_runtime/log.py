@@ -39,7 +39,9 @@ def rfc3339(time_s: float | None = None) -> str:
 
 def _write(level: str, event: str, fields: dict[str, object]) -> None:
     pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-    line = f"time={rfc3339()} level={level} msg={_quoted(event)}{pairs}\n"
+    now_s = time.time()
+    stamp = f"{rfc3339(now_s)[:-1]}.{int(now_s % 1 * 1000):03}Z"
+    line = f"time={stamp} level={level} msg={_quoted(event)}{pairs}\n"
     # A shim's log is a fifo, which is full once containerd has been away for long.
     with suppress(BlockingIOError):
         os.write(_fd, line.encode())

@@ -144,7 +144,8 @@ def _take(context: Context) -> Result:
     with context.timeline.phase("volumes"):
         captured = volumes.save(dumps.chosen, context.staging_dir)
     link_remaps.drop(step for step in context.journal.steps() if isinstance(step, steps.Link))
-    lost = _go_on(context, suspended)
+    is_held = context.order.after == "frozen"
+    lost = "" if is_held else _go_on(context, suspended)
     if context.order.after == "running":
         context.timeline.add("paused", seconds=time.monotonic() - begin)
 
@@ -153,10 +154,12 @@ def _take(context: Context) -> Result:
     with sealing.written_back(context):
         manifest = sealing.manifest(dumps, looked, suspended, captured, described)
     with context.timeline.phase("seal"):
-        if context.order.after == "frozen":
+        if is_held:
             data = manifests.dump(manifest)
             holds.keep(context.order.pod, context.tool, context.journal, context.final_dir, data)
         sealing.seal(context, manifest)
+    if is_held:  # whoever carries the checkpoint away need not wait for the source's memory
+        lost = _go_on(context, suspended)
     _leave_source(context)
     for path in (context.memory_dir, context.work_dir):  # an undo needed the memory until now
         shutil.rmtree(path)

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from integration.pods import checkpoints
@@ -32,13 +33,17 @@ def directory(name: str) -> Path:
 
 
 def take(pod: Pod, name: str, *, after: str = "stopped") -> dict[str, float]:
-    """Checkpoint *pod*, which is going; seconds by phase, and in all."""
-    begin = time.monotonic()
+    """Checkpoint *pod*, which is going; seconds by phase, until it was sealed, and in all."""
+    begin, begin_time = time.monotonic(), datetime.now(UTC)
     argv = [*_checkpoint(pod, name), "--after", after, "--pod-is-going"]
     said = pod.node.run(argv, timeout_s=TIMEOUT_S).stderr
     seconds = time.monotonic() - begin
     # The manifest cannot tell of what comes after it; the log can.
-    return {"all": seconds, **_by_phase(_logged(said))}
+    lines = _logged(said)
+    sealed = next(line for line in lines if line["msg"] == "seal")
+    sealed_s = (datetime.fromisoformat(sealed["time"]) - begin_time).total_seconds()
+    phases = [{"phase": line["msg"], "seconds": float(line["seconds"])} for line in lines]
+    return {"all": seconds, "sealed": sealed_s, **_by_phase(phases)}
 
 
 def refusal(pod: Pod, name: str) -> str:
@@ -71,14 +76,10 @@ def forget(name: str) -> None:
     shutil.rmtree(directory(name), ignore_errors=True)
 
 
-def _logged(text: str) -> list[dict[str, Any]]:
-    """The phases in grit's log."""
+def _logged(text: str) -> list[dict[str, str]]:
+    """The lines of grit's log that end a phase."""
     lines = [dict(word.split("=", 1) for word in shlex.split(line)) for line in text.splitlines()]
-    return [
-        {"phase": line["msg"], "seconds": float(line["seconds"])}
-        for line in lines
-        if "seconds" in line
-    ]
+    return [line for line in lines if "seconds" in line]
 
 
 def _by_phase(timeline: Iterable[dict[str, Any]]) -> dict[str, float]:

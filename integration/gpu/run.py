@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.gpu import across, by_hand, cases, driver, pods
+from integration.gpu import across, by_hand, cases, driver, memory_rate, pods
 from integration.gpu.cases import Room
 from integration.gpu.machine import Machine
 from integration.gpu.neighbour import Neighbour
@@ -40,6 +40,7 @@ GIB_S = 3.5
 CPU, SMALL_PAGES = "--cpu", "--small-pages"
 CONFIG = Path("/etc/grit/config.toml")
 GRIT, WITH_SMALL, BY_HAND = "grit", "grit, small pages", "by hand"
+THE_MACHINE = "the machine alone"
 
 
 class Plan(NamedTuple):
@@ -81,6 +82,10 @@ def held_frozen(cards: int) -> Plan:
 
 def large_held_frozen() -> Plan:
     return Plan("32 GiB, held frozen", cases.tensors(32, after="frozen"), 32)
+
+
+def machine_alone(gib: int) -> Plan:
+    return Plan(f"{gib} GiB into new memory", memory_rate.filling(gib), gib, THE_MACHINE)
 
 
 def refused(name: str, job: cases.Job, card_numbers: tuple[int, ...], *words: str) -> Plan:
@@ -168,6 +173,7 @@ GROUPS = {
         *in_turns(8),
         *(by_hands(32), tensors(32)),
         large_held_frozen(),
+        machine_alone(32),
     ),
     "stand-in": (
         tensors(0.1),

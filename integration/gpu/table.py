@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = {
     "GPU checkpoint": ("checkpoint gpu lock", "checkpoint gpu checkpoint"),
     "dump": ("checkpoint gpu memory", "checkpoint heap", "checkpoint dump"),
+    "sealed": ("checkpoint sealed",),
     "checkpoint": ("checkpoint all",),
     "restore": ("restore restore", "restore gpu memory", "restore memory"),
     "GPU restore": ("restore gpu restore", "restore gpu unlock"),

@@ -13,7 +13,7 @@ import tempfile
 import tomllib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,18 +96,25 @@ def site_packages(edition: Edition) -> Path:
 
 def dependencies() -> list[str]:
     """What the project itself needs, as pyproject.toml says."""
-    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    return list(project["dependencies"])
+    return list(_project()["dependencies"])
 
 
-def signing() -> list[str]:
-    """What signatures need besides."""
-    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    return list(project["optional-dependencies"]["signing"])
+def extra(name: str) -> list[str]:
+    """What that part of it needs besides."""
+    return list(_project()["optional-dependencies"][name])
+
+
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def _on_a_node() -> list[str]:
+    return [*dependencies(), *extra("agent"), *extra("object-store")]
 
 
 def _key(edition: Edition) -> str:
-    recipe = [*BOOTSTRAP, *PLATFORMS, repr(edition), *dependencies()]
+    recipe = [*BOOTSTRAP, *PLATFORMS, repr(edition), *_on_a_node()]
     return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
 
 
@@ -152,7 +159,7 @@ def _mirror() -> str:
 def _make_venv(root: Path, edition: Edition) -> None:
     # Debian's python3 has no pip of its own.
     _run("chroot", str(root), "python3", "-m", "venv", "--without-pip", f"/{VENV}")
-    install_dependencies(root / site_packages(edition), python=edition.python)
+    install(_on_a_node(), root / site_packages(edition), python=edition.python)
     _run("chroot", str(root), f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{VENV}")
 
 

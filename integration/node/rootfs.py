@@ -99,7 +99,7 @@ def dependencies() -> list[str]:
     return list(_project()["dependencies"])
 
 
-def extra(name: str) -> list[str]:
+def part(name: str) -> list[str]:
     """What that part of it needs besides."""
     return list(_project()["optional-dependencies"][name])
 
@@ -110,7 +110,7 @@ def _project() -> dict[str, Any]:
 
 
 def _on_a_node() -> list[str]:
-    return [*dependencies(), *extra("agent"), *extra("object-store")]
+    return [*dependencies(), *part("agent"), *part("object-store")]
 
 
 def _key(edition: Edition) -> str:

@@ -243,7 +243,7 @@ def test_a_pod_reaches_its_own_namespace_alone(nodes: Nodes, sound: Path) -> Non
 def configured(node: Node, **settings: str) -> Iterator[None]:
     """The node's configuration file with *settings*, which name keys; gone afterwards."""
     target = node.root / rootfs.site_packages(node.edition)
-    rootfs.install(rootfs.extra("signing"), target, python=node.edition.python)
+    rootfs.install(rootfs.part("signing"), target, python=node.edition.python)
     path = node.path(Path("/etc/grit/config.toml"))
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f'{key} = "{value}"\n' for key, value in settings.items()))

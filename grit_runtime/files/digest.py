@@ -1,8 +1,9 @@
 """Digests of the files of a checkpoint.
 
-A file of at most 64 MiB has ``sha256:HEX``, the digest of its bytes. A larger one has
-``blake3-16m:HEX``, the BLAKE3 of the digests (32 bytes each, in order) of its pieces of 16 MiB, so
-that all cores can work on it; the first manifests have ``sha256-16m:HEX`` of it instead.
+A file of at most 16 MiB has ``sha256:HEX``, the digest of its bytes. A larger one has
+``blake3-4m:HEX``, the BLAKE3 of the digests (32 bytes each, in order) of its pieces of 4 MiB, so
+that all cores can work on it, and a store's chunks are the pieces. Manifests before version 4 have
+``sha256:HEX`` up to 64 MiB, and ``blake3-16m:HEX`` or ``sha256-16m:HEX`` of pieces of 16 MiB above.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
 
 
 WHOLE = "sha256:"
-PIECEWISE = "blake3-16m:"
-PIECEWISE_BEFORE = "sha256-16m:"
+PIECEWISE = "blake3-4m:"
+PIECE_BYTES = 4 << 20
 
-MAX_WHOLE_BYTES = 64 << 20
-PIECE_BYTES = 16 << 20
+MAX_WHOLE_BYTES = 16 << 20
+# Of manifests before version 4.
+_PIECEWISE_BEFORE = ("blake3-16m:", "sha256-16m:")
+_PIECE_BYTES_BEFORE = 16 << 20
+_MAX_WHOLE_BYTES_BEFORE = 64 << 20
+
 MAX_FILE_BYTES = 1 << 42  # more than a node's memory; a sparse file can claim 2**63
 
 # Read with preadv and not mapped: a mapping is a tenth faster, and turns a bad sector into SIGBUS.
@@ -54,10 +59,11 @@ class FileDigest(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """How a file is hashed: its digest's prefix, and what hashes a piece of it."""
+    """How a file is hashed: its digest's prefix, what hashes a piece of it, how large that is."""
 
     prefix: str
     new: Callable[[], Hash]
+    piece_bytes: int
 
 
 class Piece(NamedTuple):
@@ -67,25 +73,27 @@ class Piece(NamedTuple):
     size_bytes: int
 
 
-def pieces(size_bytes: int) -> list[Piece]:
-    """The pieces of a file, which are hashed separately."""
-    if size_bytes <= MAX_WHOLE_BYTES:
-        return [Piece(0, size_bytes)]
+def pieces(size_bytes: int, kind: Kind) -> list[Piece]:
+    """The pieces of a file, which are hashed separately; an empty file has an empty one."""
     return [
-        Piece(offset, min(PIECE_BYTES, size_bytes - offset))
-        for offset in range(0, size_bytes, PIECE_BYTES)
+        Piece(offset, min(kind.piece_bytes, size_bytes - offset))
+        for offset in range(0, max(size_bytes, 1), kind.piece_bytes)
     ]
 
 
 def kind(size_bytes: int, wanted: str = "") -> Kind:
     """How a file is hashed, so that the result can be compared with the digest that is *wanted*."""
-    if size_bytes <= MAX_WHOLE_BYTES:
-        return Kind(WHOLE, hashlib.sha256)
-    if wanted.startswith(PIECEWISE_BEFORE):
-        return Kind(PIECEWISE_BEFORE, hashlib.sha256)
+    is_whole_before = wanted.startswith(WHOLE) and size_bytes <= _MAX_WHOLE_BYTES_BEFORE
+    if size_bytes <= MAX_WHOLE_BYTES or is_whole_before:
+        return Kind(WHOLE, hashlib.sha256, max(size_bytes, 1))
     from blake3 import blake3  # most checkpoints have no file so large
 
-    return Kind(PIECEWISE, blake3)
+    blake, sha = _PIECEWISE_BEFORE
+    if wanted.startswith(sha):
+        return Kind(sha, hashlib.sha256, _PIECE_BYTES_BEFORE)
+    if wanted.startswith(blake):
+        return Kind(blake, blake3, _PIECE_BYTES_BEFORE)
+    return Kind(PIECEWISE, blake3, PIECE_BYTES)
 
 
 def load() -> None:
@@ -137,7 +145,9 @@ def _digests(open_file: Callable[[str], int], files: dict[str, tuple[int, Kind]]
                 f"{path!r} holds {size_bytes} bytes, expected at most {MAX_FILE_BYTES}"
             )
     places = [
-        (path, piece) for path, (size_bytes, _) in files.items() for piece in pieces(size_bytes)
+        (path, piece)
+        for path, (size_bytes, own) in files.items()
+        for piece in pieces(size_bytes, own)
     ]
 
     def hash_piece(path: str, piece: Piece) -> bytes:
@@ -181,7 +191,7 @@ def _is_hole(fd: int, piece: Piece) -> bool:
 
 
 def _hash(fd: int, path: str, piece: Piece, kind: Kind) -> bytes:
-    if piece.size_bytes == PIECE_BYTES and _is_hole(fd, piece):
+    if kind.prefix != WHOLE and piece.size_bytes == kind.piece_bytes and _is_hole(fd, piece):
         return _of_zeros(piece.size_bytes, kind)
     digest = kind.new()
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, piece.size_bytes)))

@@ -17,8 +17,9 @@ from grit_runtime.model.task_facts import ProcessFacts  # noqa: TC001  the same
 from grit_runtime.startup import named
 from grit_runtime.startup.named import NamedTuple
 
-VERSION = 3
+VERSION = 4
 WITH_FACTS = 2  # the first version with `facts`, which no image of CRIU holds
+WITH_MEMORY = 3  # the first with `memory`; the next one has other digests
 FILE_NAME = "manifest.json"
 SIGNATURE_NAME = f"{FILE_NAME}.sig"
 
@@ -205,7 +206,7 @@ def _upgrade(value: dict[str, Any]) -> None:
         )
     if version not in range(1, VERSION + 1):
         raise ManifestError(f"{FILE_NAME}: version is {version!r}, this grit reads 1 to {VERSION}")
-    lacking = [] if version == VERSION else ["memory"]
+    lacking = [] if version in {WITH_MEMORY, VERSION} else ["memory"]
     if version == 1:
         value.setdefault("warnings", [])
         lacking.append("facts")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from bisect import bisect
 from collections import deque
 from contextlib import ExitStack, suppress
 from itertools import groupby, zip_longest
@@ -47,6 +46,7 @@ for _name in ("process_vm_readv", "process_vm_writev"):
 # Where memory that is being filled is looked at: the fill has passed what is not zero any more. It
 # is copied this far behind that.
 _PROBE_BYTES = 4096
+_PROBE_EVERY_BYTES = 16 << 20
 _MARGIN_BYTES = 16 << 20
 _NEAR_PROBES = 64
 _LOOK_EVERY_S = 0.05
@@ -250,7 +250,7 @@ def _front(pid: int, ranges: Sequence[MemoryRange], front: int) -> int:
     ahead = [
         address
         for there in ranges
-        for address in range(there.start, there.end, digest.PIECE_BYTES)
+        for address in range(there.start, there.end, _PROBE_EVERY_BYTES)
         if address > front
     ]
     probes = [*ahead[:_NEAR_PROBES], *ahead[_NEAR_PROBES::_NEAR_PROBES]]
@@ -265,18 +265,18 @@ def _front(pid: int, ranges: Sequence[MemoryRange], front: int) -> int:
 
 
 def _pieces(number: int, saved: MemoryFile, fd: int) -> list[_Piece]:
-    starts = [piece.offset for piece in digest.pieces(saved.size_bytes)]
-    of_pieces = groupby(_chunks(saved, fd), key=lambda chunk: bisect(starts, chunk.offset))
     kind = digest.kind(saved.size_bytes, saved.digest)
+    chunks = _chunks(saved, fd, kind.piece_bytes)
+    of_pieces = groupby(chunks, key=lambda chunk: chunk.offset // kind.piece_bytes)
     return [_Piece(number, list(chunks), kind) for _, chunks in of_pieces]
 
 
-def _chunks(saved: MemoryFile, fd: int) -> Iterator[_Chunk]:
+def _chunks(saved: MemoryFile, fd: int, piece_bytes: int) -> Iterator[_Chunk]:
     offset = 0
     for there in saved.ranges:
         address = there.start
         while address < there.end:
-            in_piece = digest.PIECE_BYTES - offset % digest.PIECE_BYTES
+            in_piece = piece_bytes - offset % piece_bytes
             size_bytes = min(_CHUNK_BYTES, in_piece, there.end - address)
             yield _Chunk(saved.pid, address, size_bytes, fd, offset)
             address += size_bytes

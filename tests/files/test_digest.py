@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from blake3 import blake3
@@ -16,7 +16,7 @@ from grit_runtime.errors import ImageError
 from grit_runtime.files import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -29,11 +29,15 @@ def dir_fd(tmp_path: Path) -> Iterator[int]:
 
 def expected(data: bytes) -> str:
     """The digest by the book: the module's docstring."""
-    if len(data) <= 64 << 20:
+    if len(data) <= 16 << 20:
         return f"sha256:{hashlib.sha256(data).hexdigest()}"
-    pieces = [data[at : at + (16 << 20)] for at in range(0, len(data), 16 << 20)]
-    joined = b"".join(blake3(piece).digest() for piece in pieces)
-    return f"blake3-16m:{blake3(joined).hexdigest()}"
+    return f"blake3-4m:{joined(data, 4 << 20, blake3)}"
+
+
+def joined(data: bytes, piece_bytes: int, new: Callable[[bytes], Any]) -> str:
+    """The digest of the digests of *data*'s pieces, in hexadecimal."""
+    pieces = [data[at : at + piece_bytes] for at in range(0, len(data), piece_bytes)]
+    return str(new(b"".join(new(piece).digest() for piece in pieces)).hexdigest())
 
 
 def content(size_bytes: int) -> bytes:
@@ -43,32 +47,34 @@ def content(size_bytes: int) -> bytes:
 
 @pytest.mark.parametrize(
     "size_bytes",
-    [0, 1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, (512 << 10) + 1, 64 << 20],
+    [0, 1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, (512 << 10) + 1, 16 << 20],
 )
-def test_up_to_64_mib_it_is_the_files_sha256(tmp_path: Path, dir_fd: int, size_bytes: int) -> None:
+def test_up_to_16_mib_it_is_the_files_sha256(tmp_path: Path, dir_fd: int, size_bytes: int) -> None:
     data = content(size_bytes)
     (tmp_path / "file").write_bytes(data)
     assert digest.digest_tree(dir_fd, ["file"]) == {"file": (size_bytes, expected(data))}
 
 
-@pytest.mark.parametrize("size_bytes", [(64 << 20) + 1, 80 << 20])
-def test_above_64_mib_it_is_made_of_pieces(tmp_path: Path, dir_fd: int, size_bytes: int) -> None:
+@pytest.mark.parametrize("size_bytes", [(16 << 20) + 1, 80 << 20])
+def test_above_16_mib_it_is_made_of_pieces(tmp_path: Path, dir_fd: int, size_bytes: int) -> None:
     data = content(size_bytes)
     (tmp_path / "file").write_bytes(data)
     assert digest.digest_tree(dir_fd, ["file"]) == {"file": (size_bytes, expected(data))}
 
 
-def test_a_digest_of_the_first_manifests_is_compared_with_the_same(
-    tmp_path: Path, dir_fd: int
+@pytest.mark.parametrize("size_bytes", [40 << 20, 80 << 20])
+@pytest.mark.parametrize(("name", "new"), [("sha256", hashlib.sha256), ("blake3", blake3)])
+def test_a_digest_of_an_earlier_manifest_is_compared_with_the_same(
+    tmp_path: Path, dir_fd: int, name: str, new: Callable[[bytes], Any], size_bytes: int
 ) -> None:
-    data = content(40 << 20) + bytes(40 << 20)
-    (tmp_path / "file").write_bytes(data[: 40 << 20])
-    os.truncate(tmp_path / "file", len(data))  # with a hole of more than a piece
-    pieces = [data[at : at + (16 << 20)] for at in range(0, len(data), 16 << 20)]
-    joined = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
-    before = f"sha256-16m:{hashlib.sha256(joined).hexdigest()}"
+    data = content(size_bytes // 2) + bytes(size_bytes // 2)
+    (tmp_path / "file").write_bytes(data[: size_bytes // 2])
+    os.truncate(tmp_path / "file", size_bytes)  # with a hole of more than a piece
+    before = f"{name}-16m:{joined(data, 16 << 20, new)}"
+    if size_bytes <= 64 << 20:
+        before = f"sha256:{hashlib.sha256(data).hexdigest()}"
     found = digest.digest_tree(dir_fd, ["file"], {"file": before})
-    assert found == {"file": (len(data), before)}
+    assert found == {"file": (size_bytes, before)}
 
 
 def test_every_file_of_a_tree_gets_its_own(tmp_path: Path, dir_fd: int) -> None:
@@ -83,7 +89,7 @@ def test_every_file_of_a_tree_gets_its_own(tmp_path: Path, dir_fd: int) -> None:
     }
 
 
-@pytest.mark.parametrize("at", [0, (16 << 20) - 1, 16 << 20, (65 << 20) - 1])
+@pytest.mark.parametrize("at", [0, (4 << 20) - 1, 4 << 20, (65 << 20) - 1])
 def test_one_flipped_bit_anywhere_changes_it(tmp_path: Path, dir_fd: int, at: int) -> None:
     size_bytes = 65 << 20
     with (tmp_path / "file").open("wb") as file:
@@ -95,7 +101,7 @@ def test_one_flipped_bit_anywhere_changes_it(tmp_path: Path, dir_fd: int, at: in
 
 
 def test_pieces_in_another_order_change_it(tmp_path: Path, dir_fd: int) -> None:
-    one, other, rest = content(16 << 20), bytes(16 << 20), bytes(33 << 20)
+    one, other, rest = content(4 << 20), bytes(4 << 20), bytes(33 << 20)
     (tmp_path / "a").write_bytes(one + other + rest)
     (tmp_path / "b").write_bytes(other + one + rest)
     digests = digest.digest_tree(dir_fd, ["a", "b"])

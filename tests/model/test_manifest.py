@@ -105,8 +105,8 @@ def test_a_manifest_fits_the_schema() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        ("version", 0, "version is 0, this grit reads 1 to 3"),
-        ("version", 4, "version is 4, this grit reads up to 3; upgrade grit on this node"),
+        ("version", 0, "version is 0, this grit reads 1 to 4"),
+        ("version", 5, "version is 5, this grit reads up to 4; upgrade grit on this node"),
         ("version", True, "expected int"),
         ("name", 7, "name: expected str, is 7"),
         ("files.0.size_bytes", -1, r"files\[0\]: size_bytes: expected int, is -1"),

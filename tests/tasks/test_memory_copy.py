@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-SIZE_BYTES = digest.MAX_WHOLE_BYTES + (5 << 20) + 4096  # more than one piece, and parts of chunks
+SIZE_BYTES = (69 << 20) + 4096  # more than one piece, and parts of chunks
 SMALL_BYTES = (5 << 20) + 4096
 
 # Prints where its memory is, and its digest whenever it is asked.

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from packaging.requirements import Requirement
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,11 +176,16 @@ def install(packages: Sequence[str], target: Path, *, python: str) -> None:
     The wheels are fetched by this machine's pip, which knows where from.
     """
     platforms = [f"--platform={name}_{platform.machine()}" for name in PLATFORMS]
+    # pip would ask the markers of the Python that it runs on.
+    meant = [Requirement(package) for package in packages]
+    meant = [
+        one for one in meant if not one.marker or one.marker.evaluate({"python_version": python})
+    ]
     _run(
         *(sys.executable, "-m", "pip", "install", "-qq", "--no-compile"),
         *("--only-binary=:all:", f"--python-version={python}", *platforms),
         f"--target={target}",
-        *packages,
+        *(f"{one.name}{one.specifier}" for one in meant),
     )
 
 

@@ -17,6 +17,7 @@ class Config(NamedTuple):
     driver_dir: str = ""  # of libcuda.so.1 and libnvidia-ml.so.1, if not where they usually are
     signing_key: str = ""  # PEM file; checkpoints are signed with it
     trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
+    store_key: str = ""  # a file's key, that what goes into a store is encrypted with
     huge_pages: bool = True  # turn them on node-wide while GPU memory is moved: a third faster
 
 

@@ -183,6 +183,36 @@ class SignatureError(ImageError):
     reason = "SignatureInvalid"
 
 
+class DamagedError(ImageError):
+    """What a store or a peer gives is not what was put there."""
+
+    reason = "StoreDamaged"
+
+
+class TamperedError(ImageError):
+    """What a store gives is whole, but was not encrypted with the checkpoint's key."""
+
+    reason = "StoreTampered"
+
+
+class WrongKeyError(FailedPreconditionError):
+    """The store's checkpoint is encrypted with another key, or with none that is known here."""
+
+    reason = "WrongKey"
+
+
+class NoStoreError(FailedPreconditionError):
+    """What should be a store is not one, or cannot be used as one."""
+
+    reason = "NotAStore"
+
+
+class StoreBusyError(FailedPreconditionError):
+    """Somebody else works on what must not change meanwhile."""
+
+    reason = "StoreBusy"
+
+
 class PrivilegeError(GritError):
     """A dumped task holds more than the live pod spec grants."""
 

@@ -49,6 +49,7 @@ LAYERS = (
     {"dump"},
     {"tasks"},
     {"pod"},
+    {"store"},
     {"files"},
     {"host"},
     {"model"},

@@ -12,6 +12,7 @@ from grit_runtime.cli.inspect import inspect
 from grit_runtime.cli.recover import recover
 from grit_runtime.cli.resume import resume
 from grit_runtime.cli.status import status
+from grit_runtime.cli.store import gc, ls, pull, push, rm
 from grit_runtime.cli.verify import verify
 from grit_runtime.errors import GritError, told
 
@@ -25,7 +26,7 @@ def grit() -> None:
     """
 
 
-for _command in (checkpoint, resume, recover, status, inspect, verify, gpu):
+for _command in (checkpoint, resume, recover, status, inspect, verify, gpu, push, pull, ls, rm, gc):
     grit.add_command(_command)
 
 

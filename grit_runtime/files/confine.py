@@ -131,6 +131,10 @@ def kind(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "of an unknown type")
 
 
+def is_file(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
+
+
 def is_private(status: os.stat_result) -> bool:
     """Whether only root can change it: an ACL that grants writing shows in the group bits."""
     return status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,0 +1,142 @@
+"""A store in a directory, which other nodes may have mounted too, by NFS for example.
+
+A file is written under a name that begins with a dot, synced, and renamed: on NFS too, whoever
+opens the name afterwards sees all of it. Nothing else is asked of the file system: no lock, no
+exchange, no link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from grit_runtime.errors import NoStoreError, NotFoundError
+from grit_runtime.files import confine, fdcopy
+from grit_runtime.host import process
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.store.backend import Stored
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+
+class Directory:
+    def __init__(self, path: str, *, make: bool) -> None:
+        self.url = path
+        if make:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        try:
+            self._fd = confine.open_dir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoStoreError(
+                f"{path} is no directory; is the store's volume mounted on this node?"
+            ) from None
+
+    def writing(self, name: str) -> _File:
+        *parents, last = name.split("/")
+        return _File(self._made(parents), last)
+
+    def read(self, name: str, offset: int = 0, size_bytes: int | None = None) -> bytes:
+        try:
+            fd = confine.open_regular(self._fd, name)
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.url} has no {name}") from None
+        with closing_fd(fd):
+            left = os.fstat(fd).st_size - offset
+            if size_bytes is not None:
+                left = min(left, size_bytes)
+            parts = []
+            while left > 0 and (data := os.pread(fd, left, offset)):
+                parts.append(data)
+                offset += len(data)
+                left -= len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def listed(self, prefix: str) -> list[Stored]:
+        try:
+            dir_fd = confine.descend(self._fd, [name for name in prefix.split("/") if name])
+        except FileNotFoundError:
+            return []
+        with closing_fd(dir_fd):
+            return [
+                Stored(prefix + entry.path, entry.stat.st_size, entry.stat.st_mtime)
+                for entry in confine.walk(dir_fd, changing=True)
+                if confine.is_file(entry.stat) and not entry.name.startswith(".")
+            ]
+
+    def remove(self, name: str) -> None:
+        *parents, last = name.split("/")
+        try:
+            with closing_fd(confine.descend(self._fd, parents)) as parent_fd:
+                os.unlink(last, dir_fd=parent_fd)
+        except FileNotFoundError:
+            return
+        self._drop_empty(parents)
+
+    def _made(self, names: list[str]) -> int:
+        """Fd of the directory that *names* lead to, made if it is missing."""
+        fd = os.dup(self._fd)
+        for name in names:
+            with closing_fd(fd) as parent_fd:
+                try:
+                    os.mkdir(name, mode=0o700, dir_fd=parent_fd)
+                except FileExistsError:
+                    pass
+                else:
+                    os.fsync(parent_fd)
+                fd = confine.descend(parent_fd, [name])
+        return fd
+
+    def _drop_empty(self, names: list[str]) -> None:
+        while len(names) > 1:
+            *names, last = names
+            with closing_fd(confine.descend(self._fd, names)) as parent_fd:
+                try:
+                    os.rmdir(last, dir_fd=parent_fd)
+                except OSError as error:
+                    if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                        return
+                    raise
+
+
+class _File:
+    """An object that is being written."""
+
+    def __init__(self, parent_fd: int, name: str) -> None:
+        self._parent_fd = parent_fd
+        self._name = name
+        self._temporary = f".{name}.{process.new_token()}"
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._fd = confine.open_beneath(self._parent_fd, self._temporary, _NEW)
+        except BaseException:
+            os.close(self._parent_fd)
+            raise
+        return self
+
+    def write(self, data: bytes | memoryview) -> None:
+        fdcopy.write_all(self._fd, data)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with closing_fd(self._parent_fd) as parent_fd:
+            try:
+                with closing_fd(self._fd) as fd:
+                    if kind is None:
+                        os.fsync(fd)
+                if kind is None:
+                    os.rename(
+                        self._temporary, self._name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd
+                    )
+                    os.fsync(parent_fd)
+            except BaseException:
+                kind = BaseException
+                raise
+            finally:
+                if kind is not None:
+                    os.unlink(self._temporary, dir_fd=parent_fd)

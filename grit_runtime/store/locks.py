@@ -1,0 +1,118 @@
+"""Locks in a store, which keep what is being read or referred to from being removed.
+
+A lock is an object that its holder writes anew every minute. One that is ten minutes older than
+ours is of a holder that has died; both times are the store's, so that no clock of a node matters.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from contextlib import contextmanager
+from threading import Event, Thread
+
+from grit_runtime import log
+from grit_runtime.errors import StoreBusyError
+from grit_runtime.host import process
+from grit_runtime.store import backend
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from grit_runtime.store.backend import Backend
+
+_PREFIX = "locks/"
+_SHARED, _ALONE = "shared", "alone"
+_RENEW_EVERY_S = 60.0
+_DEAD_AFTER_S = 600.0
+_WAIT_S = 120.0
+_LOOK_EVERY_S = 0.5
+
+
+@contextmanager
+def shared(store: Backend, purpose: str) -> Iterator[None]:
+    """Keep the store's objects from being removed while the block runs.
+
+    Waits for somebody who removes objects; StoreBusyError if that takes too long.
+    """
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        with _held(store, _SHARED, purpose) as name:
+            others = [other for other in _living(store, name) if _ALONE in other]
+            if not others:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise StoreBusyError(_busy(store, others[0]))
+        time.sleep(_LOOK_EVERY_S)
+
+
+@contextmanager
+def shared_if_writable(store: Backend, purpose: str) -> Iterator[None]:
+    """As `shared`; without a lock where the store lets this node only read."""
+    try:
+        with _held(store, _SHARED, purpose):
+            pass
+    except OSError as error:
+        if error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
+            raise
+        log.warning("the store is read-only: what is read may be removed meanwhile", url=store.url)
+        yield
+        return
+    with shared(store, purpose):
+        yield
+
+
+@contextmanager
+def alone(store: Backend, purpose: str) -> Iterator[None]:
+    """Keep everybody else out while the block runs; StoreBusyError if somebody is there."""
+    with _held(store, _ALONE, purpose) as name:
+        for other in _living(store, name):
+            raise StoreBusyError(_busy(store, other))
+        yield
+
+
+@contextmanager
+def _held(store: Backend, kind: str, purpose: str) -> Iterator[str]:
+    """A lock, renewed while the block runs; its name."""
+    name = f"{_PREFIX}{kind}-{process.new_token()}"
+    text = json.dumps({"node": os.uname().nodename, "pid": os.getpid(), "purpose": purpose})
+    ended = Event()
+
+    def renew() -> None:
+        while not ended.wait(_RENEW_EVERY_S):
+            try:
+                backend.put(store, name, text.encode())
+            except OSError as error:  # the next time may do
+                log.warning("a lock could not be renewed", name=name, reason=error)
+
+    backend.put(store, name, text.encode())
+    renewing = Thread(target=renew, daemon=True)
+    renewing.start()
+    try:
+        yield name
+    finally:
+        ended.set()
+        renewing.join()
+        store.remove(name)
+
+
+def _living(store: Backend, own: str) -> list[str]:
+    """The names of the locks, besides our *own*, whose holders live."""
+    locks = store.listed(_PREFIX)
+    now_s = next(lock.written_s for lock in locks if lock.name == own)
+    return [
+        lock.name for lock in locks if lock.name != own and now_s - lock.written_s < _DEAD_AFTER_S
+    ]
+
+
+def _busy(store: Backend, name: str) -> str:
+    try:
+        holder = json.loads(store.read(name, size_bytes=4096))
+        by = f"{holder['purpose']} on node {holder['node']}, process {holder['pid']}"
+    except Exception:  # noqa: BLE001  it is only for the message
+        by = name
+    return f"store {store.url} is in use: {by}; try again when that has ended"

@@ -1,0 +1,175 @@
+"""Bringing a checkpoint from a store to this node.
+
+It is put together in a directory beside its place, whose name says which checkpoint it is to be,
+and renamed when all of it is verified and durable. What a killed pull has left there is hashed, and
+what is right is kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager, suppress
+
+from grit_runtime.errors import AlreadyExistsError, DamagedError, GritError, RoomError
+from grit_runtime.files import checkpoint_dir, confine
+from grit_runtime.host import linux
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model import manifest as manifests
+from grit_runtime.model import stored
+from grit_runtime.startup.named import NamedTuple
+from grit_runtime.store import catalog, locks
+from grit_runtime.store.receiving import Receiving
+from grit_runtime.store.records import Unlocked
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from grit_runtime.model.manifest import Manifest
+    from grit_runtime.model.stored import Index
+    from grit_runtime.store.backend import Backend
+    from grit_runtime.store.catalog import Entry
+    from grit_runtime.store.keys import FileKey
+    from grit_runtime.store.sending import Told
+
+_SPARE_BYTES = 64 << 20  # for what else is written to the disk meanwhile
+
+
+class Pulled(NamedTuple):
+    """What has become of a pull."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    received_bytes: int
+    was_here: bool = False
+
+
+def pull(
+    store: Backend,
+    entry: Entry,
+    root: str,
+    file_key: FileKey | None,
+    told: Told,
+    *,
+    replace: bool = False,
+) -> Pulled:
+    """Bring the checkpoint *entry* into its place below *root*.
+
+    Blocks until it is there, verified and durable. AlreadyExistsError if another one has the name,
+    unless it is to be *replace*d; RoomError before anything is received; DamagedError,
+    TamperedError and WrongKeyError say what is wrong with the store. *told* is as for a push.
+    """
+    with locks.shared_if_writable(store, f"pull of {entry.namespace}/{entry.name}"):
+        index = catalog.read(store, entry, Unlocked(file_key))
+        manifest = _manifest(store, entry, index)
+        size_bytes = sum(file.size_bytes for file in manifest.files)
+        final = f"{root}/{entry.namespace}/{entry.name}"
+        with _staging(root, entry) as (parent_fd, staging_fd, staging):
+            if _is_here(parent_fd, final, entry, replace=replace):
+                os.rmdir(staging, dir_fd=parent_fd)
+                return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
+            receiving = Receiving(store, index, manifest, Unlocked(file_key), told)
+            receiving.prepare(staging_fd)
+            _require_room(staging_fd, final, receiving.missing_bytes)
+            try:
+                receiving.run(staging_fd)
+            except GritError as error:
+                raise type(error)(f"checkpoint {entry.namespace}/{entry.name}: {error}") from None
+            _seal(staging_fd, index)
+            _publish(parent_fd, staging, entry.name)
+    return Pulled(final, entry.sha256, size_bytes, receiving.received_bytes)
+
+
+def _manifest(store: Backend, entry: Entry, index: Index) -> Manifest:
+    """The manifest, if the index is of its files: each with as many chunks as it is long."""
+    manifest = manifests.parse(index.manifest)
+    chunks = {file.path: file.chunks for file in index.files}
+    expected = {file.path: len(stored.chunk_sizes(file.size_bytes)) for file in manifest.files}
+    if {path: len(own) for path, own in chunks.items()} != expected:
+        raise DamagedError(
+            f"store {store.url}: the index of {entry.namespace}/{entry.name} is not of its "
+            "manifest's files; push it again"
+        )
+    return manifest
+
+
+@contextmanager
+def _staging(root: str, entry: Entry) -> Iterator[tuple[int, int, str]]:
+    """Fds of the namespace's directory and of the one to put the checkpoint together in; its name.
+
+    Waits for another pull of the same checkpoint.
+    """
+    name = f".{entry.name}.{entry.sha256[:16]}.pull"
+    os.makedirs(f"{root}/{entry.namespace}", mode=0o700, exist_ok=True)
+    with closing_fd(confine.open_dir(root, entry.namespace)) as parent_fd:
+        while True:
+            with suppress(FileExistsError):
+                os.mkdir(name, mode=0o700, dir_fd=parent_fd)
+            with closing_fd(confine.descend(parent_fd, [name])) as staging_fd:
+                fcntl.flock(staging_fd, fcntl.LOCK_EX)
+                if _is_still(parent_fd, name, staging_fd):
+                    yield parent_fd, staging_fd, name
+                    return
+
+
+def _is_still(parent_fd: int, name: str, fd: int) -> bool:
+    """Whether *name* still leads to the directory *fd*, now that nobody else has its lock."""
+    try:
+        status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(status, os.fstat(fd))
+
+
+def _is_here(parent_fd: int, final: str, entry: Entry, *, replace: bool) -> bool:
+    try:
+        dir_fd = confine.descend(parent_fd, [entry.name])
+    except FileNotFoundError:
+        return False
+    with closing_fd(dir_fd):
+        try:
+            sha256 = checkpoint_dir.read_manifest(dir_fd, final).sha256
+        except GritError:
+            sha256 = ""
+    if sha256 == entry.sha256:
+        return True
+    if not replace:
+        raise AlreadyExistsError(
+            f"{final} exists and is another checkpoint; remove it or say --replace"
+        )
+    return False
+
+
+def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
+    room = os.statvfs(staging_fd)
+    free_bytes = room.f_bavail * room.f_frsize
+    if free_bytes < size_bytes + _SPARE_BYTES:
+        raise RoomError(
+            f"{final}: {size_bytes / (1 << 20):.0f} MiB have to be written, and the filesystem has "
+            f"{free_bytes / (1 << 20):.0f} MiB left; make room"
+        )
+
+
+def _seal(staging_fd: int, index: Index) -> None:
+    """Write what makes a directory a checkpoint, last."""
+    for name, data in (
+        (manifests.SIGNATURE_NAME, index.signature),
+        (manifests.FILE_NAME, index.manifest),
+    ):
+        if data:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with open(confine.open_beneath(staging_fd, name, flags), "wb") as file:
+                file.write(data)
+    linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
+
+
+def _publish(parent_fd: int, staging: str, name: str) -> None:
+    here = f"/proc/self/fd/{parent_fd}"
+    if os.path.lexists(f"{here}/{name}"):
+        linux.exchange(f"{here}/{staging}", f"{here}/{name}")
+        confine.remove_tree(parent_fd, staging)
+    else:
+        os.rename(staging, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+    os.fsync(parent_fd)

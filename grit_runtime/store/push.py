@@ -1,0 +1,170 @@
+"""Putting a sealed checkpoint into a store.
+
+Every chunk is read once, hashed, and written to a pack unless it is zeros or already in the store.
+The index is written when all packs are durable and every file's digest is the manifest's. A push
+that was killed is gone on with: its packs say what is in them.
+"""
+
+from __future__ import annotations
+
+from grit_runtime import log
+from grit_runtime.errors import DamagedError, GritError, NotFoundError, TamperedError, WrongKeyError
+from grit_runtime.files import checkpoint_dir, confine
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model import manifest as manifests
+from grit_runtime.model.annotations import checkpoint_name
+from grit_runtime.model.stored import VERSION, Chunk, Index, Key, Pack, StoredFile
+from grit_runtime.proto import store_pb2
+from grit_runtime.startup.named import NamedTuple
+from grit_runtime.store import backend, catalog, locks, packs, sources
+from grit_runtime.store.catalog import Entry
+from grit_runtime.store.records import Unlocked
+from grit_runtime.store.sending import Sending, Target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.files.checkpoint_dir import Checkpoint
+    from grit_runtime.store.backend import Backend
+    from grit_runtime.store.keys import DataKey, FileKey
+    from grit_runtime.store.sending import Told
+
+# So many of the namespace's newest checkpoints are looked at for chunks to refer to.
+_LOOK_AT_NEWEST = 8
+_KEY_NAME = "key"
+
+
+class Pushed(NamedTuple):
+    """What has become of a push."""
+
+    entry: Entry
+    size_bytes: int
+    sent_bytes: int  # as they are stored
+    reused_bytes: int  # of chunks that the store had already
+    was_there: bool = False
+
+
+def push(path: str, store: Backend, file_key: FileKey | None, told: Told) -> Pushed:
+    """Put the checkpoint in the directory *path* into *store*, encrypted if there is a *file_key*.
+
+    Blocks until it is durable there. *told* is called, from any thread, with bytes of the
+    checkpoint that are done and bytes that were sent. DigestError if the checkpoint is damaged,
+    OSError from the store; what was sent is used by the next push of it.
+    """
+    with closing_fd(confine.open_dir(path)) as dir_fd:
+        sealed = checkpoint_dir.read_manifest(dir_fd, path)
+        manifest = sealed.manifest
+        namespace = checkpoint_name(manifest.pod.namespace)
+        entry = Entry(namespace, checkpoint_name(manifest.name), sealed.sha256, 0.0)
+        size_bytes = sum(file.size_bytes for file in manifest.files)
+        sources.check_listing(dir_fd, path, sealed)
+        with locks.shared(store, f"push of {namespace}/{entry.name}"):
+            there = catalog.entries(store, namespace, entry.name)
+            if any(other.sha256 == entry.sha256 for other in there):
+                return Pushed(entry, size_bytes, 0, 0, was_there=True)
+            target = _target(store, entry, file_key)
+            sending = Sending(target, dir_fd, [file.path for file in manifest.files], told)
+            sending.run(sources.portions(manifest.files))
+            for file, read in zip(manifest.files, sending.read, strict=True):
+                sources.check_digest(path, file, read)
+            index = _index(dir_fd, sealed, sending)
+            header = _header(sealed, target, sending.sent_bytes)
+            catalog.write(store, entry, header, index, target.data_key)
+            store.remove(target.prefix + _KEY_NAME)
+    return Pushed(entry, size_bytes, sending.sent_bytes, sending.reused_bytes)
+
+
+def _target(store: Backend, entry: Entry, file_key: FileKey | None) -> Target:
+    prefix = f"packs/{entry.sha256[:32]}/"
+    key, data_key = _data_key(store, prefix, file_key)
+    known = _in_checkpoints(store, entry, Unlocked(file_key))
+    known |= _in_packs_left(store, prefix, key, data_key)
+    return Target(store, prefix, key, data_key, known)
+
+
+def _data_key(
+    store: Backend, prefix: str, file_key: FileKey | None
+) -> tuple[Key | None, DataKey | None]:
+    """The data key of this push, or of a killed one that it goes on with; none without a key."""
+    if file_key is None:
+        return None, None
+    try:
+        message = store_pb2.Key.FromString(store.read(prefix + _KEY_NAME, size_bytes=4096))
+        key = Key(message.id, message.wrapped)
+        return key, file_key.unwrap(key)
+    except (NotFoundError, WrongKeyError, TamperedError):
+        key, data_key = file_key.new_data_key()
+    wrapped = store_pb2.Key(id=key.id, wrapped=key.wrapped)
+    backend.put(store, prefix + _KEY_NAME, wrapped.SerializeToString())
+    return key, data_key
+
+
+def _in_checkpoints(
+    store: Backend, entry: Entry, unlocked: Unlocked
+) -> dict[bytes, tuple[Pack, Chunk]]:
+    """The chunks of the namespace's newest checkpoints, by their digests.
+
+    One that cannot be read is nothing to refer to. What is encrypted otherwise than this push is
+    not referred to either: a reader of one has only its key.
+    """
+    known: dict[bytes, tuple[Pack, Chunk]] = {}
+    there = {pack.name for pack in store.listed("packs/")}
+    for other in catalog.entries(store, entry.namespace)[:_LOOK_AT_NEWEST]:
+        try:
+            index = catalog.read(store, other, unlocked)
+        except GritError as error:
+            log.info("not referred to", checkpoint=other.name, reason=error)
+            continue
+        usable = {
+            number
+            for number, pack in enumerate(index.packs)
+            if pack.name in there and (pack.key is not None) == unlocked.has_key
+        }
+        for file in index.files:
+            for chunk in file.chunks:
+                if chunk.pack in usable:
+                    known.setdefault(chunk.digest, (index.packs[chunk.pack], chunk))
+    return known
+
+
+def _in_packs_left(
+    store: Backend, prefix: str, key: Key | None, data_key: DataKey | None
+) -> dict[bytes, tuple[Pack, Chunk]]:
+    """The chunks that a killed push of the same checkpoint has left in the store."""
+    known: dict[bytes, tuple[Pack, Chunk]] = {}
+    for pack in store.listed(prefix):
+        if pack.name == prefix + _KEY_NAME:
+            continue
+        try:
+            chunks = packs.read_contents(store, pack, data_key)
+        except (DamagedError, TamperedError) as error:
+            log.info("not gone on with", pack=pack.name, reason=error)
+            continue
+        known |= {chunk.digest: (Pack(pack.name, key), chunk) for chunk in chunks}
+    return known
+
+
+def _index(dir_fd: int, sealed: Checkpoint, sending: Sending) -> Index:
+    files = tuple(
+        StoredFile(file.path, tuple(read.chunks[number] for number in sorted(read.chunks)))
+        for file, read in zip(sealed.manifest.files, sending.read, strict=True)
+    )
+    data = checkpoint_dir.read_optional(dir_fd, manifests.FILE_NAME) or b""
+    signature = checkpoint_dir.read_optional(dir_fd, manifests.SIGNATURE_NAME) or b""
+    return Index(data, signature, sending.packs, files)
+
+
+def _header(sealed: Checkpoint, target: Target, sent_bytes: int) -> store_pb2.Header:
+    manifest = sealed.manifest
+    header = store_pb2.Header(
+        version=VERSION,
+        created=manifest.created,
+        pushed=log.rfc3339(),
+        pod=manifest.pod.name,
+        containers=[container.name for container in manifest.containers],
+        size_bytes=sum(file.size_bytes for file in manifest.files),
+        stored_bytes=sent_bytes,
+        gpu_bytes=sum(process.size_bytes for c in manifest.containers for process in c.cuda),
+    )
+    if target.key:
+        header.key.CopyFrom(store_pb2.Key(id=target.key.id, wrapped=target.key.wrapped))
+    return header

@@ -54,7 +54,8 @@ def verdict(manifest: Manifest, facts: Facts) -> list[str]:
     Whether a particular pod can depends on its spec too, which `grit inspect --against` looks at.
     """
     reasons = refusals(manifest.node, facts.node)
-    needed = {gpu.uuid: gpu for container in manifest.running for gpu in _used(container)}
+    # The driver wants all that a process saw, used or not.
+    needed = {gpu.uuid: gpu for c in manifest.running if c.cuda for gpu in c.gpus}
     if needed and not facts.node.driver:
         reasons.append(f"needs {len(needed)} GPUs, and this node has no NVIDIA driver")
     elif needed:
@@ -76,12 +77,6 @@ def parse_facts(data: bytes, where: str) -> Facts:
     except (ValueError, RecursionError, ManifestError) as error:
         raise InvalidArgumentError(f"{where}: not facts of a node: {error}") from None
     return facts
-
-
-def _used(container: manifests.Container) -> list[Gpu]:
-    """The GPUs that its processes held memory on."""
-    held = {device.uuid for process in container.cuda for device in process.devices}
-    return [gpu for gpu in container.gpus if gpu.uuid in held]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -40,21 +40,21 @@ def test_flags_that_no_program_chooses_its_code_by_do_not_count() -> None:
 
 
 H100 = Gpu("GPU-1", "NVIDIA H100", 80 << 30)
+OTHER = H100._replace(uuid="GPU-9")
 
 
-def taken_with(*held: Gpu) -> Manifest:
-    """A checkpoint of a container that was given two cards and holds memory on those *held*."""
-    devices = tuple(DeviceMemory(gpu.uuid, 1 << 30) for gpu in held)
+def taken_with(*seen: Gpu) -> Manifest:
+    """A checkpoint of a container that was given cards *seen*, and holds memory on the first."""
+    devices = tuple(DeviceMemory(gpu.uuid, 1 << 30) for gpu in seen[:1])
     manifest = manifests.for_foreign_dump(["main"], {})
     container = manifest.containers[0]._replace(
-        gpus=(H100, H100._replace(uuid="GPU-2")),
-        cuda=(CudaProcess(1, devices),) if held else (),
+        gpus=seen, cuda=(CudaProcess(1, devices),) if seen else ()
     )
     return manifest._replace(node=HERE, containers=(container,))
 
 
 def test_a_node_with_such_a_card_can_restore() -> None:
-    there = Facts(HERE, (H100._replace(uuid="GPU-9"),))
+    there = Facts(HERE, (OTHER,))
     assert verdict(taken_with(H100), there) == []
 
 
@@ -63,8 +63,8 @@ def test_a_node_with_such_a_card_can_restore() -> None:
     [
         (Facts(HERE._replace(driver=""), ()), "needs 1 GPUs, and this node has no NVIDIA driver"),
         (Facts(HERE, ()), "has no place in the new pod, which was given no GPU"),
-        (Facts(HERE, (H100._replace(model="NVIDIA A10"),)), "give it 1 of NVIDIA H100"),
-        (Facts(HERE, (H100._replace(memory_bytes=40 << 30),)), "NVIDIA H100, 40 GiB"),
+        (Facts(HERE, (OTHER._replace(model="NVIDIA A10"),)), "give it 1 of NVIDIA H100"),
+        (Facts(HERE, (OTHER._replace(memory_bytes=40 << 30),)), "NVIDIA H100, 40 GiB"),
     ],
 )
 def test_a_node_without_such_a_card_is_refused_with_what_it_needs(facts: Facts, words: str) -> None:
@@ -72,7 +72,12 @@ def test_a_node_without_such_a_card_is_refused_with_what_it_needs(facts: Facts, 
     assert words in reason
 
 
-def test_a_card_that_no_process_used_is_not_needed() -> None:
+def test_a_card_that_was_seen_and_not_used_is_needed_too() -> None:
+    (reason,) = verdict(taken_with(H100, H100._replace(uuid="GPU-2")), Facts(HERE, (OTHER,)))
+    assert "give it 2 of NVIDIA H100" in reason
+
+
+def test_a_container_without_gpus_needs_no_driver() -> None:
     assert verdict(taken_with(), Facts(HERE._replace(driver=""), ())) == []
 
 

@@ -80,6 +80,15 @@ def digest_of_zeros(size_bytes: int) -> bytes:
     return blake3(bytes(size_bytes)).digest()
 
 
+def file_key(path: str) -> FileKey | None:
+    """The key in the file *path*; None if there is no path."""
+    if not path:
+        return None
+    from grit_runtime.store.keys import FileKey  # needs an extra
+
+    return FileKey(path)
+
+
 class Unlocked:
     """Data keys, unwrapped with a file's key when they are first needed."""
 

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from grit_runtime.cli.agent import agent
 from grit_runtime.cli.checkpoint import checkpoint
 from grit_runtime.cli.gpu import gpu
 from grit_runtime.cli.inspect import inspect
@@ -26,7 +27,21 @@ def grit() -> None:
     """
 
 
-for _command in (checkpoint, resume, recover, status, inspect, verify, gpu, push, pull, ls, rm, gc):
+for _command in (
+    agent,
+    checkpoint,
+    resume,
+    recover,
+    status,
+    inspect,
+    verify,
+    gpu,
+    push,
+    pull,
+    ls,
+    rm,
+    gc,
+):
     grit.add_command(_command)
 
 

@@ -22,6 +22,8 @@ class Config(NamedTuple):
     driver_dir: str = ""  # of libcuda.so.1 and libnvidia-ml.so.1, if not where they usually are
     signing_key: str = ""  # PEM file; checkpoints are signed with it
     trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
+    agent_dir: str = "/etc/grit/agent"  # the CA of all agents, this node's certificate and key
+    agent_port: int = 9465  # where other nodes' agents read this node's checkpoints
     store_key: str = ""  # a file's key, that what goes into a store is encrypted with
     huge_pages: bool = True  # turn them on node-wide while GPU memory is moved: a third faster
     # For a checkpoint on its way. kubelet gives up a call after 120 s, and the restore comes after.
@@ -54,6 +56,9 @@ def _wanting(value: Any, kind: type) -> str:
     """What was expected instead of *value* for a key of this kind; "" if it is right."""
     if kind is bool:
         return "" if isinstance(value, bool) else "true or false"
+    if kind is int:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return "" if is_number and 0 <= value < 1 << 63 else "a number, 0 or more"
     if kind is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return "" if is_number and 0 < value < float("inf") else "a positive number"

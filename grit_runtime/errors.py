@@ -219,6 +219,12 @@ class NoStoreError(FailedPreconditionError):
     reason = "NotAStore"
 
 
+class PeerError(FailedPreconditionError):
+    """The node at the other end is not the one that was meant, or not of the same CA."""
+
+    reason = "PeerUntrusted"
+
+
 class StoreBusyError(FailedPreconditionError):
     """Somebody else works on what must not change meanwhile."""
 
@@ -294,6 +300,14 @@ def reason(error: BaseException) -> str:
     if isinstance(error, GritError):
         return error.reason
     return SYSTEM_CALL if isinstance(error, OSError) else INTERRUPTED
+
+
+def of_reason(name: str) -> type[GritError]:
+    """The class that has this reason; GritError itself for one that is not known here."""
+    kinds = [kind for kind in globals().values() if isinstance(kind, type)]
+    return next(
+        (kind for kind in kinds if issubclass(kind, GritError) and kind.reason == name), GritError
+    )
 
 
 def told(error: Exception) -> str:

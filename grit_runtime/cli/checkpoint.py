@@ -93,7 +93,7 @@ def checkpoint(
         capture=annotations.capture(capture),
         containerd_version=version,
         strict=strict,
-        store=store,
+        store="" if store.startswith("peer:") else store,  # that asks for it when it is sealed
     )
     if store:
         pushing.require(store)

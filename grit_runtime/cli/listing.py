@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from grit_runtime.errors import GritError, NotFoundError
-from grit_runtime.files import checkpoint_dir, confine
-from grit_runtime.host.descriptor import closing_fd
-from grit_runtime.startup.named import NamedTuple
+from grit_runtime.files import found
+from grit_runtime.files.found import Found
 from grit_runtime.store import catalog
 from grit_runtime.store.backend import open_store
 
@@ -15,50 +12,39 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from grit_runtime.config import Config
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-class Row(NamedTuple):
-    checkpoint: str
-    state: str  # "sealed", or what is wrong
-    created: str
-    pod: str
-    containers: tuple[str, ...]
-    size_bytes: int
-    gpu_bytes: int
-    sha256: str
+def of(where: str | None, config: Config) -> list[Found]:
+    """What is on this node, in a store or on a peer."""
+    if not where:
+        return list(found.beneath(config.checkpoint_root))
+    from grit_runtime.agent import peers
+
+    return _of_peer(where, config) if peers.is_peer(where) else _of_store(where)
 
 
-def of_node(root: str) -> list[Row]:
-    """What is below the checkpoint root; names that begin with a dot are still being made."""
-    rows = []
-    for namespace in _directories(root):
-        for name in _directories(root, namespace):
-            path = f"{root}/{namespace}/{name}"
-            with closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:
-                try:
-                    sealed = checkpoint_dir.read_manifest(dir_fd, path)
-                except (GritError, OSError) as error:
-                    reason = error.reason if isinstance(error, GritError) else "SystemCallFailed"
-                    rows.append(Row(f"{namespace}/{name}", reason, "", "", (), 0, 0, ""))
-                    continue
-            manifest = sealed.manifest
-            rows.append(
-                Row(
-                    f"{namespace}/{name}",
-                    "sealed",
-                    manifest.created,
-                    manifest.pod.name,
-                    tuple(container.name for container in manifest.containers),
-                    sum(file.size_bytes for file in manifest.files),
-                    sum(process.size_bytes for c in manifest.containers for process in c.cuda),
-                    sealed.sha256,
-                )
-            )
-    return rows
+def _of_peer(url: str, config: Config) -> list[Found]:
+    from grit_runtime.agent import peers
+
+    return [
+        Found(
+            f"{one.checkpoint.namespace}/{one.checkpoint.name}",
+            found.SEALED,
+            one.created,
+            one.pod,
+            tuple(one.containers),
+            one.size_bytes,
+            one.gpu_bytes,
+            one.checkpoint.sha256,
+        )
+        for one in peers.listing(peers.address(url), peers.own(config))
+    ]
 
 
-def of_store(url: str) -> list[Row]:
+def _of_store(url: str) -> list[Found]:
     """What is in a store, the newest first."""
     store = open_store(url)
     rows = []
@@ -69,12 +55,12 @@ def of_store(url: str) -> list[Row]:
         except NotFoundError:  # it has just been removed
             continue
         except GritError as error:
-            rows.append(Row(name, error.reason, "", "", (), 0, 0, entry.sha256))
+            rows.append(Found(name, error.reason, sha256=entry.sha256))
             continue
         rows.append(
-            Row(
+            Found(
                 name,
-                "sealed",
+                found.SEALED,
                 header.created,
                 header.pod,
                 tuple(header.containers),
@@ -86,7 +72,7 @@ def of_store(url: str) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> Iterator[str]:
+def table(rows: list[Found]) -> Iterator[str]:
     """Lines with columns that are as wide as what is in them."""
     cells = [("CHECKPOINT", "STATE", "CREATED", "POD", "CONTAINERS", "SIZE", "GPU", "MANIFEST")]
     cells += [
@@ -114,13 +100,3 @@ def size(size_bytes: int) -> str:
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size_bytes} B"
-
-
-def _directories(root: str, *names: str) -> list[str]:
-    try:
-        fd = confine.open_dir(root, *names)
-    except FileNotFoundError:
-        return []
-    with closing_fd(fd), os.scandir(fd) as entries:
-        found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(name for name in found if not name.startswith("."))

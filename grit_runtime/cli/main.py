@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from grit_runtime.cli.agent import agent
 from grit_runtime.cli.checkpoint import checkpoint
 from grit_runtime.cli.compat import compat
 from grit_runtime.cli.gpu import gpu
@@ -30,7 +31,7 @@ def grit() -> None:
 _ABOUT_PODS = (checkpoint, resume, recover, status, gpu)
 _ABOUT_CHECKPOINTS = (inspect, verify, compat, ls, push, pull, rm, gc)
 
-for _command in (*_ABOUT_PODS, *_ABOUT_CHECKPOINTS):
+for _command in (*_ABOUT_PODS, *_ABOUT_CHECKPOINTS, agent):
     grit.add_command(_command)
 
 

@@ -39,6 +39,7 @@ def push(checkpoint: str, store: str, key_file: str | None, as_json: bool, dry_r
 
     STORE is a directory (a mounted volume), or s3://BUCKET/PREFIX, gs:// or az://. An empty
     directory or bucket becomes a store. Chunks that the store has already are not sent again.
+    peer://NODE has that node's agent bring it from this node's.
     """
     from grit_runtime.files import checkpoint_dir
 
@@ -62,25 +63,24 @@ def push(checkpoint: str, store: str, key_file: str | None, as_json: bool, dry_r
 
 def require(store: str) -> None:
     """Raise what a push into *store* would raise, as far as that can be known now."""
-    from grit_runtime.store.backend import open_store
+    from grit_runtime.agent import moving
 
-    open_store(store, make=True)
-    _file_key(None)
+    moving.remote(store, config.load(), _file_key(None)).reach()
 
 
 def put(
     path: str, store: str, key_file: str | None, *, as_json: bool = False, begun: str = ""
 ) -> Pushed:
     """Push the checkpoint in the directory *path*, and show how far that is."""
+    from grit_runtime.agent import moving
     from grit_runtime.files import checkpoint_dir
-    from grit_runtime.store.backend import open_store
-    from grit_runtime.store.push import push as push_to
 
     with checkpoint_dir.opened(path) as (_, sealed):
         size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
-    opened = open_store(store, make=True)
+    remote = moving.remote(store, config.load(), _file_key(key_file))
+    namespace, name = path.split("/")[-2:]
     with progress.shown("push", size_bytes, as_json=as_json) as told:
-        return push_to(path, opened, _file_key(key_file), told, begun=begun)
+        return remote.push(namespace, name, told, begun)
 
 
 def told_of(pushed: Pushed, path: str, store: str) -> str:
@@ -109,24 +109,18 @@ def pull(
     """Bring the checkpoint NAMESPACE/NAME from STORE to this node: the newest, or that very one.
 
     It has its name when all of it is verified and on the disk. A pull that was interrupted goes on
-    where it was.
+    where it was. STORE may be another node's agent, peer://NODE.
     """
-    from grit_runtime.store import catalog
-    from grit_runtime.store.backend import open_store
-    from grit_runtime.store.pull import pull as pull_from
+    from grit_runtime.agent import moving  # an extra
 
-    settings = config.load()
     name, _, sha256 = checkpoint.partition("@")
-    opened = open_store(store)
-    entry = catalog.find(opened, *_named(name), sha256.removeprefix("sha256:"))
-    size_bytes = catalog.read_header(opened, entry).size_bytes
+    remote = moving.remote(store, config.load(), _file_key(key_file))
+    entry, size_bytes = remote.find(*_named(name), sha256.removeprefix("sha256:"))
     if dry_run:
         click.echo(f"{name}@{entry.sha256}: {size_bytes} bytes would be brought from {store}")
         return
     with progress.shown("pull", size_bytes, as_json=as_json) as told:
-        pulled = pull_from(
-            opened, entry, settings.checkpoint_root, _file_key(key_file), told, replace=replace
-        )
+        pulled = remote.pull(entry, told, replace=replace)
     _tell(
         as_json,
         f"{pulled.path}: manifest sha256:{pulled.sha256}, "
@@ -180,11 +174,10 @@ def gc(
 @click.argument("store", required=False)
 @_JSON
 def ls(store: str | None, as_json: bool) -> None:
-    """List the checkpoints of this node, or those in STORE."""
+    """List the checkpoints of this node, or those in STORE, or of peer://NODE."""
     from grit_runtime.cli import listing
 
-    root = config.load().checkpoint_root
-    rows = listing.of_store(store) if store else listing.of_node(root)
+    rows = listing.of(store, config.load())
     if as_json:
         click.echo(json.dumps([row._asdict() for row in rows], indent=1))
     else:

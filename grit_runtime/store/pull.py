@@ -1,4 +1,4 @@
-"""Bringing a checkpoint from a store to this node.
+"""Bringing a checkpoint from a store or a peer to this node.
 
 It is put together in a directory beside its place, whose name says which checkpoint it is to be,
 and renamed when all of it is verified and durable. What a killed pull has left there is hashed, and
@@ -11,26 +11,32 @@ import fcntl
 import os
 from contextlib import contextmanager, suppress
 
-from grit_runtime.errors import AlreadyExistsError, DamagedError, GritError, RoomError
-from grit_runtime.files import checkpoint_dir, confine
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    DamagedError,
+    GritError,
+    RoomError,
+    TamperedError,
+    WrongKeyError,
+)
+from grit_runtime.files import checkpoint_dir, confine, digest
 from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import catalog, locks
 from grit_runtime.store.receiving import Receiving
 from grit_runtime.store.records import Unlocked
+from grit_runtime.store.stored_source import StoredSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from grit_runtime.model.manifest import Manifest
-    from grit_runtime.model.stored import Index
     from grit_runtime.store.backend import Backend
     from grit_runtime.store.catalog import Entry
     from grit_runtime.store.keys import FileKey
+    from grit_runtime.store.receiving import Source
     from grit_runtime.store.sending import Told
 
 _SPARE_BYTES = 64 << 20  # for what else is written to the disk meanwhile
@@ -55,44 +61,46 @@ def pull(
     *,
     replace: bool = False,
 ) -> Pulled:
+    """Bring the checkpoint *entry* from a store, as `bring` does.
+
+    TamperedError and WrongKeyError say what is wrong with the store.
+    """
+    with locks.shared_if_writable(store, f"pull of {entry.namespace}/{entry.name}"):
+        unlocked = Unlocked(file_key)
+        source = StoredSource(store, entry, catalog.read(store, entry, unlocked), unlocked)
+        return bring(source, entry, root, told, replace=replace)
+
+
+def bring(source: Source, entry: Entry, root: str, told: Told, *, replace: bool = False) -> Pulled:
     """Bring the checkpoint *entry* into its place below *root*.
 
     Blocks until it is there, verified and durable. AlreadyExistsError if another one has the name,
-    unless it is to be *replace*d; RoomError before anything is received; DamagedError,
-    TamperedError and WrongKeyError say what is wrong with the store. *told* is as for a push.
+    unless it is to be *replace*d; RoomError before anything is received; DamagedError if the source
+    gives another. *told* is as for a push; what it raises ends the pull, which a later one goes on
+    with.
     """
-    with locks.shared_if_writable(store, f"pull of {entry.namespace}/{entry.name}"):
-        index = catalog.read(store, entry, Unlocked(file_key))
-        manifest = _manifest(store, entry, index)
-        size_bytes = sum(file.size_bytes for file in manifest.files)
-        final = f"{root}/{entry.namespace}/{entry.name}"
-        with _staging(root, entry) as (parent_fd, staging_fd, staging):
-            if _is_here(parent_fd, final, entry, replace=replace):
-                os.rmdir(staging, dir_fd=parent_fd)
-                return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
-            receiving = Receiving(store, index, manifest, Unlocked(file_key), told)
+    manifest = manifests.parse(source.manifest)
+    size_bytes = sum(file.size_bytes for file in manifest.files)
+    if size_bytes > digest.MAX_FILE_BYTES:
+        raise DamagedError(
+            f"{source.name}: {entry.namespace}/{entry.name} claims {size_bytes} bytes, expected at "
+            f"most {digest.MAX_FILE_BYTES}; {source.remedy}"
+        )
+    final = f"{root}/{entry.namespace}/{entry.name}"
+    with _staging(root, entry) as (parent_fd, staging_fd, staging):
+        if _is_here(parent_fd, final, entry, replace=replace):
+            confine.remove_tree(parent_fd, staging)  # a killed pull may have left something
+            return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
+        receiving = Receiving(source, manifest, told)
+        try:
             receiving.prepare(staging_fd)
             _require_room(staging_fd, final, receiving.missing_bytes)
-            try:
-                receiving.run(staging_fd)
-            except GritError as error:
-                raise type(error)(f"checkpoint {entry.namespace}/{entry.name}: {error}") from None
-            _seal(staging_fd, index)
-            _publish(parent_fd, staging, entry.name)
+            receiving.run(staging_fd)
+        except (DamagedError, TamperedError, WrongKeyError) as error:
+            raise type(error)(f"checkpoint {entry.namespace}/{entry.name}: {error}") from None
+        _seal(staging_fd, source)
+        _publish(parent_fd, staging, entry.name)
     return Pulled(final, entry.sha256, size_bytes, receiving.received_bytes)
-
-
-def _manifest(store: Backend, entry: Entry, index: Index) -> Manifest:
-    """The manifest, if the index is of its files: each with as many chunks as it is long."""
-    manifest = manifests.parse(index.manifest)
-    chunks = {file.path: file.chunks for file in index.files}
-    expected = {file.path: len(stored.chunk_sizes(file.size_bytes)) for file in manifest.files}
-    if {path: len(own) for path, own in chunks.items()} != expected:
-        raise DamagedError(
-            f"store {store.url}: the index of {entry.namespace}/{entry.name} is not of its "
-            "manifest's files; push it again"
-        )
-    return manifest
 
 
 @contextmanager
@@ -152,11 +160,11 @@ def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
         )
 
 
-def _seal(staging_fd: int, index: Index) -> None:
+def _seal(staging_fd: int, source: Source) -> None:
     """Write what makes a directory a checkpoint, last."""
     for name, data in (
-        (manifests.SIGNATURE_NAME, index.signature),
-        (manifests.FILE_NAME, index.manifest),
+        (manifests.SIGNATURE_NAME, source.signature),
+        (manifests.FILE_NAME, source.manifest),
     ):
         if data:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

@@ -1,15 +1,19 @@
-"""The threads of a pull: each reads records, verifies the chunks in them and writes these."""
+"""The threads that bring a checkpoint into a directory: each reads chunks and writes these.
+
+Where chunks come from is a source: a store, whose index has a digest of each chunk, or a peer,
+which has only those of whole files. Without a chunk's digest the file's decides at the end.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from threading import Event, Lock
 
 from blake3 import blake3
 
-from grit_runtime.errors import DamagedError, GritError, NotFoundError
+from grit_runtime.errors import DamagedError
 from grit_runtime.files import checkpoint_dir, confine, digest
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
@@ -19,45 +23,67 @@ from grit_runtime.store.sending import MAX_THREADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from typing import Protocol
 
     from grit_runtime.model.manifest import File, Manifest
-    from grit_runtime.model.stored import Chunk, Index
-    from grit_runtime.store.backend import Backend
-    from grit_runtime.store.records import Unlocked
     from grit_runtime.store.sending import Told
 
-# Records that follow one another in a pack are read in one go.
-_READ_BYTES = 8 << 20
+    class Source(Protocol):
+        """Where a checkpoint comes from."""
+
+        name: str  # for messages: "store /mnt/store"
+        remedy: str  # what is to be done about what is damaged there
+        manifest: bytes
+        signature: bytes  # empty if there is none
+
+        def digests(self, file: File) -> list[bytes]:
+            """The BLAKE3 of each of its chunks; empty where it is not known beforehand."""
+
+        def runs(self, wanted: list[Wanted]) -> Iterable[list[Wanted]]:
+            """All that is *wanted*, in the portions and the order in which it is best read."""
+
+        def receive(self, run: list[Wanted]) -> Iterator[Received]:
+            """The chunks of a portion, of the right sizes and known digests; from any thread."""
 
 
-class _Wanted(NamedTuple):
+class Wanted(NamedTuple):
     """A chunk that has to be received, and where it belongs."""
 
     file: File
     number: int
     size_bytes: int
-    chunk: Chunk
+    digest: bytes  # empty where only the file's is known
 
     @property
     def offset(self) -> int:
         return self.number * stored.CHUNK_BYTES
 
+    @property
+    def is_zeros(self) -> bool:
+        return self.digest == records.digest_of_zeros(self.size_bytes)
+
+
+class Received(NamedTuple):
+    """A chunk: its bytes, or None for zeros; *moved_bytes* went over the link."""
+
+    wanted: Wanted
+    data: bytes | memoryview | None
+    moved_bytes: int
+
 
 class Receiving:
-    """Chunks on their way from a store into a directory."""
+    """Chunks on their way from a source into a directory."""
 
-    def __init__(
-        self, store: Backend, index: Index, manifest: Manifest, unlocked: Unlocked, told: Told
-    ) -> None:
-        self._store = store
-        self._index = index
+    def __init__(self, source: Source, manifest: Manifest, told: Told) -> None:
+        self._source = source
         self._files = manifest.files
-        self._unlocked = unlocked
         self._told = told
         self._lock = Lock()
         self._stopped = Event()
-        self._wanted: list[_Wanted] = []
+        self._wanted: list[Wanted] = []
+        self._kept: list[Wanted] = []  # by a pull that was killed, without digests of their own
+        self._hashed: dict[str, dict[int, bytes]] = {}
         self.received_bytes = 0
 
     @property
@@ -66,150 +92,161 @@ class Receiving:
         return sum(wanted.size_bytes for wanted in self._wanted)
 
     def prepare(self, dir_fd: int) -> None:
-        """Make all files, and look which chunks are there already. DamagedError for a bad index."""
-        chunks = {file.path: file.chunks for file in self._index.files}
+        """Make all files, and look which chunks are there already. DamagedError for bad digests."""
         for file in self._files:
-            own = chunks[file.path]
-            if file.digest.startswith(digest.PIECEWISE):
-                self._check_index(file, own)
-            is_new = self._make(dir_fd, file)
+            sizes = stored.chunk_sizes(file.size_bytes)
+            digests = self._source.digests(file) or [b""] * len(sizes)
+            own = [
+                Wanted(file, number, size, one)
+                for number, (size, one) in enumerate(zip(sizes, digests, strict=True))
+            ]
+            is_new = _make(dir_fd, file)
             with closing_fd(_opened(dir_fd, file.path, os.O_RDWR)) as fd:
-                sizes = stored.chunk_sizes(file.size_bytes)
-                for number, (size, chunk) in enumerate(zip(sizes, own, strict=True)):
-                    wanted = _Wanted(file, number, size, chunk)
-                    is_right = chunk is stored.ZEROS if is_new else _is_there(fd, wanted)
-                    if is_right:
-                        self._told(size, 0)
-                    else:
-                        self._wanted.append(wanted)
+                if is_new:
+                    there = {wanted for wanted in own if wanted.is_zeros}
+                else:
+                    there = self._there(dir_fd, fd, file, own)
+            self._wanted += [wanted for wanted in own if wanted not in there]
+            for wanted in there:
+                self._told(wanted.size_bytes, 0)
 
     def run(self, dir_fd: int) -> None:
-        """Receive what is missing, compare all digests, and sync what was written."""
-        zeros = [wanted for wanted in self._wanted if wanted.chunk is stored.ZEROS]
-        for wanted in zeros:
-            with closing_fd(_opened(dir_fd, wanted.file.path, os.O_RDWR)) as fd:
-                os.pwrite(fd, bytes(wanted.size_bytes), wanted.offset)
-            self._told(wanted.size_bytes, 0)
-        threads = min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS)
-        left = self._reads()
+        """Receive what is missing, and compare all digests."""
+        self._receive(dir_fd, self._wanted)
+        wrong = self._wrong(dir_fd)
+        if again := [wanted for wanted in self._kept if wanted.file in wrong]:
+            self._receive(dir_fd, again)
+            wrong = self._wrong(dir_fd)
+        for line in wrong.values():
+            raise DamagedError(f"{self._source.name}: {line}; {self._source.remedy}")
+
+    def _there(self, dir_fd: int, fd: int, file: File, own: list[Wanted]) -> set[Wanted]:
+        """Which chunks a killed pull has left whole, as far as can be said now."""
+        if not own or own[0].digest:
+            return {wanted for wanted in own if _is_right(fd, wanted)}
+        if not file.digest.startswith(digest.PIECEWISE):
+            return set() if checkpoint_dir.corrupt_files(dir_fd, [file]) else set(own)
+        there = {wanted for wanted in own if _is_whole(fd, wanted)}
+        for wanted in there:
+            self._note(wanted, os.pread(fd, wanted.size_bytes, wanted.offset))
+            self._kept.append(wanted)
+        return there
+
+    def _receive(self, dir_fd: int, wanted: list[Wanted]) -> None:
+        known_zeros = [one for one in wanted if one.is_zeros]
+        for one in known_zeros:
+            self._write(dir_fd, Received(one, None, 0))
+        left = iter(self._source.runs([one for one in wanted if not one.is_zeros]))
+        threads = max(2, min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS))
         with ThreadPoolExecutor(threads) as pool:
             running = [pool.submit(self._work, dir_fd, left) for _ in range(threads)]
             try:
-                for one in running:
-                    one.result()
+                for thread in running:
+                    thread.result()
             finally:
                 self._stopped.set()
-        others = [file for file in self._files if not file.digest.startswith(digest.PIECEWISE)]
-        if wrong := checkpoint_dir.corrupt_files(dir_fd, others):
-            raise DamagedError(f"store {self._store.url}: {wrong[0]}; push the checkpoint again")
+        self._stopped.clear()
 
-    def _check_index(self, file: File, chunks: tuple[Chunk, ...]) -> None:
-        """Chunks are the pieces that a file's digest is made of: it shows if theirs are right."""
-        sizes = stored.chunk_sizes(file.size_bytes)
-        hashed = [
-            chunk.digest or records.digest_of_zeros(size)
-            for chunk, size in zip(chunks, sizes, strict=True)
-        ]
-        if digest.joined(digest.kind(file.size_bytes, file.digest), hashed) != file.digest:
-            raise DamagedError(
-                f"store {self._store.url}: the index's digests of {file.path} are not its "
-                "manifest's; push the checkpoint again"
-            )
-
-    def _make(self, dir_fd: int, file: File) -> bool:
-        """Whether the file was not there, and is all zeros."""
-        *parents, name = file.path.split("/")
-        fd = os.dup(dir_fd)
-        for parent in parents:
-            with closing_fd(fd) as parent_fd:
-                if parent not in os.listdir(parent_fd):
-                    os.mkdir(parent, mode=0o700, dir_fd=parent_fd)
-                fd = confine.descend(parent_fd, [parent])
-        with closing_fd(fd):
-            try:
-                made = confine.open_beneath(fd, name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            except FileExistsError:
-                with closing_fd(_opened(fd, name, os.O_RDWR)) as there:
-                    os.ftruncate(there, file.size_bytes)
-                return False
-            with closing_fd(made):
-                os.ftruncate(made, file.size_bytes)
-        return True
-
-    def _reads(self) -> Iterator[list[_Wanted]]:
-        """What is missing, in runs of records that lie together; small files and images first."""
-        missing = [wanted for wanted in self._wanted if wanted.chunk is not stored.ZEROS]
-        missing.sort(key=lambda w: (_rank(w.file), w.chunk.pack, w.chunk.offset))
-        for _, together in groupby(missing, key=lambda w: (_rank(w.file), w.chunk.pack)):
-            run: list[_Wanted] = []
-            for wanted in together:
-                if run and not _follows(run, wanted):
-                    yield run
-                    run = []
-                run.append(wanted)
-            yield run
-
-    def _work(self, dir_fd: int, left: Iterator[list[_Wanted]]) -> None:
+    def _work(self, dir_fd: int, left: Iterator[list[Wanted]]) -> None:
         while run := self._next(left):
-            first, last = run[0].chunk, run[-1].chunk
-            pack = self._index.packs[first.pack]
-            size_bytes = last.offset + last.record_bytes - first.offset
-            try:
-                data = memoryview(self._store.read(pack.name, first.offset, size_bytes))
-            except NotFoundError as error:
-                raise DamagedError(f"{error}; push the checkpoint again") from None
-            for wanted in run:
-                start = wanted.chunk.offset - first.offset
-                self._write(dir_fd, wanted, data[start : start + wanted.chunk.record_bytes])
-            with self._lock:
-                self.received_bytes += size_bytes
+            for received in self._source.receive(run):
+                self._write(dir_fd, received)
 
-    def _next(self, left: Iterator[list[_Wanted]]) -> list[_Wanted] | None:
+    def _next(self, left: Iterator[list[Wanted]]) -> list[Wanted] | None:
         with self._lock:
             return None if self._stopped.is_set() else next(left, None)
 
-    def _write(self, dir_fd: int, wanted: _Wanted, record: memoryview) -> None:
-        pack = self._index.packs[wanted.chunk.pack]
-        chunk_digest = wanted.chunk.digest
+    def _write(self, dir_fd: int, received: Received) -> None:
+        wanted, data, moved_bytes = received
+        with closing_fd(_opened(dir_fd, wanted.file.path, os.O_RDWR)) as fd:
+            if data is None and not _is_hole(fd, wanted):
+                data = bytes(wanted.size_bytes)
+            if data is not None:
+                with memoryview(data) as view:
+                    done = 0
+                    while done < len(view):
+                        done += os.pwrite(fd, view[done:], wanted.offset + done)
+        self._note(wanted, data)
+        with self._lock:
+            self.received_bytes += moved_bytes
+        self._told(wanted.size_bytes, moved_bytes)
+
+    def _note(self, wanted: Wanted, data: bytes | memoryview | None) -> None:
+        """Keep the chunk's digest, if the file's is made of it and nobody has compared it."""
+        if wanted.digest or not wanted.file.digest.startswith(digest.PIECEWISE):
+            return
+        own = self._hashed.setdefault(wanted.file.path, {})
+        zeros = records.digest_of_zeros
+        own[wanted.number] = zeros(wanted.size_bytes) if data is None else blake3(data).digest()
+
+    def _wrong(self, dir_fd: int) -> dict[File, str]:
+        """What is wrong with files whose chunks had no digests to be compared with."""
+        others = {
+            file.path: file.digest
+            for file in self._files
+            if not file.digest.startswith(digest.PIECEWISE)
+        }
+        read = digest.digest_tree(dir_fd, others, others)
+        found = {path: one.digest for path, one in read.items()}
+        for file in self._files:
+            if own := self._hashed.get(file.path):
+                hashed = [own[number] for number in sorted(own)]
+                kind = digest.kind(file.size_bytes, file.digest)
+                found[file.path] = digest.joined(kind, hashed)
+        compared = [file for file in self._files if file.path in found]
+        lines = [checkpoint_dir.digest_mismatches([one], [found[one.path]]) for one in compared]
+        return {file: line for file, own in zip(compared, lines, strict=True) for line in own}
+
+
+def _make(dir_fd: int, file: File) -> bool:
+    """Whether the file was not there, and is all zeros."""
+    *parents, name = file.path.split("/")
+    fd = os.dup(dir_fd)
+    for parent in parents:
+        with closing_fd(fd) as parent_fd:
+            if parent not in os.listdir(parent_fd):
+                os.mkdir(parent, mode=0o700, dir_fd=parent_fd)
+            fd = confine.descend(parent_fd, [parent])
+    with closing_fd(fd):
         try:
-            data = records.decode(
-                record,
-                chunk_digest,
-                max_bytes=stored.CHUNK_BYTES,
-                key=self._unlocked.of(pack.key),
-                bound_to=chunk_digest,
-            )
-            if len(data) != wanted.size_bytes:
-                raise DamagedError(f"a chunk has {len(data)} bytes, expected {wanted.size_bytes}")
-        except GritError as error:
-            where = f"store {self._store.url}: {pack.name} at byte {wanted.chunk.offset}"
-            raise type(error)(f"{where}, for {wanted.file.path}: {error}") from None
-        with closing_fd(_opened(dir_fd, wanted.file.path, os.O_WRONLY)) as fd:
-            done = 0
-            with memoryview(data) as view:
-                while done < len(view):
-                    done += os.pwrite(fd, view[done:], wanted.offset + done)
-        self._told(wanted.size_bytes, wanted.chunk.record_bytes)
+            made = confine.open_beneath(fd, name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            with closing_fd(_opened(fd, name, os.O_RDWR)) as there:
+                os.ftruncate(there, file.size_bytes)
+            return False
+        with closing_fd(made):
+            os.ftruncate(made, file.size_bytes)
+    return True
 
 
-def _rank(file: File) -> int:
-    """Memory comes last: a restore can do much before it needs that."""
-    return 1 if "/parent/" in file.path else 0
-
-
-def _follows(run: list[_Wanted], wanted: _Wanted) -> bool:
-    first, last = run[0].chunk, run[-1].chunk
-    end = wanted.chunk.offset + wanted.chunk.record_bytes
-    return (
-        last.offset + last.record_bytes == wanted.chunk.offset and end - first.offset <= _READ_BYTES
-    )
-
-
-def _is_there(fd: int, wanted: _Wanted) -> bool:
+def _is_right(fd: int, wanted: Wanted) -> bool:
     """Whether a pull that was killed has written the chunk, and it is still right."""
     data = os.pread(fd, wanted.size_bytes, wanted.offset)
-    expected = wanted.chunk.digest or records.digest_of_zeros(wanted.size_bytes)
-    return len(data) == wanted.size_bytes and blake3(data).digest() == expected
+    return len(data) == wanted.size_bytes and blake3(data).digest() == wanted.digest
+
+
+def _is_whole(fd: int, wanted: Wanted) -> bool:
+    """Whether the chunk has data everywhere: what was killed while it wrote one leaves a hole."""
+    end = _next(fd, wanted.offset, os.SEEK_HOLE)
+    return not _is_hole(fd, wanted) and end >= wanted.offset + wanted.size_bytes
+
+
+def _is_hole(fd: int, wanted: Wanted) -> bool:
+    return next_data(fd, wanted.offset) >= wanted.offset + wanted.size_bytes
+
+
+def next_data(fd: int, offset: int) -> int:
+    """Where the next bytes that are no hole begin; the file's end if there are none."""
+    return _next(fd, offset, os.SEEK_DATA)
+
+
+def _next(fd: int, offset: int, what: int) -> int:
+    try:
+        return os.lseek(fd, offset, what)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # no data from there to the end
+            raise
+        return os.fstat(fd).st_size
 
 
 def _opened(dir_fd: int, path: str, flags: int) -> int:

@@ -36,7 +36,8 @@ _ZEROS = bytes(stored.CHUNK_BYTES)
 _SAMPLE_BYTES = 4096
 
 
-def _is_zeros(data: memoryview) -> bool:
+def is_zeros(data: memoryview) -> bool:
+    """Whether a chunk has no other bytes."""
     # Of bytes: a memoryview is compared item by item.
     if bytes(data[:_SAMPLE_BYTES]) != _ZEROS[: min(_SAMPLE_BYTES, len(data))]:
         return False
@@ -120,7 +121,7 @@ class Sending:
     def _chunk(self, data: memoryview, pack: OpenPack) -> tuple[bytes, Chunk]:
         """The digest of *data*, and where in the store it is from now on."""
         size_bytes = len(data)
-        if _is_zeros(data):
+        if is_zeros(data):
             self._told(size_bytes, 0)
             return records.digest_of_zeros(size_bytes), ZEROS
         digest = blake3(data).digest()

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from grit_runtime.errors import ConfigurationError
+from grit_runtime.startup import named
 from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PATH = "/etc/grit/config.toml"
 
@@ -19,6 +24,8 @@ class Config(NamedTuple):
     trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
     store_key: str = ""  # a file's key, that what goes into a store is encrypted with
     huge_pages: bool = True  # turn them on node-wide while GPU memory is moved: a third faster
+    # For a checkpoint on its way. kubelet gives up a call after 120 s, and the restore comes after.
+    restore_wait_s: float = 75
 
 
 def load(path: str = PATH) -> Config:
@@ -37,12 +44,20 @@ def load(path: str = PATH) -> Config:
     for key, value in table.items():
         if key not in Config._fields:
             raise ConfigurationError(f"{path}: unknown key {key}{_nearest(key)}")
-        if key == "huge_pages":
-            if not isinstance(value, bool):
-                raise ConfigurationError(f"{path}: {key} is {value!r}, expected true or false")
-        elif not isinstance(value, str) or not value.startswith("/"):
-            raise ConfigurationError(f"{path}: {key} is {value!r}, expected an absolute path")
+        expected = _wanting(value, named.types(Config)[key])
+        if expected:
+            raise ConfigurationError(f"{path}: {key} is {value!r}, expected {expected}")
     return Config(**table)
+
+
+def _wanting(value: Any, kind: type) -> str:
+    """What was expected instead of *value* for a key of this kind; "" if it is right."""
+    if kind is bool:
+        return "" if isinstance(value, bool) else "true or false"
+    if kind is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number and 0 < value < float("inf") else "a positive number"
+    return "" if isinstance(value, str) and value.startswith("/") else "an absolute path"
 
 
 def _nearest(key: str) -> str:

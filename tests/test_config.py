@@ -16,6 +16,13 @@ def test_a_key_is_taken_from_the_file(tmp_path: Path) -> None:
     assert config.load(str(path)).checkpoint_root == "/srv/checkpoints"
 
 
+@pytest.mark.parametrize(("text", "wait_s"), [("90", 90.0), ("0.5", 0.5)])
+def test_a_number_may_have_a_fraction_or_none(tmp_path: Path, text: str, wait_s: float) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"restore_wait_s = {text}\n")
+    assert config.load(str(path)).restore_wait_s == wait_s
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -24,6 +31,11 @@ def test_a_key_is_taken_from_the_file(tmp_path: Path) -> None:
         ('checkpoint_root = "srv"', "checkpoint_root is 'srv', expected an absolute path"),
         ("checkpoint_root = 7", "checkpoint_root is 7, expected an absolute path"),
         ('huge_pages = "yes"', "huge_pages is 'yes', expected true or false"),
+        ("restore_wait_s = 0", "restore_wait_s is 0, expected a positive number"),
+        ("restore_wait_s = true", "restore_wait_s is True, expected a positive number"),
+        ("restore_wait_s = nan", "restore_wait_s is nan, expected a positive number"),
+        ("restore_wait_s = inf", "restore_wait_s is inf, expected a positive number"),
+        ('restore_wait_s = "75"', "restore_wait_s is '75', expected a positive number"),
         ("checkpoint_root", "not TOML"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grit_runtime.errors import GritError
-from grit_runtime.model import checkpointctl, fit_to_runc, manifest, seccomp_filter
+from grit_runtime.model import arrival, checkpointctl, fit_to_runc, manifest, seccomp_filter
 from grit_runtime.proto import ttrpc_pb2
 from grit_runtime.wire import criu_image, layer, tar, tmpfs_image, ttrpc
 
@@ -66,6 +66,12 @@ def manifests(data: bytes) -> None:
     assert manifest.parse(manifest.dump(found)) == found
 
 
+def announcements(data: bytes) -> None:
+    found = arrival.parse(data)
+    assert arrival.parse(arrival.dump(found)) == found
+    arrival.progress(found)
+
+
 def metadata(data: bytes) -> None:
     for decoder in (
         checkpointctl.container_name,
@@ -106,6 +112,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
         tmpfs_archives,
         layers,
         manifests,
+        announcements,
         metadata,
         seccomp_filters,
         ttrpc_frames,

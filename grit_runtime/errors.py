@@ -123,6 +123,18 @@ class GpuError(FailedPreconditionError):
     reason = "GpuNotMovable"
 
 
+class NotArrivedError(FailedPreconditionError):
+    """A checkpoint is still on its way to this node."""
+
+    reason = "NotArrived"
+
+
+class ArrivalFailedError(FailedPreconditionError):
+    """A checkpoint that was on its way to this node does not come."""
+
+    reason = "ArrivalFailed"
+
+
 class DeadlineExceededError(GritError):
     """The other side did not answer in time; it may still do what was asked."""
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from grit_runtime.files.digest import FileDigest
     from grit_runtime.model.manifest import Manifest
 
+# Upstream's agent writes it when all else of a checkpoint is on the node.
+SENTINEL = "download-state"
+
 PARENT = "parent"  # with the images that others add to; CR_PARENT_LINK of criu/include/image.h
 
 CONTAINER_LOG_LIMIT_BYTES = 10 << 20
@@ -47,6 +50,7 @@ _SPEC_LIMIT_BYTES = 16 << 20
 _ARCHIVE_LIMIT_ENTRIES = 100_000
 _UNNAMED = "_"  # no container of a pod is called so
 _ARCHIVE_SUFFIXES = (".tar", ".tar.gz")
+_SENTINEL_CONTENT = b"Transfer Completed\n"
 _UNFINISHED_SUFFIX = "-work"  # upstream's, until the container's dump is complete
 
 
@@ -254,6 +258,13 @@ def spec(dir_fd: int, container: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def write_sentinel(dir_fd: int) -> None:
+    """Say to what waits as upstream's runtime does that all of the checkpoint is there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with open(confine.open_beneath(dir_fd, SENTINEL, flags), "wb") as file:
+        file.write(_SENTINEL_CONTENT)
+
+
 def contents(path: str, known: Mapping[str, FileDigest] = MappingProxyType({})) -> tuple[File, ...]:
     """Every file beneath the directory at *path*, with its digest: what a manifest lists.
 
@@ -273,7 +284,7 @@ def differences(dir_fd: int, manifest: Manifest, unread: Container[str] = ()) ->
     """
     listed = {file.path: file for file in manifest.files}
     sizes = _files(dir_fd)
-    for name in (manifests.FILE_NAME, manifests.SIGNATURE_NAME):
+    for name in (manifests.FILE_NAME, manifests.SIGNATURE_NAME, SENTINEL):
         sizes.pop(name, None)
     lines = [f"{path} is missing" for path in sorted(listed.keys() - sizes.keys())]
     lines += [f"{path} is not in the manifest" for path in sorted(sizes.keys() - listed.keys())]

@@ -16,6 +16,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
+_STATFS_BYTES = 256  # more than any architecture's
 _SYS_PIDFD_GETFD = 438
 _SYS_KEYCTL = 250 if os.uname().machine == "x86_64" else 219
 _SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
@@ -76,6 +77,16 @@ def exchange(one: str, other: str) -> None:
     """Swap two paths of one filesystem in one step."""
     paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
     call("renameat2", other, *paths, _RENAME_EXCHANGE)
+
+
+def filesystem_type(path: str) -> int:
+    """The number of the filesystem that *path* is on (linux include/uapi/linux/magic.h).
+
+    Spec: statfs(2), whose structure begins with it.
+    """
+    status = ctypes.create_string_buffer(_STATFS_BYTES)
+    call("statfs", path, os.fsencode(path), status)
+    return int.from_bytes(status.raw[:4], sys.byteorder)
 
 
 def copy_descriptor(pid: int, fd: int) -> int:

@@ -90,6 +90,7 @@ def _create(argv: list[str], at: int, runc: str) -> int | None:
         trusted_keys=settings.trusted_keys,
         huge_pages=settings.huge_pages,
         criu=settings.criu,
+        restore_wait_s=settings.restore_wait_s,
     )
     log.to_file(f"{request.log_dir}/grit.log")
     return 0 if restore.restore(request) is restore.End.RESTORED else None

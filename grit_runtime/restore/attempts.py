@@ -66,6 +66,7 @@ class Request(NamedTuple):
     trusted_keys: str
     huge_pages: bool
     criu: str  # its path, "" for the one on PATH
+    restore_wait_s: float
 
     @property
     def checkpoint_path(self) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from grit_runtime.errors import ImageError
 from grit_runtime.files import checkpoint_dir, confine
+from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
 
 TYPE_CHECKING = False
@@ -151,3 +152,29 @@ def test_an_archive_of_a_sealed_checkpoint_is_that(tmp_path: Path) -> None:
         assert checkpoint_dir.differences(dir_fd, found.manifest) == [
             "main/spec.dump is not in the manifest"
         ]
+
+
+def test_upstreams_sentinel_belongs_to_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main/pages-1.img").write_bytes(b"a page")
+    manifest = manifests.for_foreign_dump([], {})
+    sealed = manifest._replace(files=checkpoint_dir.contents(str(tmp_path)))
+    with closing_fd(confine.open_dir(str(tmp_path))) as dir_fd:
+        checkpoint_dir.write_sentinel(dir_fd)
+        assert (tmp_path / "download-state").read_text() == "Transfer Completed\n"
+        assert checkpoint_dir.differences(dir_fd, sealed) == []
+        (tmp_path / "main/download-state").touch()
+        wrong = checkpoint_dir.differences(dir_fd, sealed)
+    assert wrong == ["main/download-state is not in the manifest"]
+
+
+def test_the_sentinel_is_written_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "other").write_text("kept")
+    (tmp_path / "checkpoint/download-state").symlink_to("../other")
+    with (
+        closing_fd(confine.open_dir(str(tmp_path / "checkpoint"))) as dir_fd,
+        pytest.raises(ImageError, match="is a symbolic link"),
+    ):
+        checkpoint_dir.write_sentinel(dir_fd)
+    assert (tmp_path / "other").read_text() == "kept"

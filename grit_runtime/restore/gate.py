@@ -1,0 +1,163 @@
+"""The gate: a restore waits for a checkpoint that is announced and not here yet.
+
+What was announced is what is restored. What lies there under the same name meanwhile (an older
+checkpoint, a part of one, somebody else's) is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from contextlib import ExitStack, suppress
+
+from grit_runtime import log
+from grit_runtime.errors import ArrivalFailedError, ImageError, NotArrivedError, PodStateError
+from grit_runtime.files import arrivals, checkpoint_dir, confine
+from grit_runtime.host.changes import Changes
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model import arrival as model
+from grit_runtime.model import manifest as manifests
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from grit_runtime.model.arrival import Arrival
+    from grit_runtime.restore.attempts import Request
+
+_NAMESPACE = re.compile(r"/proc/(\d+)/ns/\w+")
+
+
+class Place(NamedTuple):
+    """The checkpoint that is asked for."""
+
+    root: str
+    namespace: str
+    name: str
+    manifest_sha256: str = ""  # hex, of the only acceptable one, if it is known
+
+    @property
+    def path(self) -> str:
+        return f"{self.root}/{self.namespace}/{self.name}"
+
+
+def passed(request: Request, timeline: log.Timeline) -> Request:
+    """The request, of the checkpoint that was announced, once that is here.
+
+    Blocks for up to `restore_wait_s`, and no longer than the pod's sandbox lives; errors as of
+    `wait`. Without an announcement of a checkpoint that the pod may have, nothing is waited for.
+    """
+    if len(request.order.path) != 2:  # what is announced is <namespace>/<name>
+        return request
+    place = Place(request.checkpoint_root, *request.order.path, request.order.manifest_sha256)
+    arrival = _acceptable(place)
+    if arrival is None:
+        return request
+    log.info("waiting until it has arrived", checkpoint=place.path, source=arrival.source)
+    begin = time.monotonic()
+    with ExitStack() as stack:
+        sandbox_fd = _sandbox(request.spec, stack)
+        expected = wait(place, request.restore_wait_s, sandbox_fd)
+    timeline.add("arrival", seconds=time.monotonic() - begin)
+    if not expected:
+        return request
+    return request._replace(order=request.order._replace(manifest_sha256=expected))
+
+
+def _acceptable(place: Place) -> Arrival | None:
+    """The announcement of the checkpoint, if it is of one that is acceptable."""
+    arrival = arrivals.of(place.root, place.namespace, place.name)
+    wanted = place.manifest_sha256
+    return arrival if arrival and wanted in ("", arrival.manifest_sha256) else None
+
+
+def wait(place: Place, wait_s: float, sandbox_fd: int = -1) -> str:
+    """Block until the announced checkpoint is here; the sha256 of the manifest that it must have.
+
+    That is "" if any will do. It also returns when the announcement is withdrawn: whoever opens the
+    checkpoint sees what that has left. NotArrivedError after *wait_s*; ArrivalFailedError if it
+    does not come; PodStateError when the process of the pidfd *sandbox_fd* ends.
+    """
+    expected = place.manifest_sha256
+    end = time.monotonic() + wait_s
+    with Changes() as changes:
+        while True:
+            _watch(place, changes)
+            arrival = _acceptable(place)
+            if arrival is None:
+                return expected
+            expected = arrival.manifest_sha256
+            if _is_here(place, arrival):
+                return expected
+            left_s = end - time.monotonic()
+            if arrival.failed or left_s <= 0:
+                raise _not_here(place, arrival, wait_s)
+            if changes.wait(left_s, [sandbox_fd]):
+                raise PodStateError(
+                    f"the pod has ended while it waited for checkpoint {place.path}"
+                )
+
+
+def _sandbox(spec: dict[str, Any], stack: ExitStack) -> int:
+    """Pidfd of the process whose namespaces the container is to join; -1 without one."""
+    for namespace in spec["linux"]["namespaces"]:
+        if found := _NAMESPACE.fullmatch(namespace.get("path", "")):
+            try:
+                return stack.enter_context(closing_fd(os.pidfd_open(int(found[1]))))
+            except ProcessLookupError:
+                raise PodStateError("the pod's sandbox has ended; kubelet makes another") from None
+    return -1
+
+
+def _watch(place: Place, changes: Changes) -> None:
+    """Watch the announcement, and what there is of the way to the checkpoint.
+
+    Each is watched before it is looked at, so no change is missed.
+    """
+    changes.watch(arrivals.directory(place.namespace, place.name))
+    root = place.root
+    while not os.path.isdir(root):
+        root = os.path.dirname(root)
+    changes.watch(root)
+    if root == place.root:
+        with suppress(FileNotFoundError, ImageError):
+            for names in ([place.namespace], [place.namespace, place.name]):
+                with closing_fd(confine.open_dir(root, *names)) as fd:
+                    changes.watch(f"/proc/self/fd/{fd}")
+
+
+def _is_here(place: Place, arrival: Arrival) -> bool:
+    """Whether what is announced is here whole. Others' checkpoints end with a sentinel."""
+    try:
+        dir_fd = confine.open_dir(place.root, place.namespace, place.name)
+    except (FileNotFoundError, ImageError):
+        return False
+    with closing_fd(dir_fd), suppress(FileNotFoundError, ImageError):
+        manifest = checkpoint_dir.read_optional(dir_fd, manifests.FILE_NAME)
+        if arrival.manifest_sha256:
+            return hashlib.sha256(manifest or b"").hexdigest() == arrival.manifest_sha256
+        sentinel = os.stat(checkpoint_dir.SENTINEL, dir_fd=dir_fd, follow_symlinks=False)
+        return manifest is None and sentinel.st_ctime >= model.begun_s(arrival)
+    return False
+
+
+def _not_here(
+    place: Place, arrival: Arrival, wait_s: float
+) -> NotArrivedError | ArrivalFailedError:
+    if arrival.failed:
+        return ArrivalFailedError(
+            f"checkpoint {place.path} does not come to this node: its transfer from "
+            f"{arrival.source} has failed: {arrival.failed}; start it again"
+        )
+    state = (
+        f"checkpoint {place.path} has not arrived on this node: {model.progress(arrival)} after "
+        f"{wait_s:g} s, from {arrival.source}; "
+    )
+    if arrivals.is_alive(place.namespace, place.name):
+        return NotArrivedError(f"{state}kubelet asks again")
+    return ArrivalFailedError(
+        f"{state}its transfer has died; start it again or wait until grit agent takes it up"
+    )

@@ -21,12 +21,13 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     GritError,
     ImageError,
+    NotArrivedError,
     PodStateError,
     VolumeError,
     one_line,
     reason,
 )
-from grit_runtime.files import checkpoint_dir, confine
+from grit_runtime.files import checkpoint_dir, confine, verified
 from grit_runtime.host import config_json, criu, journal, namespaces, overlay, process, records
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import outcomes
@@ -34,7 +35,7 @@ from grit_runtime.model.outcomes import Outcome
 from grit_runtime.model.restore_steps import STEPS, Begin, Claim, Copy, Log, Restored, RwLayer
 from grit_runtime.model.steps import has, last
 from grit_runtime.pod import loopback
-from grit_runtime.restore import attempts, clones
+from grit_runtime.restore import attempts, clones, gate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def _start_cold_or_raise(
 ) -> None:
     """Undo a failed attempt, and raise *error* unless the container may start cold instead."""
     text, cause = one_line(error), reason(error)
+    # What is still on its way is not lost: the next start may find it.
+    may_be_cold = request.order.cold_on_failure and not isinstance(error, NotArrivedError)
     with journal.locked(request.pod_dir):
         beside = _restored_beside(request)
         steps = attempt.steps()
@@ -100,13 +103,13 @@ def _start_cold_or_raise(
         sha256 = claim.manifest_sha256 if claim else ""
         loopback.release(request.pod_dir)
         attempts.undo(attempt)
-        if request.order.cold_on_failure and beside is None:
+        if may_be_cold and beside is None:
             if has(steps, RwLayer):
                 _clear(request, steps)
             cold = _outcome(request, outcomes.COLD, text, binds=True)
             attempts.report(cold._replace(manifest_sha256=sha256, error=cause))
             return
-    if request.order.cold_on_failure:
+    if may_be_cold:
         text += f"; not started cold, because container {beside} of the pod was restored"
         error = FailedPreconditionError(text)
     failed = _outcome(request, outcomes.FAILED, text)
@@ -150,6 +153,7 @@ def _attempt(request: Request, attempt: Journal[Step]) -> Outcome | None:
     past_reason = _past_reason(request)
     if past_reason:
         return _outcome(request, outcomes.COLD, past_reason)
+    request = gate.passed(request, timeline)
     with ExitStack() as stack:
         checkpoint_fd, sealed = _open_checkpoint(request, attempt, stack)
         _require_pinned(request, sealed)
@@ -174,12 +178,14 @@ def _attempt(request: Request, attempt: Journal[Step]) -> Outcome | None:
         # What these are asked they answer while digests are compared.
         criu_version = criu.start_version(request.runc.token)
         driver = _gpu_driver(request, container)
-        with timeline.phase("verify", size_bytes=sum(f.size_bytes for f in sealed.manifest.files)):
-            pod = _verify(checkpoint_fd, sealed, request, container)
+        with timeline.phase("verify", size_bytes=_size(sealed)) as entry:
+            pod, is_recorded = _verify(checkpoint_fd, sealed, request, container)
+            if is_recorded:
+                entry["record"] = "unchanged"
         from grit_runtime.restore import stages  # loaded while digests were compared
 
-        verified = stages.Verified(checkpoint_fd, sealed, container, pod, criu_version, driver)
-        warnings = stages.bring_back(request, attempt, verified, timeline)
+        ready = stages.Verified(checkpoint_fd, sealed, container, pod, criu_version, driver)
+        warnings = stages.bring_back(request, attempt, ready, timeline)
         attempts.remove(request.copy_dir)
         timeline.add("all", seconds=time.monotonic() - begin)
         _commit(request, attempt, sealed, timeline, warnings)
@@ -306,28 +312,37 @@ def _container(manifest: Manifest, request: Request) -> Container | None:
 
 def _verify(
     checkpoint_fd: int, sealed: Checkpoint, request: Request, container: Container
-) -> namespaces.PodNamespaces:
+) -> tuple[namespaces.PodNamespaces, bool]:
     """Compare the checkpoint with its manifest, except memory that is read only once.
 
-    The child process that does so also reads the pod's own namespaces, which are returned.
+    Nothing is read if it is recorded as verified and has not changed since. The child process that
+    does so also reads the pod's own namespaces; these are returned, and whether it was recorded.
     """
     unread = checkpoint_dir.moved_memory(sealed, container)
     joined = {ns["type"]: ns.get("path") for ns in request.spec["linux"]["namespaces"]}
 
-    def look() -> tuple[list[str], namespaces.PodNamespaces]:
-        wrong = []
+    def look() -> tuple[list[str], bool, namespaces.PodNamespaces]:
+        wrong, is_recorded = [], False
         if sealed.is_verifiable:
-            wrong = checkpoint_dir.differences(checkpoint_fd, sealed.manifest, unread)
-        return wrong, namespaces.join_and_read(joined.get("uts"), joined.get("ipc"))
+            path = request.checkpoint_path
+            is_recorded = verified.holds(checkpoint_fd, path, sealed.sha256)
+            left_out = {file.path for file in sealed.manifest.files} if is_recorded else unread
+            wrong = checkpoint_dir.differences(checkpoint_fd, sealed.manifest, left_out)
+        pod = namespaces.join_and_read(joined.get("uts"), joined.get("ipc"))
+        return wrong, is_recorded, pod
 
     if not sealed.is_verifiable:
         log.warning("no manifest: its files cannot be verified", path=request.checkpoint_path)
     with process.beside(look) as seen:
         import grit_runtime.restore.stages  # noqa: F401  takes longer than to read 10 MB
 
-        wrong, pod = seen()
+        wrong, is_recorded, pod = seen()
     checkpoint_dir.refuse(request.checkpoint_path, wrong)
-    return namespaces.PodNamespaces(*pod)
+    return namespaces.PodNamespaces(*pod), is_recorded
+
+
+def _size(sealed: Checkpoint) -> int:
+    return sum(file.size_bytes for file in sealed.manifest.files)
 
 
 def _gpu_driver(request: Request, container: Container) -> Driver | None:

@@ -42,10 +42,11 @@ class Announcement:
         self._write()
 
     def tell(self, arrived_bytes: int) -> None:
-        """Say how much has arrived; what comes sooner than half a second after another is lost."""
+        """Say how much has arrived; what is told within half a second of the last is lost."""
         self._arrival = self._arrival._replace(arrived_bytes=arrived_bytes)
         if time.monotonic() >= self._next_s:
             self._write()
+            self._next_s = time.monotonic() + _TELL_EVERY_S
 
     def fail(self, reason: str) -> None:
         """Say that nothing more will come."""
@@ -57,7 +58,6 @@ class Announcement:
         with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
             f.write(model.dump(self._arrival))
         os.replace(f"{path}.new", path)
-        self._next_s = time.monotonic() + _TELL_EVERY_S
 
 
 @contextmanager

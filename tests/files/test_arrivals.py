@@ -79,12 +79,12 @@ def test_progress_is_told_twice_a_second_at_most(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     seen = []
     with arrivals.announced(*NIGHTLY, SHA256, 1000, "peer node-b") as arrival:
-        for arrived_bytes, clock[0] in enumerate((100.1, 100.5, 100.9, 101.0), start=1):
+        for arrived_bytes, clock[0] in enumerate((100.1, 100.5, 100.6, 101.0), start=1):
             arrival.tell(arrived_bytes)
             found = arrivals.of(*NIGHTLY)
             assert found is not None
             seen.append(found.arrived_bytes)
-    assert seen == [0, 2, 2, 4]
+    assert seen == [1, 1, 3, 3]
 
 
 def test_one_that_fails_stays_and_says_why() -> None:

@@ -211,13 +211,16 @@ def test_a_pod_that_is_deleted_ends_the_wait(nodes: Nodes) -> None:
 
 @pytest.mark.usefixtures("short_wait")
 def test_the_shim_answers_about_a_container_that_waits(nodes: Nodes) -> None:
-    """State and kill at once; delete as soon as the wait is over."""
+    """State and kill at once; delete as soon as the wait is over, when there is nothing left."""
 
     async def ask(client: ShimClient) -> None:
         state = await client.ask("State", task_pb2.StateResponse)
         assert (state.status, state.pid) == (task_types_pb2.CREATED, 0)
         with pytest.raises(NotFoundError):
             await client.tell("Kill", signal=int(signal.SIGKILL))
+        assert not start.done()
+        with pytest.raises(NotFoundError):
+            await client.tell("Delete")
 
     with (
         arrivals.announced(nodes.b, "asked", ELSE),
@@ -225,5 +228,4 @@ def test_the_shim_answers_about_a_container_that_waits(nodes: Nodes) -> None:
         waiting(pod) as start,
     ):
         shim_client.talk(nodes.b, pod.container_ids["counter"], ask)
-        assert not start.done()
         assert "(NotArrived)" in refusal(start)

@@ -10,8 +10,10 @@ import time
 import pytest
 
 from grit_runtime.files import checkpoint_dir, verified
+from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
+from tests.host.test_changes import kinds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,6 +142,14 @@ def test_what_others_can_change_is_not_recorded(root: Path, place: str) -> None:
 
 def test_what_is_of_the_future_is_not_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time_ns", lambda: time.clock_gettime_ns(0) - 10**10)
+    verified.record(str(root), *NAMES)
+    assert not holds(root / "default/nightly")
+
+
+def test_what_is_on_a_network_filesystem_is_not_recorded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux, "_SHARED_FILESYSTEMS", kinds(root))
     verified.record(str(root), *NAMES)
     assert not holds(root / "default/nightly")
 

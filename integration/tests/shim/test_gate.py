@@ -57,10 +57,12 @@ def short_wait(nodes: Nodes) -> Iterator[None]:
 
 
 @contextmanager
-def created(node: Node, name: str, *, handler: str = "") -> Iterator[Pod]:
+def created(
+    node: Node, name: str, *, handler: str = "", annotations: tuple[tuple[str, str], ...] = ()
+) -> Iterator[Pod]:
     """A pod that asks for checkpoint *name*, with its container created."""
-    annotations = (("grit.dev/restore-name", name), ("grit.dev/clone", "true"))
-    spec = workload.counter_pod(name, annotations=annotations, runtime_handler=handler)
+    asked = (("grit.dev/restore-name", name), ("grit.dev/clone", "true"), *annotations)
+    spec = workload.counter_pod(name, annotations=asked, runtime_handler=handler)
     with kubelet.sandbox(node, spec) as pod:
         pod.create("counter")
         yield pod
@@ -161,6 +163,23 @@ def test_a_transfer_that_has_died_is_named(nodes: Nodes) -> None:
         assert "its transfer has died; start it again or wait until grit agent takes it" in told
         assert "(ArrivalFailed)" in told
         assert checkpoints.left_by_restores(pod) == []
+
+
+@pytest.mark.usefixtures("short_wait")
+def test_what_is_on_its_way_is_not_started_cold_and_what_is_lost_is(nodes: Nodes) -> None:
+    cold = (("grit.dev/on-failure", "cold-start"),)
+    with (
+        arrivals.announced(nodes.b, "either", ELSE) as writer,
+        created(nodes.b, "either", annotations=cold) as pod,
+    ):
+        with waiting(pod) as start:
+            assert "(NotArrived)" in refusal(start)
+        pod.create("counter")
+        with waiting(pod) as start:
+            arrivals.fail(writer, "piece 7 is damaged")
+            start.result(TIMEOUT_S)
+        pod.wait_for_log("counter", "1\n2\n")
+        assert [one["outcome"] for one in checkpoints.outcomes(pod)] == ["failed", "cold"]
 
 
 def test_a_transfer_that_fails_fails_the_start_at_once(nodes: Nodes) -> None:

@@ -23,7 +23,7 @@ from grit_runtime.files import checkpoint_dir
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.store import backend, catalog, collect, locks
 from grit_runtime.store.keys import FileKey
-from grit_runtime.store.pull import Pulled, pull
+from grit_runtime.store.pull import Pulled, bring, stored
 from grit_runtime.store.push import Pushed, begin, push
 from grit_runtime.store.records import Unlocked
 from tests.store import made
@@ -51,7 +51,8 @@ def pushed(store: Backend, path: Path, key: FileKey | None = None) -> Pushed:
 
 def pulled(store: Backend, root: Path, name: str, key: FileKey | None = None) -> Pulled:
     entry = catalog.find(store, made.ROOT, name)
-    return pull(store, entry, str(root), key, made.ignore)
+    with stored(store, entry, key) as source:
+        return bring(source, entry, str(root), made.ignore)
 
 
 def packs(store: Backend) -> list[str]:
@@ -212,7 +213,8 @@ def test_another_checkpoint_of_the_name_is_not_replaced_unasked(
     with pytest.raises(AlreadyExistsError, match="another checkpoint"):
         pulled(store, tmp_path / "b", "one")
     entry = catalog.find(store, made.ROOT, "one")
-    pull(store, entry, str(tmp_path / "b"), None, made.ignore, replace=True)
+    with stored(store, entry, None) as source:
+        bring(source, entry, str(tmp_path / "b"), made.ignore, replace=True)
     assert (tmp_path / "b" / made.ROOT / "one/main/pages").read_bytes() == b"second"
 
 

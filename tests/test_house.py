@@ -186,7 +186,7 @@ USED_BY_OTHERS = {
     "a command of click's": {"list_"},
     "a field of a message or a structure, which is sent or passed to the kernel": {
         *("current", "domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
-        *("nodename", "orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
+        *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
     "a method of asyncio.Protocol": {

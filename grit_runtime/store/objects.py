@@ -108,6 +108,9 @@ class Objects:
         with suppress(FileNotFoundError), _as_os_error(f"{self.url}/{name}"):
             obstore.delete(self._store, name)
 
+    def remove_unfinished(self) -> None:
+        """There is nothing: an object is put as a whole."""
+
 
 class _Object:
     """An object that is being written, in memory: it is put as a whole."""

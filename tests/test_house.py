@@ -187,7 +187,7 @@ USED_BY_OTHERS = {
     "called by whoever brings a checkpoint to a node": {"announced", "tell", "write_sentinel"},
     "a field of a message or a structure, which is sent or passed to the kernel": {
         *("current", "domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
-        *("nodename", "orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
+        *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
     "a method of asyncio.Protocol": {

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         def remove(self, name: str) -> None:
             """Remove an object, if it is there."""
 
+        def remove_unfinished(self) -> None:
+            """Remove what writers that were killed have left; nobody may be writing."""
+
 
 FORMAT_NAME = "grit-store.json"
 VERSION = 1

@@ -57,6 +57,14 @@ class Directory:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def listed(self, prefix: str) -> list[Stored]:
+        return [found for found in self._files(prefix) if not _is_unfinished(found)]
+
+    def remove_unfinished(self) -> None:
+        for found in self._files(""):
+            if _is_unfinished(found):
+                self.remove(found.name)
+
+    def _files(self, prefix: str) -> list[Stored]:
         try:
             dir_fd = confine.descend(self._fd, [name for name in prefix.split("/") if name])
         except FileNotFoundError:
@@ -65,7 +73,7 @@ class Directory:
             return [
                 Stored(prefix + entry.path, entry.stat.st_size, entry.stat.st_mtime)
                 for entry in confine.walk(dir_fd, changing=True)
-                if confine.is_file(entry.stat) and not entry.name.startswith(".")
+                if confine.is_file(entry.stat)
             ]
 
     def remove(self, name: str) -> None:
@@ -101,6 +109,10 @@ class Directory:
                     if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
                         return
                     raise
+
+
+def _is_unfinished(found: Stored) -> bool:
+    return found.name.rpartition("/")[2].startswith(".")
 
 
 class _File:

@@ -23,6 +23,7 @@ from grit_runtime.files import checkpoint_dir
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.store import backend, catalog, collect, locks
 from grit_runtime.store.keys import FileKey
+from grit_runtime.store.packs import read_contents
 from grit_runtime.store.pull import Pulled, bring, stored
 from grit_runtime.store.push import Pushed, begin, push
 from grit_runtime.store.records import Unlocked
@@ -176,6 +177,26 @@ def test_a_pull_goes_on_where_another_was_interrupted(store: Backend, tmp_path: 
     assert 0 < rest.received_bytes < 64 * made.MIB
     assert made.content(tmp_path / "b" / made.ROOT / "one") == made.content(path)
     assert [entry.name for entry in (tmp_path / "b" / made.ROOT).iterdir()] == ["one"]
+
+
+def test_a_push_goes_on_with_every_whole_pack_of_another(store: Backend, tmp_path: Path) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(320 * made.MIB)})
+    left = 300 * made.MIB
+
+    def stop_late(done_bytes: int, _moved_bytes: int) -> None:
+        nonlocal left
+        left -= done_bytes
+        if left < 0:
+            raise InterruptedError("stop")
+
+    with pytest.raises(InterruptedError):
+        push(str(path), store, None, stop_late)
+    whole = store.listed("packs/")
+    assert len(whole) > 2
+    chunks = sum(len(read_contents(store, pack, None)) for pack in whole)
+    assert pushed(store, path).reused_bytes == chunks * 4 * made.MIB
+    pulled(store, tmp_path / "b", "one")
+    assert made.content(tmp_path / "b" / made.ROOT / "one") == made.content(path)
 
 
 def test_a_wrong_key_a_forged_pack_and_damage_are_told_apart(

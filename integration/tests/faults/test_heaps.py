@@ -206,7 +206,9 @@ def test_a_restore_whose_memory_does_not_arrive_fails_and_leaves_nothing(
         assert arriving.stdin is not None
         arriving.stdin.write("cut\n")
         arriving.stdin.flush()
-        with pytest.raises(CriError, match=r"its transfer from a store has failed: .*the link is d"):
+        with pytest.raises(
+            CriError, match=r"its transfer from a store has failed: .*the link is d"
+        ):
             starting.result()
         assert standing(nodes.a) == []
         assert not checkpoints.directory(nodes.a, "early").exists()

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
+
 import click
 
 from grit_runtime import config
+from grit_runtime.cli import progress
+from grit_runtime.errors import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from grit_runtime.proto import agent_pb2
+
+
+_LOOK_EVERY_S = 0.5
 
 
 @click.group()
@@ -29,3 +44,114 @@ def init(directory: str | None, node: str, ca: str) -> None:
     for path in made.paths:
         click.echo(path)
     click.echo(f"node {node}: valid until {made.valid_until}")
+
+
+@agent.command()
+def run() -> None:
+    """Serve the node, in the foreground, until SIGTERM."""
+    from grit_runtime.agent import daemon  # brings gRPC and TLS
+
+    daemon.run(config.load())
+
+
+@agent.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a list of JSON objects.")
+def status(as_json: bool) -> None:
+    """Show the agent's jobs: those that have ended, and then the others."""
+    from google.protobuf.json_format import MessageToDict
+
+    from grit_runtime.agent import client
+
+    jobs = client.status()
+    if as_json:
+        plain = [MessageToDict(job, preserving_proto_field_name=True) for job in jobs]
+        click.echo(json.dumps(plain, indent=1))
+        return
+    for job in jobs:
+        click.echo(line(job))
+
+
+@agent.command()
+@click.argument("job")
+def cancel(job: str) -> None:
+    """End JOB, an id that "grit agent status" shows. What it has moved stays for the next one."""
+    from grit_runtime.agent import client
+
+    for now in client.cancelled(job):
+        click.echo(line(now))
+
+
+def follow() -> None:
+    """Show the jobs that have not ended, until all have: bars on a terminal, or lines."""
+    from grit_runtime.agent import client
+
+    shown = _Bars() if sys.stderr.isatty() else _Lines()
+    with shown:
+        jobs = [job for job in client.status() if not job.ended]
+        if not jobs:
+            click.echo("grit: the agent of this node has no job that has not ended", err=True)
+        while jobs:
+            time.sleep(_LOOK_EVERY_S)
+            ids = {job.id for job in jobs}
+            jobs = [job for job in client.status() if not job.ended or job.id in ids]
+            shown.show(jobs)
+            jobs = [job for job in jobs if not job.ended]
+
+
+class _Lines:
+    """A line for each change of a job's state."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be put back."""
+
+    def show(self, jobs: list[agent_pb2.Job]) -> None:
+        for job in jobs:
+            now = f"{job.state} {job.phase}"
+            if self._told.get(job.id) != now:
+                self._told[job.id] = now
+                click.echo(line(job))
+
+
+class _Bars:
+    """A bar for each job."""
+
+    def __init__(self) -> None:
+        self._progress = progress.bars()
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, jobs: list[agent_pb2.Job]) -> None:
+        for job in jobs:
+            name = printable(f"{job.phase} {job.namespace}/{job.name} {job.state}")
+            if job.id not in self._tasks:
+                self._tasks[job.id] = self._progress.add_task(name, total=None)
+            size_bytes = job.size_bytes or None
+            self._progress.update(
+                self._tasks[job.id], description=name, total=size_bytes, completed=job.done_bytes
+            )
+
+
+def line(job: agent_pb2.Job) -> str:
+    """A job in one line."""
+    words = [job.id, job.state, job.phase, f"{job.namespace}/{job.name}"]
+    if job.url:
+        words.append(f"from {job.url}" if job.kind == "prepare" else f"to {job.url}")
+    if job.size_bytes:
+        words.append(f"{job.done_bytes} of {job.size_bytes} bytes")
+    if job.state == "running" and job.bytes_per_s:
+        words.append(f"{job.bytes_per_s / (1 << 20):.0f} MiB/s")
+    if job.text:
+        words.append(f"{job.text} ({job.reason})")
+    return printable("  ".join(words))

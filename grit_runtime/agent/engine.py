@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 
 from grit_runtime import config as configuration
-from grit_runtime.errors import CommandError, GritError, of_reason, one_line, reason
+from grit_runtime.errors import CommandError, GritError, PodStateError, of_reason, one_line, reason
 from grit_runtime.host import process
 
 TYPE_CHECKING = False
@@ -70,6 +70,11 @@ def perform(wanted: dict[str, Any], config: Config) -> str:
     with Containerd(config.containerd_address) as containerd:
         pod = containerd.find(wanted["target"])
         version = containerd.version()
+    if wanted.get("uid", pod.uid) != pod.uid:
+        raise PodStateError(
+            f"pod {wanted['target']} has uid {pod.uid}, expected {wanted['uid']}: it is another "
+            "pod of that name; ask for that one"
+        )
     order = Order(
         pod=pod,
         name=wanted["name"],

@@ -22,9 +22,53 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 0.5
 
 
-@click.group()
-def agent() -> None:
-    """Move checkpoints between nodes."""
+@click.group(invoke_without_command=True)
+@click.option("--action", type=click.Choice(["checkpoint", "restore"]), envvar="ACTION")
+@click.option("--src-dir", help="Where the checkpoint is taken or read.")
+@click.option("--dst-dir", help="Where it is copied.")
+@click.option("--host-work-path", hidden=True, help="Upstream's manager sets it; --src-dir has it.")
+@click.option("--target-pod-namespace", envvar="TARGET_NAMESPACE", default="", metavar="NAMESPACE")
+@click.option("--target-pod-name", envvar="TARGET_NAME", default="", metavar="POD")
+@click.option("--target-pod-uid", envvar="TARGET_UID", default="", metavar="UID")
+@click.option("--runtime-endpoint", metavar="SOCKET", help="containerd's, if not as configured.")
+@click.option("--v", "verbosity", hidden=True, help="Upstream's job sets it.")
+@click.pass_context
+def agent(
+    context: click.Context,
+    action: str | None,
+    src_dir: str | None,
+    dst_dir: str | None,
+    host_work_path: str | None,
+    target_pod_namespace: str,
+    target_pod_name: str,
+    target_pod_uid: str,
+    runtime_endpoint: str | None,
+    verbosity: str | None,
+) -> None:
+    """Move checkpoints between nodes.
+
+    With --action it is a job of upstream GRIT's manager: it takes one checkpoint of the target pod
+    in the source directory and copies it to the destination, or copies one and writes the file
+    that upstream's runtime waits for. Exit 0 if all is done; it may be run again.
+    """
+    del host_work_path, verbosity
+    if context.invoked_subcommand:
+        return
+    if not (action and src_dir and dst_dir):
+        raise click.UsageError(
+            "expected a command, or --action with --src-dir and --dst-dir", context
+        )
+    from grit_runtime.agent import one_shot  # brings the engine
+
+    if action == "restore":
+        one_shot.restore(src_dir, dst_dir)
+        return
+    settings = config.load()
+    if runtime_endpoint:
+        address = runtime_endpoint.removeprefix("unix://")
+        settings = settings._replace(containerd_address=address)
+    pod = one_shot.Pod(target_pod_namespace, target_pod_name, target_pod_uid)
+    one_shot.checkpoint(pod, src_dir, dst_dir, settings)
 
 
 @agent.command()

@@ -20,6 +20,7 @@ from grit_runtime.files import signature
 from grit_runtime.model import losses, outcomes
 from grit_runtime.model.annotations import KNOWN
 from grit_runtime.model.outcomes import Outcome
+from grit_runtime.store.keys import FileKey
 from integration import documents
 from integration.benchmarks import main as benchmarks
 from integration.documents import FILES, REPO, documented
@@ -247,6 +248,12 @@ def test_each_field_of_a_record_is_in_the_table_of_records() -> None:
     assert re.findall(r"`(\w+)`", " ".join(cells)) == list(Outcome._fields)
     for outcome in ("RESTORED", "SKIPPED", "COLD", "FAILED", "SEALED", "LOST", "HELD"):
         assert f"`{getattr(outcomes, outcome)}`" in text
+
+
+def test_a_store_s_key_is_made_as_the_document_says(tmp_path: Path) -> None:
+    (command,) = documented("store key")
+    subprocess.run(command.replace("/etc/grit", str(tmp_path)), shell=True, check=True)  # noqa: S602
+    assert len(FileKey(str(tmp_path / "store.key")).id) == 16
 
 
 def test_a_signing_key_is_made_as_the_document_says(tmp_path: Path) -> None:

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
         def pull(self, entry: Entry, told: Told, *, replace: bool = False) -> Pulled:
             """Bring it to this node, verified and durable."""
 
-        def push(self, namespace: str, name: str, told: Told) -> Pushed:
-            """Put this node's checkpoint of that name there."""
+        def push(self, namespace: str, name: str, told: Told, begun: str = "") -> Pushed:
+            """Put this node's checkpoint of that name there; *begun* as for a store's push."""
+
+        def reach(self) -> None:
+            """Raise what a push would, as far as that can be known before there is anything."""
 
 
 def remote(url: str, config: Config, file_key: FileKey | None, host: str = "") -> Remote:
@@ -56,9 +59,13 @@ class _Store:
         store = open_store(self._url)
         return pull.pull(store, entry, self._root, self._file_key, told, replace=replace)
 
-    def push(self, namespace: str, name: str, told: Told) -> Pushed:
+    def push(self, namespace: str, name: str, told: Told, begun: str = "") -> Pushed:
         path = f"{self._root}/{namespace}/{name}"
-        return push.push(path, open_store(self._url, make=True), self._file_key, told)
+        store = open_store(self._url, make=True)
+        return push.push(path, store, self._file_key, told, begun=begun)
+
+    def reach(self) -> None:
+        open_store(self._url, make=True)
 
 
 class _Peer:
@@ -74,7 +81,7 @@ class _Peer:
     def pull(self, entry: Entry, told: Told, *, replace: bool = False) -> Pulled:
         return peers.pull(self._address, self._own, entry, self._root, told, replace=replace)
 
-    def push(self, namespace: str, name: str, told: Told) -> Pushed:
+    def push(self, namespace: str, name: str, told: Told, _begun: str = "") -> Pushed:
         """Have the peer pull it from this node's agent."""
         with checkpoint_dir.opened(f"{self._root}/{namespace}/{name}") as (_, sealed):
             entry = Entry(namespace, name, sealed.sha256, 0.0)
@@ -85,3 +92,6 @@ class _Peer:
                 done_bytes, moved_bytes = step.done_bytes, step.moved_bytes
                 size_bytes = step.size_bytes
         return Pushed(entry, size_bytes, moved_bytes, 0, was_there=moved_bytes == 0)
+
+    def reach(self) -> None:
+        peers.listing(self._address, self._own)

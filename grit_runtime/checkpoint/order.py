@@ -33,6 +33,7 @@ class Order(NamedTuple):
     capture: frozenset[str]  # volumes, besides those that the pod's annotation names
     containerd_version: str
     strict: bool  # refuse a checkpoint that would come back different
+    store: str = ""  # where memory is sent to while the rest is dumped
 
 
 class Context(NamedTuple):

@@ -10,7 +10,7 @@ import shutil
 import time
 
 from grit_runtime import log
-from grit_runtime.checkpoint import heaps, holds, preflight, sealing, standstill
+from grit_runtime.checkpoint import early_push, heaps, holds, preflight, sealing, standstill
 from grit_runtime.checkpoint.dumping import NEWER_FLAGS, Dumps, dump
 from grit_runtime.checkpoint.order import Context, Order
 from grit_runtime.dump import link_remaps
@@ -49,6 +49,7 @@ class Result(NamedTuple):
     path: str
     manifest: Manifest
     lost: str = ""
+    begun: str = ""  # what was sent to the order's store already, for the push
 
 
 def checkpoint(order: Order, config: Config) -> Result:
@@ -137,8 +138,21 @@ def _take(context: Context) -> Result:
     preflight.check_room(context, chosen, gpu_bytes=survey.size_bytes if survey else 0)
     begin = time.monotonic()
     suspended = heaps.move_out(context, standstill.suspend(context, survey, thawed))
-    preflight.tell_losses(context, suspended.frozen.losses)
-    _silence(context, looked.tcp)
+    with early_push.begun(context, suspended.saved) as early:
+        preflight.tell_losses(context, suspended.frozen.losses)
+        _silence(context, looked.tcp)
+        sealed = _dump_and_seal(context, looked, suspended, begin)
+        _leave_source(context)
+        sealed = sealed._replace(begun=early())
+    for path in (context.memory_dir, context.work_dir):  # an undo needed the memory until now
+        shutil.rmtree(path)
+    return sealed
+
+
+def _dump_and_seal(
+    context: Context, looked: preflight.Looked, suspended: standstill.Suspended, begin: float
+) -> Result:
+    """Dump a pod that has stood since *begin*, let it go on as ordered, and seal the checkpoint."""
     dumps = _dumps(context, looked, suspended)
     dumped = [dump(dumps, container) for container in context.order.pod.running]
     with context.timeline.phase("volumes"):
@@ -160,9 +174,6 @@ def _take(context: Context) -> Result:
         sealing.seal(context, manifest)
     if is_held:  # whoever carries the checkpoint away need not wait for the source's memory
         lost = _go_on(context, suspended)
-    _leave_source(context)
-    for path in (context.memory_dir, context.work_dir):  # an undo needed the memory until now
-        shutil.rmtree(path)
     return Result(context.final_dir, manifest, lost)
 
 

@@ -6,6 +6,7 @@ import click
 from grit_runtime import config
 from grit_runtime.checkpoint import holds, standstill, take
 from grit_runtime.checkpoint.order import After, Order
+from grit_runtime.cli import store as pushing
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.model import annotations
 from grit_runtime.model.manifest import plain
@@ -46,6 +47,13 @@ from grit_runtime.restore import attempts
     is_flag=True,
     help="Refuse to checkpoint, instead of warning, if something would come back different.",
 )
+@click.option(
+    "--push",
+    "store",
+    default="",
+    metavar="STORE",
+    help="Put the checkpoint into STORE too, as grit push does; memory is sent while CRIU dumps.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path.")
 def checkpoint(
     target: str,
@@ -56,6 +64,7 @@ def checkpoint(
     stage: str,
     capture: str,
     strict: bool,
+    store: str,
     as_json: bool,
 ) -> None:
     """Checkpoint TARGET: NAMESPACE/POD, a pod sandbox's id, or one container's id.
@@ -84,6 +93,12 @@ def checkpoint(
         capture=annotations.capture(capture),
         containerd_version=version,
         strict=strict,
+        store="" if store.startswith("peer:") else store,  # that asks for it when it is sealed
     )
+    if store:
+        pushing.require(store)
     sealed = take.checkpoint(order, settings)
     click.echo(json.dumps(plain(sealed.manifest), indent=1) if as_json else sealed.path)
+    if store:
+        pushed = pushing.put(sealed.path, store, None, begun=sealed.begun)
+        click.echo(pushing.told_of(pushed, sealed.path, store), err=True)

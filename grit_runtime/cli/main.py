@@ -8,6 +8,7 @@ import click
 
 from grit_runtime.cli.agent import agent
 from grit_runtime.cli.checkpoint import checkpoint
+from grit_runtime.cli.compat import compat
 from grit_runtime.cli.gpu import gpu
 from grit_runtime.cli.inspect import inspect
 from grit_runtime.cli.recover import recover
@@ -27,21 +28,10 @@ def grit() -> None:
     """
 
 
-for _command in (
-    agent,
-    checkpoint,
-    resume,
-    recover,
-    status,
-    inspect,
-    verify,
-    gpu,
-    push,
-    pull,
-    ls,
-    rm,
-    gc,
-):
+_ABOUT_PODS = (checkpoint, resume, recover, status, gpu)
+_ABOUT_CHECKPOINTS = (inspect, verify, compat, ls, push, pull, rm, gc)
+
+for _command in (*_ABOUT_PODS, *_ABOUT_CHECKPOINTS, agent):
     grit.add_command(_command)
 
 

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.store.collect import Garbage
     from grit_runtime.store.keys import FileKey
+    from grit_runtime.store.push import Pushed
     from grit_runtime.store.records import Unlocked
 
 _STORE = click.argument("store")
@@ -40,29 +41,54 @@ def push(checkpoint: str, store: str, key_file: str | None, as_json: bool, dry_r
     directory or bucket becomes a store. Chunks that the store has already are not sent again.
     peer://NODE has that node's agent bring it from this node's.
     """
-    from grit_runtime.agent import moving  # an extra
     from grit_runtime.files import checkpoint_dir
 
-    settings = config.load()
-    path = f"{settings.checkpoint_root}/{'/'.join(_named(checkpoint))}"
-    with checkpoint_dir.opened(path) as (_, sealed):
-        size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
+    path = f"{config.load().checkpoint_root}/{'/'.join(_named(checkpoint))}"
     if dry_run:
+        with checkpoint_dir.opened(path) as (_, sealed):
+            size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
         click.echo(f"{path}: {size_bytes} bytes would be put into {store}")
         return
-    remote = moving.remote(store, settings, _file_key(key_file))
-    with progress.shown("push", size_bytes, as_json=as_json) as told:
-        pushed = remote.push(*_named(checkpoint), told)
+    pushed = put(path, store, key_file, as_json=as_json)
     _tell(
         as_json,
-        f"{path}: in {store}, manifest sha256:{pushed.entry.sha256}, {pushed.sent_bytes} bytes sent"
-        + (", it was there" if pushed.was_there else f", {pushed.reused_bytes} bytes were there"),
+        told_of(pushed, path, store),
         sha256=pushed.entry.sha256,
-        size_bytes=size_bytes,
+        size_bytes=pushed.size_bytes,
         sent_bytes=pushed.sent_bytes,
         reused_bytes=pushed.reused_bytes,
         was_there=pushed.was_there,
     )
+
+
+def require(store: str) -> None:
+    """Raise what a push into *store* would raise, as far as that can be known now."""
+    from grit_runtime.agent import moving
+
+    moving.remote(store, config.load(), _file_key(None)).reach()
+
+
+def put(
+    path: str, store: str, key_file: str | None, *, as_json: bool = False, begun: str = ""
+) -> Pushed:
+    """Push the checkpoint in the directory *path*, and show how far that is."""
+    from grit_runtime.agent import moving
+    from grit_runtime.files import checkpoint_dir
+
+    with checkpoint_dir.opened(path) as (_, sealed):
+        size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
+    remote = moving.remote(store, config.load(), _file_key(key_file))
+    namespace, name = path.split("/")[-2:]
+    with progress.shown("push", size_bytes, as_json=as_json) as told:
+        return remote.push(namespace, name, told, begun)
+
+
+def told_of(pushed: Pushed, path: str, store: str) -> str:
+    """A line for people."""
+    how = f"{pushed.sent_bytes} bytes sent, {pushed.reused_bytes} bytes were there"
+    if pushed.was_there:
+        how = "it was there"
+    return f"{path}: in {store}, manifest sha256:{pushed.entry.sha256}, {how}"
 
 
 @click.command()
@@ -169,12 +195,9 @@ def _named(checkpoint: str) -> tuple[str, str]:
 
 
 def _file_key(key_file: str | None) -> FileKey | None:
-    path = key_file or config.load().store_key
-    if not path:
-        return None
-    from grit_runtime.store.keys import FileKey  # an extra
+    from grit_runtime.store import records
 
-    return FileKey(path)
+    return records.file_key(key_file or config.load().store_key)
 
 
 def _unlocked(key_file: str | None) -> Unlocked:

@@ -5,7 +5,8 @@ and owner of all that is in it. Whatever changes a file's content, name or mode 
 the present, which no call can set back. So a record says nothing of three things, and `grit verify`
 reads all the same: bits that flip on the disk; who sets the clock back, or writes to the disk
 beneath the filesystem, which takes root; what was on no disk yet when the node lost its power.
-The last is why the records lie where a reboot empties them.
+The last is why the records lie where a reboot empties them. There are none of a network filesystem,
+whose times are another machine's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import suppress
 
 from grit_runtime import paths
 from grit_runtime.files import checkpoint_dir, confine
+from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.startup.named import NamedTuple
 
@@ -71,7 +73,9 @@ def keep(dir_fd: int, path: str, before: Fingerprint) -> None:
     *before* is from before it was verified. Nothing is recorded if it has changed since. Blocks
     for up to a tick of the clock: a change later in the tick of the last one would not be seen.
     """
-    if confine.untrusted_entry(dir_fd) is not None or before.newest_ns > time.time_ns():
+    if confine.untrusted_entry(dir_fd) is not None or linux.is_shared(f"/proc/self/fd/{dir_fd}"):
+        return
+    if before.newest_ns > time.time_ns():
         return
     while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) <= before.newest_ns:
         time.sleep(_TICK_S)

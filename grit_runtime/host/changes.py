@@ -16,13 +16,6 @@ _IN_CLOSE_WRITE, _IN_MOVED_FROM, _IN_MOVED_TO = 0x8, 0x40, 0x80
 _IN_CREATE, _IN_DELETE, _IN_ONLYDIR = 0x100, 0x200, 0x1000000
 _CHANGES = _IN_CLOSE_WRITE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE
 
-# The kernel tells only what this node does to these: NFS, SMB 1 to 3, Ceph, 9p, Lustre, FUSE.
-# Source: linux include/uapi/linux/magic.h.
-_SHARED_FILESYSTEMS = (
-    *(0x6969, 0x517B, 0xFF534D42, 0xFE534D42),
-    *(0x00C36400, 0x01021997, 0x0BD00BD0, 0x65735546),
-)
-
 _POLL_S = 0.2
 _BUFFER_BYTES = 64 << 10
 
@@ -55,7 +48,7 @@ class Changes:
             return
         path = os.fsencode(directory)
         try:
-            if linux.filesystem_type(directory) in _SHARED_FILESYSTEMS:
+            if linux.is_shared(directory):
                 self._is_told = False
             linux.result("inotify_add_watch", directory, self._fd, path, _CHANGES | _IN_ONLYDIR)
         except OSError:  # no watch is left, or the directory has gone

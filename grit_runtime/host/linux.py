@@ -16,6 +16,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
+# NFS, SMB 1 to 3, Ceph, 9p, Lustre, FUSE. Source: linux include/uapi/linux/magic.h.
+_SHARED_FILESYSTEMS = (
+    *(0x6969, 0x517B, 0xFF534D42, 0xFE534D42),
+    *(0x00C36400, 0x01021997, 0x0BD00BD0, 0x65735546),
+)
 _STATFS_BYTES = 256  # more than any architecture's
 _SYS_PIDFD_GETFD = 438
 _SYS_KEYCTL = 250 if os.uname().machine == "x86_64" else 219
@@ -79,14 +84,14 @@ def exchange(one: str, other: str) -> None:
     call("renameat2", other, *paths, _RENAME_EXCHANGE)
 
 
-def filesystem_type(path: str) -> int:
-    """The number of the filesystem that *path* is on (linux include/uapi/linux/magic.h).
+def is_shared(path: str) -> bool:
+    """Whether others than this kernel may change the filesystem that *path* is on.
 
-    Spec: statfs(2), whose structure begins with it.
+    Spec: statfs(2), whose structure begins with the filesystem's type.
     """
     status = ctypes.create_string_buffer(_STATFS_BYTES)
     call("statfs", path, os.fsencode(path), status)
-    return int.from_bytes(status.raw[:4], sys.byteorder)
+    return int.from_bytes(status.raw[:4], sys.byteorder) in _SHARED_FILESYSTEMS
 
 
 def copy_descriptor(pid: int, fd: int) -> int:

@@ -1,6 +1,22 @@
 """Deciding whether a process dumped on one node can continue on another. Pure."""
 
-from grit_runtime.model.manifest import Node
+from __future__ import annotations
+
+import json
+
+from grit_runtime.errors import GpuError, InvalidArgumentError, ManifestError
+from grit_runtime.model import device_map
+from grit_runtime.model import manifest as manifests
+from grit_runtime.model.manifest import Gpu, Manifest, Node  # noqa: TC001  read by types
+from grit_runtime.startup.named import NamedTuple
+
+
+class Facts(NamedTuple):
+    """What of a node decides whether a checkpoint can be restored there."""
+
+    node: Node
+    gpus: tuple[Gpu, ...]
+
 
 # CPU flags that libraries choose their code by at start-up (glibc's ifuncs, BLAS, crypto): a
 # process that has chosen cannot go on where the instruction is missing.
@@ -30,6 +46,37 @@ def refusals(dumped: Node, here: Node) -> list[str]:
             f"install CRIU {dumped.criu} or newer here"
         )
     return reasons
+
+
+def verdict(manifest: Manifest, facts: Facts) -> list[str]:
+    """The reasons why no pod of the node of *facts* could be restored from the checkpoint.
+
+    Whether a particular pod can depends on its spec too, which `grit inspect --against` looks at.
+    """
+    reasons = refusals(manifest.node, facts.node)
+    # The driver wants all that a process saw, used or not.
+    needed = {gpu.uuid: gpu for c in manifest.running if c.cuda for gpu in c.gpus}
+    if needed and not facts.node.driver:
+        reasons.append(f"needs {len(needed)} GPUs, and this node has no NVIDIA driver")
+    elif needed:
+        try:
+            device_map.plan(tuple(needed.values()), facts.gpus)
+        except GpuError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def dump_facts(facts: Facts) -> str:
+    return json.dumps(manifests.plain(facts), indent=1)
+
+
+def parse_facts(data: bytes, where: str) -> Facts:
+    """What `dump_facts` has written; InvalidArgumentError if it means nothing."""
+    try:
+        facts: Facts = manifests.checked(Facts, json.loads(data), where)
+    except (ValueError, RecursionError, ManifestError) as error:
+        raise InvalidArgumentError(f"{where}: not facts of a node: {error}") from None
+    return facts
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -172,7 +172,7 @@ def parse(data: bytes) -> Manifest:
         raise ManifestError(f"{FILE_NAME}: not JSON: {error}; take the checkpoint again") from None
     if isinstance(value, dict):
         _upgrade(value)
-    manifest: Manifest = _checked(Manifest, value, FILE_NAME)
+    manifest: Manifest = checked(Manifest, value, FILE_NAME)
     return manifest
 
 
@@ -220,18 +220,18 @@ def _upgrade(value: dict[str, Any]) -> None:
         options.pop("ghost_limit_bytes", None)  # no restore has ever used it
 
 
-def _checked(wanted: Any, value: Any, where: str) -> Any:
+def checked(wanted: Any, value: Any, where: str) -> Any:
     """*value* as *wanted*: a NamedTuple, tuple[X, ...], X | None, or a plain JSON type."""
     if hasattr(wanted, "_fields"):
         return _checked_record(wanted, value, where)
     arguments = typing.get_args(wanted)
     if isinstance(wanted, types.UnionType):
-        return None if value is None else _checked(arguments[0], value, where)
+        return None if value is None else checked(arguments[0], value, where)
     if arguments:
         if not isinstance(value, list):
             raise ManifestError(f"{where}: expected a list, is {_shown(value)}")
         items = enumerate(value)
-        return tuple(_checked(arguments[0], item, f"{where}[{at}]") for at, item in items)
+        return tuple(checked(arguments[0], item, f"{where}[{at}]") for at, item in items)
     if wanted is float and type(value) is int:
         value = float(value)
     # bool is an int to isinstance, and JSON's true is no number
@@ -248,8 +248,8 @@ def _checked_record(wanted: Any, value: Any, where: str) -> Any:
         raise ManifestError(
             f"{where}: {'unknown' if name in value else 'missing'} field {_shown(name)}"
         )
-    checked = {name: _checked(hints[name], value[name], f"{where}: {name}") for name in hints}
-    return wanted(**checked)
+    fields = {name: checked(hints[name], value[name], f"{where}: {name}") for name in hints}
+    return wanted(**fields)
 
 
 def _shown(value: Any) -> str:

@@ -87,8 +87,9 @@ def dump_index(index: Index) -> bytes:
 
 
 def dump_contents(chunks: list[Chunk]) -> bytes:
-    """What is in a pack; the chunks' own numbers of packs do not matter."""
-    return store_pb2.Contents(chunks=map(_dumped, chunks)).SerializeToString()
+    """What is in a pack, which is their first, whatever its number in an index is."""
+    own = (_dumped(chunk._replace(pack=0)) for chunk in chunks)
+    return store_pb2.Contents(chunks=own).SerializeToString()
 
 
 def parse_index(data: bytes) -> Index:

@@ -118,15 +118,21 @@ def _watch(place: Place, changes: Changes) -> None:
     Each is watched before it is looked at, so no change is missed.
     """
     changes.watch(arrivals.directory(place.namespace, place.name))
-    root = place.root
-    while not os.path.isdir(root):
-        root = os.path.dirname(root)
-    changes.watch(root)
+    root = ""
+    while root != (root := _nearest(place.root)):  # it may have been made before it was watched
+        changes.watch(root)
     if root == place.root:
         with suppress(FileNotFoundError, ImageError):
             for names in ([place.namespace], [place.namespace, place.name]):
                 with closing_fd(confine.open_dir(root, *names)) as fd:
                     changes.watch(f"/proc/self/fd/{fd}")
+
+
+def _nearest(path: str) -> str:
+    """The directory, or the nearest one above it that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _is_here(place: Place, arrival: Arrival) -> bool:

@@ -120,6 +120,7 @@ class Container:
                         await self.runtime.call("delete", "--force", self.id)
                 await self.init.streams.close()
                 await in_thread(mounts.unmount_all, self._rootfs_dir)
+                self.init.status = DELETED  # for a delete that has waited
                 raise
             self.shim.publish(
                 events.TaskCreate(

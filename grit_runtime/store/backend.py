@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 
 from grit_runtime.errors import NewerFormatError, NoStoreError, NotFoundError
-from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol, Self
+
+    from grit_runtime.store.listed import Stored
 
     class Writing(Protocol):
         """An object that is being written; whole and durable once the block has ended."""
@@ -45,12 +46,6 @@ if TYPE_CHECKING:
 
 FORMAT_NAME = "grit-store.json"
 VERSION = 1
-
-
-class Stored(NamedTuple):
-    name: str
-    size_bytes: int
-    written_s: float  # of the store's own clock
 
 
 def put(store: Backend, name: str, data: bytes) -> None:

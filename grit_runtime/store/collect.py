@@ -14,8 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from grit_runtime.store.backend import Backend, Stored
+    from grit_runtime.store.backend import Backend
     from grit_runtime.store.catalog import Entry
+    from grit_runtime.store.listed import Stored
     from grit_runtime.store.records import Unlocked
 
 

@@ -14,7 +14,7 @@ from grit_runtime.errors import NoStoreError, NotFoundError
 from grit_runtime.files import confine, fdcopy
 from grit_runtime.host import process
 from grit_runtime.host.descriptor import closing_fd
-from grit_runtime.store.backend import Stored
+from grit_runtime.store.listed import Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import os
 from contextlib import contextmanager, suppress
 
 from grit_runtime.errors import ConfigurationError, NotFoundError
-from grit_runtime.store.backend import Stored
+from grit_runtime.store.listed import Stored
 
 try:
     import obstore

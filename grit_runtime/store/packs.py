@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from grit_runtime.store.backend import Backend, Stored
+    from grit_runtime.store.backend import Backend
     from grit_runtime.store.keys import DataKey
     from grit_runtime.store.levels import Levels
+    from grit_runtime.store.listed import Stored
 
 PACK_BYTES = 32 << 20
 _CONTENTS_LIMIT_BYTES = 16 << 20
@@ -52,18 +53,21 @@ class OpenPack:
     ) -> None:
         if kind is None and self._chunks:
             self._write_contents()
-        with self._levels.writing(0):
+        # What is written is in memory until now, the kernel's or ours: only the end tells the rate.
+        with self._levels.writing(self.size_bytes):
             self._stack.__exit__(kind, error, trace)
 
     def add(self, data: memoryview, digest: bytes, pack: int) -> Chunk:
         """Write a chunk, in the *pack* of that number in the index."""
         if not self._chunks:
             self._file = self._stack.enter_context(self._store.writing(self.name))
-        head, payload = records.encode(
-            data, digest, level=self._levels.best(), key=self._key, bound_to=digest
-        )
+        level = self._levels.best()
+        packed = records.packed(data, level)
+        if packed.coding == wire.ZSTD:
+            self._levels.compressed(level, len(data), len(packed.data), packed.seconds)
+        head, payload = records.encode(packed, digest, key=self._key, bound_to=digest)
         chunk = Chunk(pack, self.size_bytes, len(head) + len(payload), digest)
-        with self._levels.writing(chunk.record_bytes):
+        with self._levels.writing():
             self._file.write(head)
             self._file.write(payload)
         self._chunks.append(chunk)
@@ -72,9 +76,9 @@ class OpenPack:
 
     def _write_contents(self) -> None:
         contents = stored.dump_contents(self._chunks)
-        head, data = records.encode(
-            contents, blake3(contents).digest(), level=1, key=self._key, bound_to=wire.CONTENTS
-        )
+        packed = records.packed(contents, level=1)
+        digest = blake3(contents).digest()
+        head, data = records.encode(packed, digest, key=self._key, bound_to=wire.CONTENTS)
         self._file.write(head)
         self._file.write(data)
         self._file.write(wire.trailer(self.size_bytes))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from grit_runtime import log
 from grit_runtime.errors import DamagedError, GritError, NotFoundError, TamperedError, WrongKeyError
 from grit_runtime.files import checkpoint_dir, confine
+from grit_runtime.host import process
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model.annotations import checkpoint_name
@@ -23,7 +24,10 @@ from grit_runtime.store.sending import Sending, Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from grit_runtime.files.checkpoint_dir import Checkpoint
+    from grit_runtime.model.manifest import File
     from grit_runtime.store.backend import Backend
     from grit_runtime.store.keys import DataKey, FileKey
     from grit_runtime.store.sending import Told
@@ -43,12 +47,15 @@ class Pushed(NamedTuple):
     was_there: bool = False
 
 
-def push(path: str, store: Backend, file_key: FileKey | None, told: Told) -> Pushed:
+def push(
+    path: str, store: Backend, file_key: FileKey | None, told: Told, *, begun: str = ""
+) -> Pushed:
     """Put the checkpoint in the directory *path* into *store*, encrypted if there is a *file_key*.
 
     Blocks until it is durable there. *told* is called, from any thread, with bytes of the
     checkpoint that are done and bytes that were sent. DigestError if the checkpoint is damaged,
-    OSError from the store; what was sent is used by the next push of it.
+    OSError from the store; what was sent is used by the next push of it. What `begin` has sent, in
+    packs that it has *begun*, is not sent again.
     """
     with closing_fd(confine.open_dir(path)) as dir_fd:
         sealed = checkpoint_dir.read_manifest(dir_fd, path)
@@ -61,7 +68,7 @@ def push(path: str, store: Backend, file_key: FileKey | None, told: Told) -> Pus
             there = catalog.entries(store, namespace, entry.name)
             if any(other.sha256 == entry.sha256 for other in there):
                 return Pushed(entry, size_bytes, 0, 0, was_there=True)
-            target = _target(store, entry, file_key)
+            target = _target(store, entry, file_key, begun)
             sending = Sending(target, dir_fd, [file.path for file in manifest.files], told)
             sending.run(sources.portions(manifest.files))
             for file, read in zip(manifest.files, sending.read, strict=True):
@@ -69,15 +76,32 @@ def push(path: str, store: Backend, file_key: FileKey | None, told: Told) -> Pus
             index = _index(dir_fd, sealed, sending)
             header = _header(sealed, target, sending.sent_bytes)
             catalog.write(store, entry, header, index, target.data_key)
-            store.remove(target.prefix + _KEY_NAME)
+            for prefix in {target.prefix, begun} - {""}:
+                store.remove(prefix + _KEY_NAME)
     return Pushed(entry, size_bytes, sending.sent_bytes, sending.reused_bytes)
 
 
-def _target(store: Backend, entry: Entry, file_key: FileKey | None) -> Target:
+def begin(directory: str, files: Sequence[File], store: Backend, file_key: FileKey | None) -> str:
+    """Send *files*, beneath *directory*, of a checkpoint that is not sealed yet.
+
+    Blocks until they are durable in the store; returns how their packs' names begin. If no push
+    refers to these, they are garbage.
+    """
+    prefix = f"packs/{process.new_token()}/"
+    with closing_fd(confine.open_dir(directory)) as dir_fd, locks.shared(store, "early push"):
+        target = Target(store, prefix, *_data_key(store, prefix, file_key), {})
+        sending = Sending(target, dir_fd, [file.path for file in files], lambda _done, _sent: None)
+        sending.run(sources.portions(files))
+    return prefix
+
+
+def _target(store: Backend, entry: Entry, file_key: FileKey | None, begun: str) -> Target:
     prefix = f"packs/{entry.sha256[:32]}/"
     key, data_key = _data_key(store, prefix, file_key)
     known = _in_checkpoints(store, entry, Unlocked(file_key))
     known |= _in_packs_left(store, prefix, key, data_key)
+    if begun:
+        known |= _in_packs_left(store, begun, *_data_key(store, begun, file_key))
     return Target(store, prefix, key, data_key, known)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from time import thread_time
 
 from blake3 import blake3
 
 from grit_runtime.errors import DamagedError, TamperedError, WrongKeyError
+from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import compression as zstd
 from grit_runtime.wire import pack
 from grit_runtime.wire.pack import Record
@@ -23,16 +25,30 @@ _SAMPLE_BYTES = 64 << 10
 _WORTH_IT = 0.9
 
 
+class Packed(NamedTuple):
+    """What a record is made of, as it is or compressed, and the seconds of a core for that."""
+
+    coding: int
+    data: bytes | memoryview
+    seconds: float = 0.0
+
+
+def packed(data: bytes | memoryview, level: int) -> Packed:
+    """*data* compressed with *level*, if that is not 0 and there is something to gain."""
+    if not level or not _is_compressible(data):
+        return Packed(pack.PLAIN, data)
+    begin = thread_time()
+    return Packed(pack.ZSTD, zstd.compress(data, level=level), thread_time() - begin)
+
+
 def encode(
-    data: bytes | memoryview, digest: bytes, *, level: int, key: DataKey | None, bound_to: bytes
+    packed: Packed, digest: bytes, *, key: DataKey | None, bound_to: bytes
 ) -> tuple[bytes, bytes | memoryview]:
-    """The header and the rest of a record of *data*, compressed with *level* if that is not 0.
+    """The header and the rest of a record of what has that *digest*, not compressed.
 
     Where it is encrypted, it is *bound_to* what a reader has to know of it.
     """
-    coding, stored = pack.PLAIN, data
-    if level and _is_compressible(data):
-        coding, stored = pack.ZSTD, zstd.compress(data, level=level)
+    coding, stored, _ = packed
     nonce = _NO_NONCE
     if key:
         nonce, stored = key.encrypt(stored, bound_to)
@@ -78,6 +94,15 @@ def decode(
 def digest_of_zeros(size_bytes: int) -> bytes:
     """The digest of a chunk of zeros, which no record holds."""
     return blake3(bytes(size_bytes)).digest()
+
+
+def file_key(path: str) -> FileKey | None:
+    """The key in the file *path*; None if there is no path."""
+    if not path:
+        return None
+    from grit_runtime.store.keys import FileKey  # needs an extra
+
+    return FileKey(path)
 
 
 class Unlocked:

@@ -18,6 +18,7 @@ from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import records
 from grit_runtime.store.levels import Levels
 from grit_runtime.store.packs import PACK_BYTES, OpenPack
+from grit_runtime.store.sources import Read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,14 +42,6 @@ class Target(NamedTuple):
     key: Key | None
     data_key: DataKey | None
     known: Mapping[bytes, tuple[Pack, Chunk]]  # by the digests of chunks
-
-
-class Read(NamedTuple):
-    """What was read of a file: its chunks and their digests; its own, if hashed as a whole."""
-
-    chunks: dict[int, Chunk]
-    digests: dict[int, bytes]
-    whole: list[bytes]
 
 
 class Sending:

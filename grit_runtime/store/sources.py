@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.files.checkpoint_dir import Checkpoint
     from grit_runtime.model.manifest import File
-    from grit_runtime.store.sending import Read
+    from grit_runtime.model.stored import Chunk
 
 _PORTION_BYTES = 32 << 20
 
@@ -34,10 +34,18 @@ class Piece(NamedTuple):
         return self.number * stored.CHUNK_BYTES
 
 
+class Read(NamedTuple):
+    """What was read of a file: its chunks and their digests; its own, if hashed as a whole."""
+
+    chunks: dict[int, Chunk]
+    digests: dict[int, bytes]
+    whole: list[bytes]
+
+
 def portions(files: Sequence[File]) -> list[list[Piece]]:
     """All chunks, in portions that one thread reads; a file that is hashed as a whole is in one."""
     made: list[list[Piece]] = []
-    current: list[Piece] = []
+    together: list[Piece] = []
     size_bytes = 0
     for at, file in sorted(enumerate(files), key=lambda pair: -pair[1].size_bytes):
         sizes = stored.chunk_sizes(file.size_bytes)
@@ -49,12 +57,12 @@ def portions(files: Sequence[File]) -> list[list[Piece]]:
         units = [own] if is_whole else [[piece] for piece in own]
         for unit in units:
             unit_bytes = sum(piece.size_bytes for piece in unit)
-            if current and size_bytes + unit_bytes > _PORTION_BYTES:
-                made.append(current)
-                current, size_bytes = [], 0
-            current += unit
+            if together and size_bytes + unit_bytes > _PORTION_BYTES:
+                made.append(together)
+                together, size_bytes = [], 0
+            together += unit
             size_bytes += unit_bytes
-    return [*made, current] if current else made
+    return [*made, together] if together else made
 
 
 def check_listing(dir_fd: int, path: str, sealed: Checkpoint) -> None:

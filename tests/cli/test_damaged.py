@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from grit_runtime.cli import main as cli
 from grit_runtime.errors import GritError, one_line
-from grit_runtime.files import checkpoint_dir
+from grit_runtime.files import checkpoint_dir, verified
 from grit_runtime.model import manifest as manifests
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -70,6 +70,13 @@ def sealed(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True)
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where it is recorded what was verified."""
+    monkeypatch.setattr(verified, "DIR", str(tmp_path / "verified"))
+    return tmp_path / "verified"
+
+
 def told(*arguments: str) -> tuple[int, str]:
     """Exit status and output, as main() makes them of an error."""
     done = CliRunner().invoke(cli.grit, arguments)
@@ -82,6 +89,17 @@ def told(*arguments: str) -> tuple[int, str]:
 def test_a_sound_checkpoint_is_as_sealed(sealed: Path) -> None:
     assert told("verify", str(sealed))[0] == 0
     assert "1 python3 (uid 0, 3 threads)" in told("inspect", str(sealed))[1]
+
+
+def test_what_was_verified_is_recorded_until_it_is_seen_damaged(
+    sealed: Path, records: Path
+) -> None:
+    told("verify", str(sealed))
+    (record,) = records.iterdir()
+    assert record.read_text().endswith(f" {sealed}\n")
+    (sealed / "main/config.dump").write_bytes(b"damaged")
+    assert told("verify", str(sealed))[0] == 1
+    assert list(records.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])

@@ -10,14 +10,17 @@ import time
 import pytest
 
 from grit_runtime.files import checkpoint_dir, verified
+from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
+from tests.host.test_changes import kinds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+COARSE = 5  # the clock's number
 NAMES = ("default", "nightly")
 
 
@@ -88,11 +91,13 @@ def test_any_change_ends_it(root: Path, change: str) -> None:
 
 
 def test_a_change_right_before_or_after_the_record_is_seen(root: Path) -> None:
-    """Both are in one tick of the clock that files have their times of."""
+    """Before Linux 6.13 files have their times of a clock that stands for milliseconds."""
     nightly = root / "default/nightly"
     for _ in range(20):
         (nightly / "main/pages-1.img").write_text("a page")
         verified.record(str(root), *NAMES)
+        next_ns = time.clock_gettime_ns(COARSE)
+        assert next_ns > (nightly / "main/pages-1.img").stat().st_ctime_ns
         assert holds(nightly)
         damage(nightly / "main/pages-1.img")
         assert not holds(nightly)
@@ -140,6 +145,14 @@ def test_what_others_can_change_is_not_recorded(root: Path, place: str) -> None:
 
 def test_what_is_of_the_future_is_not_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time_ns", lambda: time.clock_gettime_ns(0) - 10**10)
+    verified.record(str(root), *NAMES)
+    assert not holds(root / "default/nightly")
+
+
+def test_what_is_on_a_network_filesystem_is_not_recorded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux, "_SHARED_FILESYSTEMS", kinds(root))
     verified.record(str(root), *NAMES)
     assert not holds(root / "default/nightly")
 

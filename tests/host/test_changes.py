@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 
 import pytest
 
-from grit_runtime.host import changes, linux
+from grit_runtime.host import linux
 from grit_runtime.host.changes import Changes
 
 TYPE_CHECKING = False
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LONG_S = 30.0
+
+
+def kinds(path: Path) -> tuple[int, ...]:
+    """The type of the filesystem at *path*, as stat(1) has it."""
+    argv = ["stat", "--file-system", "--format=%t", str(path)]
+    return (int(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout, 16),)
 
 
 @pytest.mark.parametrize("how", ["made", "renamed to", "renamed from", "written", "exchanged"])
@@ -69,8 +76,7 @@ def test_a_directory_that_is_gone_is_looked_for(tmp_path: Path) -> None:
 
 
 def test_a_network_filesystem_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = linux.filesystem_type(str(tmp_path))
-    monkeypatch.setattr(changes, "_SHARED_FILESYSTEMS", (kind,))
+    monkeypatch.setattr(linux, "_SHARED_FILESYSTEMS", kinds(tmp_path))
     with Changes() as seen:
         seen.watch(str(tmp_path))
         begin = time.monotonic()
@@ -78,5 +84,7 @@ def test_a_network_filesystem_is_looked_at(tmp_path: Path, monkeypatch: pytest.M
         assert time.monotonic() - begin < LONG_S / 2
 
 
-def test_the_types_of_filesystems_are_the_kernel_s() -> None:
-    assert linux.filesystem_type("/proc") == 0x9FA0
+def test_the_types_of_filesystems_are_the_kernel_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not linux.is_shared("/proc")
+    monkeypatch.setattr(linux, "_SHARED_FILESYSTEMS", (0x9FA0,))
+    assert linux.is_shared("/proc")

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from grit_runtime.errors import CommandError
+from grit_runtime.errors import CommandError, NotFoundError
+from grit_runtime.shim.task_process import CREATED
 from tests.shim.stage import Stage, play
 
 TYPE_CHECKING = False
@@ -53,6 +54,25 @@ def test_what_the_runtime_says_of_its_failure_is_not_in_the_log(
             await fail(stage, str(err))
         assert heard(reader) == b""
         os.close(reader)
+
+    play(tmp_path, scene)
+
+
+def test_a_container_whose_create_fails_is_not_there_for_a_delete_that_waited(
+    tmp_path: Path,
+) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.fail("create", "it has not arrived")
+        async with stage.held_up("before", "create") as gate:
+            creating = asyncio.create_task(stage.create())
+            async with gate.reached():
+                assert await stage.status() == CREATED
+                deleting = asyncio.create_task(stage.ask("Delete"))
+                await asyncio.sleep(0)  # until it waits
+            with pytest.raises(CommandError, match="it has not arrived"):
+                await creating
+            with pytest.raises(NotFoundError, match="not found"):
+                await asyncio.wait_for(deleting, PROMPTLY_S)
 
     play(tmp_path, scene)
 

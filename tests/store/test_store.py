@@ -19,10 +19,12 @@ from grit_runtime.errors import (
     TamperedError,
     WrongKeyError,
 )
+from grit_runtime.files import checkpoint_dir
+from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.store import backend, catalog, collect, locks
 from grit_runtime.store.keys import FileKey
 from grit_runtime.store.pull import Pulled, pull
-from grit_runtime.store.push import Pushed, push
+from grit_runtime.store.push import Pushed, begin, push
 from grit_runtime.store.records import Unlocked
 from tests.store import made
 
@@ -257,6 +259,33 @@ def test_a_directory_with_anything_else_in_it_does_not_become_a_store(tmp_path: 
         backend.open_store(str(tmp_path))
     with pytest.raises(NoStoreError, match="is no directory"):
         backend.open_store(str(tmp_path / "none"))
+
+
+def test_what_was_sent_before_the_seal_is_not_sent_again(
+    store: Backend, tmp_path: Path, key: FileKey
+) -> None:
+    data = made.noise(40 * made.MIB)
+    path = made.checkpoint(tmp_path / "a", "one", {"main/memory": data, "main/rest": b"rest"})
+    with closing_fd(os.open(path, os.O_RDONLY)) as dir_fd:
+        files = checkpoint_dir.read_manifest(dir_fd, "one").manifest.files
+    memory = [file for file in files if file.path == "main/memory"]
+    begun = begin(str(path), memory, store, key)
+    rest = push(str(path), store, key, made.ignore, begun=begun)
+    assert rest.sent_bytes < 4096
+    pulled(store, tmp_path / "b", "one", key)
+    assert (tmp_path / "b" / made.ROOT / "one/main/memory").read_bytes() == data
+    assert [name for name in packs(store) if name.endswith("/key")] == []
+
+
+def test_what_no_push_refers_to_is_collected(store: Backend, tmp_path: Path) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/memory": made.noise(20 * made.MIB)})
+    with closing_fd(os.open(path, os.O_RDONLY)) as dir_fd:
+        files = checkpoint_dir.read_manifest(dir_fd, "one").manifest.files
+    begin(str(path), files, store, None)
+    assert packs(store)
+    collect.collect(store, Unlocked(None), collect.Kept())
+    assert packs(store) == []
+    assert pushed(store, path).sent_bytes > 20 * made.MIB
 
 
 def _flip(path: Path, at: int) -> None:

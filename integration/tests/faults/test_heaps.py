@@ -114,6 +114,21 @@ def test_a_heap_is_moved_twice_and_what_a_child_shares_is_left_to_criu(
     move_on(nodes.b, nodes.a, run_pod, "third", second)
 
 
+def test_a_heap_is_sent_to_a_store_while_the_rest_is_dumped(nodes: Nodes, run_pod: RunPod) -> None:
+    pod = run_pod(nodes.a, spec("sent"))
+    pod.wait_for_log("main", "\n2 ")
+    taken = checkpoints.take(pod, "sent", *TO_END, "--push", "/mnt/heaps")
+    assert 'msg="early push"' in taken.stderr
+    shutil.rmtree(checkpoints.directory(nodes.a, "sent"))
+    nodes.a.run(["grit", "pull", "default/sent", "/mnt/heaps"])
+    said = taken.stderr.splitlines()[-1]
+    sent_bytes = int(said.partition(" bytes sent")[0].split()[-1])
+    assert sent_bytes < HEAP_BYTES // 2  # the heap was there; what is shared is dumped twice
+    moved = run_pod(nodes.a, spec("pulled", ("grit.dev/restore-name", "sent")))
+    assert_goes_on(moved)
+    nodes.a.run(["rm", "-r", "/mnt/heaps"])
+
+
 def test_a_source_that_goes_on_keeps_its_heap(nodes: Nodes, source: Pod) -> None:
     checkpoints.take(source, "running")
     assert moved_mib(checkpoints.directory(nodes.a, "running")) == [0, 0]

@@ -57,10 +57,12 @@ def short_wait(nodes: Nodes) -> Iterator[None]:
 
 
 @contextmanager
-def created(node: Node, name: str, *, handler: str = "") -> Iterator[Pod]:
+def created(
+    node: Node, name: str, *, handler: str = "", annotations: tuple[tuple[str, str], ...] = ()
+) -> Iterator[Pod]:
     """A pod that asks for checkpoint *name*, with its container created."""
-    annotations = (("grit.dev/restore-name", name), ("grit.dev/clone", "true"))
-    spec = workload.counter_pod(name, annotations=annotations, runtime_handler=handler)
+    asked = (("grit.dev/restore-name", name), ("grit.dev/clone", "true"), *annotations)
+    spec = workload.counter_pod(name, annotations=asked, runtime_handler=handler)
     with kubelet.sandbox(node, spec) as pod:
         pod.create("counter")
         yield pod
@@ -163,6 +165,23 @@ def test_a_transfer_that_has_died_is_named(nodes: Nodes) -> None:
         assert checkpoints.left_by_restores(pod) == []
 
 
+@pytest.mark.usefixtures("short_wait")
+def test_what_is_on_its_way_is_not_started_cold_and_what_is_lost_is(nodes: Nodes) -> None:
+    cold = (("grit.dev/on-failure", "cold-start"),)
+    with (
+        arrivals.announced(nodes.b, "either", ELSE) as writer,
+        created(nodes.b, "either", annotations=cold) as pod,
+    ):
+        with waiting(pod) as start:
+            assert "(NotArrived)" in refusal(start)
+        pod.create("counter")
+        with waiting(pod) as start:
+            arrivals.fail(writer, "piece 7 is damaged")
+            start.result(TIMEOUT_S)
+        pod.wait_for_log("counter", "1\n2\n")
+        assert [one["outcome"] for one in checkpoints.outcomes(pod)] == ["failed", "cold"]
+
+
 def test_a_transfer_that_fails_fails_the_start_at_once(nodes: Nodes) -> None:
     with (
         arrivals.announced(nodes.b, "failed", ELSE) as writer,
@@ -211,13 +230,16 @@ def test_a_pod_that_is_deleted_ends_the_wait(nodes: Nodes) -> None:
 
 @pytest.mark.usefixtures("short_wait")
 def test_the_shim_answers_about_a_container_that_waits(nodes: Nodes) -> None:
-    """State and kill at once; delete as soon as the wait is over."""
+    """State and kill at once; delete as soon as the wait is over, when there is nothing left."""
 
     async def ask(client: ShimClient) -> None:
         state = await client.ask("State", task_pb2.StateResponse)
         assert (state.status, state.pid) == (task_types_pb2.CREATED, 0)
         with pytest.raises(NotFoundError):
             await client.tell("Kill", signal=int(signal.SIGKILL))
+        assert not start.done()
+        with pytest.raises(NotFoundError):
+            await client.tell("Delete")
 
     with (
         arrivals.announced(nodes.b, "asked", ELSE),
@@ -225,5 +247,4 @@ def test_the_shim_answers_about_a_container_that_waits(nodes: Nodes) -> None:
         waiting(pod) as start,
     ):
         shim_client.talk(nodes.b, pod.container_ids["counter"], ask)
-        assert not start.done()
         assert "(NotArrived)" in refusal(start)

@@ -24,6 +24,9 @@ class Config(NamedTuple):
     trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
     agent_dir: str = "/etc/grit/agent"  # the CA of all agents, this node's certificate and key
     agent_port: int = 9465  # where other nodes' agents read this node's checkpoints
+    agent_jobs: int = 2  # that move data at a time
+    agent_quota_bytes: int = 0  # for the checkpoints that the agent has brought; 0: no limit
+    agent_metrics: int = 9464  # the port of metrics and /healthz on 127.0.0.1; 0: none
     store_key: str = ""  # a file's key, that what goes into a store is encrypted with
     huge_pages: bool = True  # turn them on node-wide while GPU memory is moved: a third faster
     # For a checkpoint on its way. kubelet gives up a call after 120 s, and the restore comes after.

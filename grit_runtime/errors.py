@@ -135,6 +135,12 @@ class ArrivalFailedError(FailedPreconditionError):
     reason = "ArrivalFailed"
 
 
+class CancelledError(GritError):
+    """Somebody has ended it on purpose."""
+
+    reason = "Cancelled"
+
+
 class DeadlineExceededError(GritError):
     """The other side did not answer in time; it may still do what was asked."""
 

@@ -97,7 +97,6 @@ class Identity:
     def __init__(self, directory: str = DIR) -> None:
         self.directory = directory
         self.serving = self._context(ssl.PROTOCOL_TLS_SERVER)
-        self.serving.num_tickets = 0  # a connection is not resumed
         self.calling = self._context(ssl.PROTOCOL_TLS_CLIENT)
 
     def _context(self, side: ssl._SSLMethod) -> ssl.SSLContext:

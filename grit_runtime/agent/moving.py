@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from grit_runtime.agent.peers import Address
     from grit_runtime.config import Config
     from grit_runtime.store.keys import FileKey
     from grit_runtime.store.pull import Pulled, Ready
@@ -41,10 +42,12 @@ if TYPE_CHECKING:
             """Raise what a push would, as far as that can be known before there is anything."""
 
 
-def remote(url: str, config: Config, file_key: FileKey | None) -> Remote:
-    """What is at *url*; a *file_key* is for stores alone."""
+def remote(url: str, config: Config, file_key: FileKey | None, host: str = "") -> Remote:
+    """What is at *url*; a *file_key* is for stores alone, a *host* for a peer that is not where
+    its name leads."""
     if peers.is_peer(url):
-        return _Peer(url, config)
+        address = peers.address(url)
+        return _Peer(address._replace(host=host or address.host), config)
     return _Store(url, config, file_key)
 
 
@@ -75,8 +78,8 @@ class _Store:
 
 
 class _Peer:
-    def __init__(self, url: str, config: Config) -> None:
-        self._address = peers.address(url)
+    def __init__(self, address: Address, config: Config) -> None:
+        self._address = address
         self._own = peers.own(config)
         self._root = config.checkpoint_root
         self._port = config.agent_port

@@ -11,7 +11,6 @@ from grit_runtime import log
 from grit_runtime.agent import connection
 from grit_runtime.errors import (
     GritError,
-    ImageError,
     InvalidArgumentError,
     NotFoundError,
     ProtocolError,
@@ -20,15 +19,13 @@ from grit_runtime.errors import (
     one_line,
     reason,
 )
-from grit_runtime.files import checkpoint_dir, confine, found
+from grit_runtime.files import checkpoint_dir, chunks, confine, found
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model import stored
 from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.proto import peer_pb2
 from grit_runtime.store import compression as zstd
-from grit_runtime.store.receiving import next_data
-from grit_runtime.store.sending import is_zeros
 from grit_runtime.wire import peer as wire
 
 TYPE_CHECKING = False
@@ -208,16 +205,8 @@ class _Reader:
             )
         fd = self._file(served, wanted.path)
         offset, size_bytes = wanted.number * stored.CHUNK_BYTES, sizes[wanted.number]
-        if next_data(fd, offset) >= offset + size_bytes:
-            return peer_pb2.Piece(coding=peer_pb2.ZEROS), b""
         data = memoryview(self._buffer)[:size_bytes]
-        done = 0
-        while done < size_bytes:
-            count = os.preadv(fd, [data[done:]], offset + done)
-            if not count:
-                raise ImageError(f"{wanted.path!r} ends at byte {offset + done}: it was cut")
-            done += count
-        if is_zeros(data):
+        if not chunks.read(fd, wanted.path, offset, data):
             return peer_pb2.Piece(coding=peer_pb2.ZEROS), b""
         if wanted.may_compress:
             packed = zstd.compress(data, level=1)

@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.progress import Progress
+
 _EVERY_S = 0.5
 
 
@@ -56,6 +58,13 @@ def _lines(what: str, size_bytes: int) -> Callable[[int, int], None]:
 
 @contextmanager
 def _bar(what: str, size_bytes: int) -> Iterator[Callable[[int, int], None]]:
+    with bars() as progress:
+        task = progress.add_task(what, total=size_bytes)
+        yield lambda done_bytes, _moved: progress.advance(task, done_bytes)
+
+
+def bars() -> Progress:
+    """Bars of bytes on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -73,6 +82,4 @@ def _bar(what: str, size_bytes: int) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=size_bytes)
-        yield lambda done_bytes, _moved: progress.advance(task, done_bytes)
+    return Progress(*columns, console=Console(stderr=True))

@@ -31,8 +31,9 @@ from grit_runtime.store.stored_source import StoredSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from grit_runtime.model.manifest import File
     from grit_runtime.store.backend import Backend
     from grit_runtime.store.catalog import Entry
     from grit_runtime.store.keys import FileKey
@@ -94,24 +95,56 @@ def bring(
         if _is_here(parent_fd, final, entry, replace=replace):
             confine.remove_tree(parent_fd, staging)  # a killed pull may have left something
             return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
-        receiving = Receiving(source, manifest, told)
 
         def without_memory() -> None:
             _write_manifest(staging_fd, source)
             if ready:
                 ready(staging)
 
-        try:
-            receiving.prepare(staging_fd)
-            _require_room(staging_fd, final, receiving.missing_bytes)
-            receiving.run(staging_fd, without_memory)
-        except (DamagedError, TamperedError, WrongKeyError) as error:
-            raise type(error)(f"checkpoint {entry.namespace}/{entry.name}: {error}") from None
+        received_bytes = _receive(source, manifest.files, staging_fd, final, told, without_memory)
         linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
         # Before it has its name: a restore that waits for that looks for the record at once.
         verified.keep(staging_fd, final, verified.fingerprint(staging_fd))
         _publish(parent_fd, staging, entry.name)
-    return Pulled(final, entry.sha256, size_bytes, receiving.received_bytes)
+    return Pulled(final, entry.sha256, size_bytes, received_bytes)
+
+
+def fill(source: Source, files: Sequence[File], dir_fd: int, path: str, told: Told) -> int:
+    """Bring all *files* of a checkpoint into the directory at *path* itself, whatever is in it.
+
+    For a directory that cannot be renamed, being a mount of its own; its manifest, if there is
+    one, comes last. Blocks until all is verified and durable; errors are those of `bring`. Returns
+    how many bytes were received.
+    """
+    fcntl.flock(dir_fd, fcntl.LOCK_EX)
+    listed = {file.path for file in files}
+    for entry in list(confine.walk(dir_fd)):
+        if confine.is_file(entry.stat) and entry.path not in listed:
+            with closing_fd(confine.descend(dir_fd, entry.path.split("/")[:-1])) as parent_fd:
+                os.unlink(entry.name, dir_fd=parent_fd)
+    received_bytes = _receive(source, files, dir_fd, path, told, lambda: None)
+    linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
+    _write_manifest(dir_fd, source)
+    linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
+    return received_bytes
+
+
+def _receive(
+    source: Source,
+    files: Sequence[File],
+    dir_fd: int,
+    final: str,
+    told: Told,
+    without_memory: Callable[[], None],
+) -> int:
+    receiving = Receiving(source, files, told)
+    try:
+        receiving.prepare(dir_fd)
+        _require_room(dir_fd, final, receiving.missing_bytes)
+        receiving.run(dir_fd, without_memory)
+    except (DamagedError, TamperedError, WrongKeyError) as error:
+        raise type(error)(f"checkpoint {final}: {error}") from None
+    return receiving.received_bytes
 
 
 @contextmanager

@@ -6,7 +6,6 @@ which has only those of whole files. Without a chunk's digest the file's decides
 
 from __future__ import annotations
 
-import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
@@ -14,7 +13,7 @@ from threading import Event, Lock
 from blake3 import blake3
 
 from grit_runtime.errors import DamagedError
-from grit_runtime.files import checkpoint_dir, confine, digest
+from grit_runtime.files import checkpoint_dir, chunks, confine, digest
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
@@ -23,10 +22,10 @@ from grit_runtime.store.sending import MAX_THREADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Protocol
 
-    from grit_runtime.model.manifest import File, Manifest
+    from grit_runtime.model.manifest import File
     from grit_runtime.store.sending import Told
 
     class Source(Protocol):
@@ -75,9 +74,9 @@ class Received(NamedTuple):
 class Receiving:
     """Chunks on their way from a source into a directory."""
 
-    def __init__(self, source: Source, manifest: Manifest, told: Told) -> None:
+    def __init__(self, source: Source, files: Sequence[File], told: Told) -> None:
         self._source = source
-        self._files = manifest.files
+        self._files = files
         self._told = told
         self._lock = Lock()
         self._stopped = Event()
@@ -238,26 +237,12 @@ def _is_right(fd: int, wanted: Wanted) -> bool:
 
 def _is_whole(fd: int, wanted: Wanted) -> bool:
     """Whether the chunk has data everywhere: what was killed while it wrote one leaves a hole."""
-    end = _next(fd, wanted.offset, os.SEEK_HOLE)
+    end = chunks.next_hole(fd, wanted.offset)
     return not _is_hole(fd, wanted) and end >= wanted.offset + wanted.size_bytes
 
 
 def _is_hole(fd: int, wanted: Wanted) -> bool:
-    return next_data(fd, wanted.offset) >= wanted.offset + wanted.size_bytes
-
-
-def next_data(fd: int, offset: int) -> int:
-    """Where the next bytes that are no hole begin; the file's end if there are none."""
-    return _next(fd, offset, os.SEEK_DATA)
-
-
-def _next(fd: int, offset: int, what: int) -> int:
-    try:
-        return os.lseek(fd, offset, what)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # no data from there to the end
-            raise
-        return os.fstat(fd).st_size
+    return chunks.next_data(fd, wanted.offset) >= wanted.offset + wanted.size_bytes
 
 
 def _opened(dir_fd: int, path: str, flags: int) -> int:

@@ -10,7 +10,7 @@ from threading import Event, Lock
 from blake3 import blake3
 
 from grit_runtime.errors import ImageError
-from grit_runtime.files import confine
+from grit_runtime.files import chunks, confine
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
 from grit_runtime.model.stored import ZEROS, Chunk, Pack
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     Told = Callable[[int, int], None]
 
 MAX_THREADS = 6  # each holds a pack, where the store takes packs only as a whole
-_ZEROS = bytes(stored.CHUNK_BYTES)
-_SAMPLE_BYTES = 4096
-
-
-def is_zeros(data: memoryview) -> bool:
-    """Whether a chunk has no other bytes."""
-    # Of bytes: a memoryview is compared item by item.
-    if bytes(data[:_SAMPLE_BYTES]) != _ZEROS[: min(_SAMPLE_BYTES, len(data))]:
-        return False
-    return bytes(data) == _ZEROS[: len(data)]
 
 
 class Target(NamedTuple):
@@ -121,7 +111,7 @@ class Sending:
     def _chunk(self, data: memoryview, pack: OpenPack) -> tuple[bytes, Chunk]:
         """The digest of *data*, and where in the store it is from now on."""
         size_bytes = len(data)
-        if is_zeros(data):
+        if chunks.is_zeros(data):
             self._told(size_bytes, 0)
             return records.digest_of_zeros(size_bytes), ZEROS
         digest = blake3(data).digest()

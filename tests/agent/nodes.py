@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from contextlib import contextmanager, suppress
-from threading import Thread
-from typing import TYPE_CHECKING
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from grit_runtime.agent import connection, identity
 from grit_runtime.agent.identity import Identity
@@ -63,3 +67,108 @@ def answering(own: Identity, node: str, answer: Callable[[Connection], None]) ->
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
         thread.join()
+
+
+class Node(NamedTuple):
+    """A node's agent, which keeps everything below a directory of its own."""
+
+    directory: Path
+    port: int
+    own: Identity
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def socket(self) -> str:
+        return str(self.directory / "run/agent.sock")
+
+    @property
+    def jobs(self) -> Path:
+        return self.directory / "state/agent/jobs"
+
+
+def node(tmp_path: Path, name: str) -> Node:
+    own = certified(tmp_path, name)
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / f"{name}-node/checkpoints").mkdir(parents=True)
+    return Node(tmp_path / f"{name}-node", port, own)
+
+
+AGENT = """
+import sys
+from grit_runtime import paths
+directory = sys.argv[1]
+paths.RUN_DIR, paths.STATE_DIR = f"{directory}/run", f"{directory}/state"
+from grit_runtime.agent import daemon
+from grit_runtime.config import Config
+daemon.run(Config(checkpoint_root=f"{directory}/checkpoints", agent_dir=sys.argv[2],
+    containerd_address=f"{directory}/none.sock",
+    agent_port=int(sys.argv[3]), agent_jobs=1, agent_metrics=int(sys.argv[4])))
+"""
+
+
+@contextmanager
+def agent(node: Node, metrics: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """The node's agent, a process of its own, once it has said that it is ready."""
+    path = node.directory / "notify"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(path))
+        told.settimeout(30)
+        argv = [sys.executable, "-c", AGENT, str(node.directory), node.own.directory]
+        argv += [str(node.port), str(metrics)]
+        environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
+        with (node.directory / "log").open("ab") as log:
+            child = subprocess.Popen(argv, env=environment, stderr=log)
+        try:
+            assert told.recv(100) == b"READY=1"
+            yield child
+        finally:
+            child.kill()
+            child.wait()
+
+
+class Gate:
+    """A way to a port that lets so many bytes of the answers through, and more once it is open."""
+
+    def __init__(self, port: int, size_bytes: int) -> None:
+        self._target = port
+        self._left = size_bytes
+        self._is_open = Event()
+        self.is_full = Event()
+        self._listening = socket.create_server((HOST, 0))
+        self.port: int = self._listening.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def open(self) -> None:
+        self._is_open.set()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                one, _ = self._listening.accept()
+                other = socket.create_connection((HOST, self._target))
+                Thread(target=self._carry, args=(one, other), daemon=True).start()
+                Thread(target=self._carry, args=(other, one, True), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, *is_counted: bool) -> None:
+        with source, suppress(OSError):  # the other end has gone
+            while data := source.recv(1 << 16):
+                if any(is_counted):
+                    self._left -= len(data)
+                    if self._left < 0:
+                        self.is_full.set()
+                        self._is_open.wait()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)

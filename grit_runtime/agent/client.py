@@ -1,0 +1,69 @@
+"""Calling this node's agent. Blocking; its errors are raised here as they were there."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import grpc
+
+from grit_runtime.agent import service
+from grit_runtime.errors import DeadlineExceededError, UnavailableError, of_reason
+from grit_runtime.proto import agent_pb2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TIMEOUT_S = 30.0
+
+
+def status(path: str = service.SOCKET) -> list[agent_pb2.Job]:
+    """All jobs: those that have ended, then the others; each oldest first."""
+    with _called(path) as channel:
+        call = channel.unary_unary(
+            f"/{service.SERVICE}/Status",
+            agent_pb2.StatusRequest.SerializeToString,
+            agent_pb2.StatusReply.FromString,
+        )
+        return list(call(agent_pb2.StatusRequest(), timeout=_TIMEOUT_S).jobs)
+
+
+def cancelled(job_id: str, path: str = service.SOCKET) -> Iterator[agent_pb2.Job]:
+    """Have a job stop: the job, until it has ended."""
+    with _called(path) as channel:
+        call = channel.unary_unary(
+            f"/{service.SERVICE}/Cancel",
+            agent_pb2.JobRequest.SerializeToString,
+            agent_pb2.Job.FromString,
+        )
+        call(agent_pb2.JobRequest(id=job_id), timeout=_TIMEOUT_S)
+    return followed(job_id, path)
+
+
+def followed(job_id: str, path: str = service.SOCKET) -> Iterator[agent_pb2.Job]:
+    """The job as it is now, and every half second, until it has ended."""
+    with _called(path) as channel:
+        call = channel.unary_stream(
+            f"/{service.SERVICE}/Follow",
+            agent_pb2.JobRequest.SerializeToString,
+            agent_pb2.Job.FromString,
+        )
+        yield from call(agent_pb2.JobRequest(id=job_id))
+
+
+@contextmanager
+def _called(path: str) -> Iterator[grpc.Channel]:
+    try:
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            yield channel
+    except grpc.RpcError as error:
+        for datum in error.trailing_metadata() or ():
+            if datum.key == service.REASON:
+                raise of_reason(str(datum.value))(error.details()) from None
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise DeadlineExceededError(
+                f"the agent at {path} has not answered for {_TIMEOUT_S:g} s; look at its log"
+            ) from None
+        raise UnavailableError(
+            f"no agent answers at {path}: {error.details()}; is grit-agent.service running here?"
+        ) from None

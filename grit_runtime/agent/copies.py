@@ -1,0 +1,132 @@
+"""The checkpoints that the agent has brought to this node, and making room for more.
+
+Of each there is a record, whose time is when it was last brought or asked for. Over the quota the
+one that was used least recently goes. None goes that a restore is about to read: what is announced,
+held, or used within the last ten minutes, and what a container is restored from, until ten minutes
+after it was started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+
+from grit_runtime import log, paths
+from grit_runtime.files import arrivals, checkpoint_dir, confine, verified
+from grit_runtime.host import journal
+from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model.restore_steps import STEPS, Started
+from grit_runtime.model.steps import has
+from grit_runtime.pod import held_pods, lives
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DIR = f"{paths.STATE_DIR}/agent/copies"
+
+_RECENT_S = 600.0
+
+
+class Copy(NamedTuple):
+    """A checkpoint that the agent has brought."""
+
+    namespace: str
+    name: str
+    sha256: str
+    size_bytes: int
+    used_s: float  # since the epoch
+
+
+def note(namespace: str, name: str, sha256: str, size_bytes: int) -> None:
+    """Record that the agent has brought a checkpoint, or was asked for it again."""
+    path = _path(namespace, name)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump({"sha256": sha256, "size_bytes": size_bytes}, file)
+    os.replace(f"{path}.new", path)
+
+
+def known(namespace: str, name: str, sha256: str) -> bool:
+    """Whether the agent has brought this very checkpoint."""
+    return any(one[:3] == (namespace, name, sha256) for one in every())
+
+
+def every() -> list[Copy]:
+    """All, the least recently used first."""
+    return sorted(_read(), key=lambda copy: copy.used_s)
+
+
+def evict(root: str, quota_bytes: int) -> None:
+    """Remove copies until the rest is within the quota, as far as none of them is in use."""
+    copies = every()
+    over_bytes = sum(copy.size_bytes for copy in copies) - quota_bytes
+    for copy in copies:
+        if over_bytes <= 0:
+            return
+        if time.time() - copy.used_s < _RECENT_S or _is_used(root, copy):
+            continue
+        if _remove(root, copy):
+            log.info("a copy is removed", name=copy.name, size_bytes=copy.size_bytes)
+            over_bytes -= copy.size_bytes
+    if over_bytes > 0:
+        log.warning("copies in use are over the quota", over_bytes=over_bytes)
+
+
+def _remove(root: str, copy: Copy) -> bool:
+    """Remove a copy and its record; whether it was there, and not in use after all."""
+    gone = f".{copy.name}.evicted"
+    path = f"{root}/{copy.namespace}/{copy.name}"
+    try:
+        parent_fd = confine.open_dir(root, copy.namespace)
+    except FileNotFoundError:
+        os.unlink(_path(copy.namespace, copy.name))
+        return True
+    with closing_fd(parent_fd):
+        with suppress(FileNotFoundError), closing_fd(confine.descend(parent_fd, [copy.name])) as fd:
+            if checkpoint_dir.read_manifest(fd, path).sha256 == copy.sha256:
+                confine.remove_tree(parent_fd, gone)
+                os.rename(copy.name, gone, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+                if _is_used(root, copy):  # a restore has opened it in between
+                    os.rename(gone, copy.name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+                    return False
+                verified.forget(copy.sha256)
+        confine.remove_tree(parent_fd, gone)
+    os.unlink(_path(copy.namespace, copy.name))
+    return True
+
+
+def _is_used(root: str, copy: Copy) -> bool:
+    if arrivals.of(root, copy.namespace, copy.name):
+        return True
+    if any(hold.manifest_sha256 == copy.sha256 for hold in held_pods.every()):
+        return True
+    if not lives.of(copy.sha256, but=""):
+        return False
+    return any(map(_is_new, journal.beneath(journal.PODS_DIR, f"*/*/{lives.ATTEMPT_JOURNAL}")))
+
+
+def _is_new(path: str) -> bool:
+    """Whether an attempt has not ended in a container that was started a while ago."""
+    try:
+        age_s = time.time() - os.stat(path).st_mtime
+        return age_s < _RECENT_S or not has(journal.read(path, STEPS), Started)
+    except FileNotFoundError:  # it has just ended
+        return False
+
+
+def _read() -> Iterator[Copy]:
+    for path in journal.beneath(DIR, "*/*.json"):
+        *_, namespace, file_name = path.split("/")
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            fields = json.load(file)
+            name = file_name.removesuffix(".json")
+            used_s = os.fstat(file.fileno()).st_mtime
+            yield Copy(namespace, name, fields["sha256"], fields["size_bytes"], used_s)
+
+
+def _path(namespace: str, name: str) -> str:
+    return f"{DIR}/{namespace}/{name}.json"

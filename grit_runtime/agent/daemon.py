@@ -1,0 +1,130 @@
+"""The agent of a node, from its start to SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import ExitStack
+from threading import Event
+
+from grit_runtime import log, paths
+from grit_runtime.agent import copies, identity, metrics, service
+from grit_runtime.agent import job as job_files
+from grit_runtime.agent.identity import Identity
+from grit_runtime.agent.job import Job
+from grit_runtime.agent.jobs import Jobs
+from grit_runtime.agent.peers import SCHEME
+from grit_runtime.agent.serving import Server
+from grit_runtime.agent.work import Work
+from grit_runtime.errors import GritError, InvalidArgumentError, of_reason
+from grit_runtime.model.annotations import checkpoint_name
+from grit_runtime.proto import peer_pb2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from grit_runtime.config import Config
+
+JOBS_DIR = f"{paths.STATE_DIR}/agent/jobs"
+
+_STOP_S = 10.0
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; then running transfers stop at a chunk.
+
+    Does not return if one of them does not: they are gone on with at the next start.
+    """
+    ended = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with ExitStack() as stack:
+        service.take_over(service.SOCKET)
+        jobs = _jobs(config, stack)
+        _serve_peers(config, jobs, stack)
+        jobs.resume()  # before anybody asks for the same again
+        stack.enter_context(service.served(jobs))
+        log.info("the agent serves", socket=service.SOCKET)
+        _tell_systemd("READY=1")
+        ended.wait()
+        _tell_systemd("STOPPING=1")
+        has_stopped = jobs.stop(_STOP_S)
+    log.info("the agent has ended", has_stopped=has_stopped)
+    if not has_stopped:
+        os._exit(0)  # a thread that waits for a peer would keep us
+
+
+def _jobs(config: Config, stack: ExitStack) -> Jobs:
+    moved: Callable[[str, int], None] = _untold
+    ended: Callable[[Job, float], None] = _untold
+    os.makedirs(JOBS_DIR, mode=0o700, exist_ok=True)
+    jobs: Jobs
+    if config.agent_metrics:
+        told = metrics.Metrics(
+            lambda state: sum(one.state == state for one in jobs.every()),
+            lambda: sum(copy.size_bytes for copy in copies.every()),
+        )
+        stack.enter_context(metrics.served(told, config.agent_metrics))
+        moved, ended = told.moved, told.ended
+    work = Work(config, JOBS_DIR, moved)
+    jobs = Jobs(JOBS_DIR, work.perform, max(1, config.agent_jobs), ended)
+    return jobs
+
+
+def _untold(*_: object) -> None:
+    """Nobody measures."""
+
+
+def _serve_peers(config: Config, jobs: Jobs, stack: ExitStack) -> None:
+    if not os.path.exists(f"{config.agent_dir}/{identity.CERTIFICATE}"):
+        log.warning("no peers: the node has no certificate; grit agent init makes one")
+        return
+    fetching = Fetching(jobs)
+    own = Identity(config.agent_dir)
+    server = Server(config.checkpoint_root, own, config.agent_port, fetch=fetching.fetch)
+    stack.enter_context(server)
+
+
+class Fetching:
+    """Pulls that peers have asked for, as jobs of this node."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def fetch(self, wanted: peer_pb2.Fetch, peer: str, host: str) -> Iterator[peer_pb2.Progress]:
+        """Prepare a checkpoint of the *peer* that asks, and say how far that is."""
+        if not 0 < wanted.port < 1 << 16:
+            raise InvalidArgumentError(f"port {wanted.port} of peer {peer} means nothing")
+        checkpoint = wanted.checkpoint
+        job = self._jobs.submit(
+            Job(
+                id="",
+                kind=job_files.PREPARE,
+                namespace=checkpoint_name(checkpoint.namespace),
+                name=checkpoint_name(checkpoint.name),
+                url=f"{SCHEME}{peer}:{wanted.port}",
+                host=host,
+                sha256=checkpoint.sha256,
+            )
+        )
+        for now in self._jobs.follow(job.id):
+            if now.state in {job_files.FAILED, job_files.CANCELLED}:
+                kind = of_reason(now.reason) if now.reason else GritError
+                raise kind(now.text or f"job {now.id} was cancelled there")
+            yield peer_pb2.Progress(
+                done_bytes=now.done_bytes,
+                size_bytes=now.size_bytes,
+                moved_bytes=now.moved_bytes,
+                is_done=now.has_ended,
+            )
+
+
+def _tell_systemd(state: str) -> None:
+    """sd_notify(3), if systemd waits for it."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.sendto(state.encode(), path.replace("@", "\0", 1) if path[0] == "@" else path)

@@ -1,0 +1,93 @@
+"""A checkpoint in a process of its own: the engine forks and traces, and threads bear neither."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+
+from grit_runtime import config as configuration
+from grit_runtime.errors import CommandError, GritError, PodStateError, of_reason, one_line, reason
+from grit_runtime.host import process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from grit_runtime.agent.progress import Progress
+    from grit_runtime.config import Config
+
+
+def take(progress: Progress) -> None:
+    """Take the job's checkpoint. Blocks; a job that is to stop has what was begun undone."""
+    job = progress.job
+    wanted = {
+        name: getattr(job, name)
+        for name in ("target", "name", "after", "replace", "pod_is_going", "strict")
+    }
+    child = process.start(process.python(__name__, json.dumps(wanted)), token=process.new_token())
+
+    def end() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)
+
+    try:
+        progress.killing(end)
+        printed = process.output(child)
+    except CommandError:
+        progress.check()  # it ends so when it is told to
+        raise
+    finally:
+        progress.killing(None)
+    answer = json.loads(printed.splitlines()[-1])
+    if "reason" in answer:
+        raise of_reason(answer["reason"])(answer["text"])
+
+
+def main(argument: str) -> None:
+    """What the process does: the last line that it prints says how it ended."""
+    signal.signal(signal.SIGTERM, _terminate)
+    wanted = json.loads(argument)
+    try:
+        perform(wanted, configuration.load())
+        answer = {}
+    except (GritError, OSError) as error:
+        answer = {"reason": reason(error), "text": one_line(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def perform(wanted: dict[str, Any], config: Config) -> str:
+    """Take a checkpoint as `grit checkpoint` does; its directory."""
+    from grit_runtime.checkpoint import holds, take
+    from grit_runtime.checkpoint.order import Order
+    from grit_runtime.host.containerd import Containerd
+    from grit_runtime.restore import attempts
+
+    holds.recover()
+    attempts.recover()
+    with Containerd(config.containerd_address) as containerd:
+        pod = containerd.find(wanted["target"])
+        version = containerd.version()
+    if wanted.get("uid", pod.uid) != pod.uid:
+        raise PodStateError(
+            f"pod {wanted['target']} has uid {pod.uid}, expected {wanted['uid']}: it is another "
+            "pod of that name; ask for that one"
+        )
+    order = Order(
+        pod=pod,
+        name=wanted["name"],
+        after=wanted["after"],
+        replace=wanted["replace"],
+        pod_is_going=wanted["pod_is_going"],
+        capture=frozenset(),
+        containerd_version=version,
+        strict=wanted["strict"],
+    )
+    return take.checkpoint(order, config).path
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    """Raise an exception, so that what has begun is undone."""
+    sys.exit(128 + signal.SIGTERM)

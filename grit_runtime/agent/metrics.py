@@ -1,0 +1,101 @@
+"""What Prometheus reads of the agent, and whether it lives, over HTTP on 127.0.0.1."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+from grit_runtime.errors import FailedPreconditionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from grit_runtime.agent.job import Job
+
+_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics:
+    """The agent's. FailedPreconditionError without the package that they are made with."""
+
+    def __init__(self, running: Callable[[str], int], used_bytes: Callable[[], int]) -> None:
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        except ModuleNotFoundError:
+            raise FailedPreconditionError(
+                "metrics need the Python package prometheus-client; install grit-runtime[agent], "
+                "or set agent_metrics = 0"
+            ) from None
+        self.registry = CollectorRegistry()
+        self._moved = Counter(
+            "grit_moved_bytes", "Bytes over the link", ["direction"], registry=self.registry
+        )
+        self._ended = Counter(
+            "grit_jobs",
+            "Jobs that have ended, by how",
+            ["kind", "outcome", "reason"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "grit_job_seconds",
+            "From a job's beginning to its end",
+            ["kind"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        jobs = Gauge("grit_jobs_now", "Jobs that have not ended", ["state"], registry=self.registry)
+        for state in ("queued", "running"):
+            jobs.labels(state).set_function(partial(running, state))
+        copies = Gauge(
+            "grit_copies_bytes", "Of checkpoints that the agent has brought", registry=self.registry
+        )
+        copies.set_function(used_bytes)
+
+    def moved(self, direction: str, size_bytes: int) -> None:
+        """So many bytes went "in" or "out"."""
+        self._moved.labels(direction).inc(size_bytes)
+
+    def ended(self, job: Job, seconds: float) -> None:
+        self._ended.labels(job.kind, job.state, job.reason).inc()
+        self._seconds.labels(job.kind).observe(seconds)
+
+
+@contextmanager
+def served(metrics: Metrics, port: int) -> Iterator[int]:
+    """Serve /metrics and /healthz while the block runs; the port, which is chosen for 0."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0
+
+        def do_GET(self) -> None:
+            if self.path == "/healthz":
+                self._send("text/plain", b"ok\n")
+            elif self.path == "/metrics":
+                self._send(CONTENT_TYPE_LATEST, generate_latest(metrics.registry))
+            else:
+                self.send_error(HTTPStatus.NOT_FOUND)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody needs a line for each scrape."""
+
+        def _send(self, kind: str, body: bytes) -> None:
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

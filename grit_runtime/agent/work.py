@@ -1,0 +1,106 @@
+"""What each kind of job does, from its beginning or from where it was stopped."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from threading import Lock
+
+from grit_runtime.agent import copies, engine, job, moving
+from grit_runtime.agent.jobs import journalled
+from grit_runtime.files import arrivals, checkpoint_dir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from grit_runtime.agent.moving import Remote
+    from grit_runtime.agent.progress import Progress, Slots
+    from grit_runtime.config import Config
+    from grit_runtime.store.keys import FileKey
+
+
+class Work:
+    """Performs jobs below a directory of their files; *moved* is told of bytes, by direction."""
+
+    def __init__(self, config: Config, directory: str, moved: Callable[[str, int], None]) -> None:
+        self._config = config
+        self._directory = directory
+        self._moved = moved
+
+    def perform(self, progress: Progress, slots: Slots) -> None:
+        """Do what the job in *progress* is for; it raises as `Progress.told` does."""
+        if progress.job.phase == job.CHECKPOINT:
+            self._note(progress, state=job.RUNNING)
+            engine.take(progress)
+            if not progress.job.url:
+                return
+            self._note(progress, state=job.QUEUED, phase=job.PUSH)
+        if progress.job.phase == job.PREPARE:
+            self._prepare(progress, slots)
+        else:
+            self._push(progress, slots)
+
+    def _prepare(self, progress: Progress, slots: Slots) -> None:
+        wanted = progress.job
+        names = wanted.namespace, wanted.name
+        remote = self._remote(progress)
+        root = self._config.checkpoint_root
+        entry, size_bytes = remote.find(*names, wanted.sha256)
+        self._note(progress, sha256=entry.sha256)
+        with arrivals.announced(root, *names, entry.sha256, size_bytes, wanted.url) as announced:
+            with self._moving(progress, slots, size_bytes):
+                lock = Lock()
+
+                def told(done_bytes: int, moved_bytes: int) -> None:
+                    progress.told(done_bytes, moved_bytes)
+                    self._moved("in", moved_bytes)
+                    with lock:
+                        announced.tell(progress.job.done_bytes)
+
+                pulled = remote.pull(entry, told, ready=announced.is_ready)
+        if not pulled.was_here or copies.known(*names, entry.sha256):
+            copies.note(*names, entry.sha256, pulled.size_bytes)
+        if self._config.agent_quota_bytes:
+            copies.evict(root, self._config.agent_quota_bytes)
+
+    def _push(self, progress: Progress, slots: Slots) -> None:
+        wanted = progress.job
+        remote = self._remote(progress)
+        path = f"{self._config.checkpoint_root}/{wanted.namespace}/{wanted.name}"
+        with checkpoint_dir.opened(path) as (_, sealed):
+            size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
+        self._note(progress, sha256=sealed.sha256)
+
+        def told(done_bytes: int, moved_bytes: int) -> None:
+            progress.told(done_bytes, moved_bytes)
+            self._moved("out", moved_bytes)
+
+        with self._moving(progress, slots, size_bytes):
+            remote.push(wanted.namespace, wanted.name, told)
+
+    @contextmanager
+    def _moving(self, progress: Progress, slots: Slots, size_bytes: int) -> Iterator[None]:
+        """The block runs when it is this job's turn."""
+        slots.acquire(progress)
+        try:
+            self._note(progress, state=job.RUNNING)
+            progress.begin(size_bytes)
+            yield
+        finally:
+            slots.release()
+
+    def _remote(self, progress: Progress) -> Remote:
+        return moving.remote(
+            progress.job.url, self._config, _file_key(self._config), progress.job.host
+        )
+
+    def _note(self, progress: Progress, **fields: object) -> None:
+        journalled(self._directory, progress, **fields)
+
+
+def _file_key(config: Config) -> FileKey | None:
+    if not config.store_key:
+        return None
+    from grit_runtime.store.keys import FileKey  # an extra
+
+    return FileKey(config.store_key)

@@ -1,0 +1,129 @@
+"""Checkpoints that the agent has brought, and which of them go when there are too many."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from grit_runtime.agent import copies
+from grit_runtime.files import arrivals
+from grit_runtime.host import journal
+from grit_runtime.model import outcomes
+from grit_runtime.model.hold import Hold
+from grit_runtime.model.outcomes import Outcome
+from grit_runtime.model.restore_steps import STEPS, Begin, Restored, Started
+from grit_runtime.pod import held_pods
+from tests.store import made
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOUR_S = 3600.0
+
+
+@pytest.fixture(autouse=True)
+def kept_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (copies, "DIR"),
+        (arrivals, "DIR"),
+        (held_pods, "DIR"),
+        (journal, "PODS_DIR"),
+    ):
+        monkeypatch.setattr(module, name, str(tmp_path / "state" / module.__name__))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three checkpoints that the agent has brought, c0 first, and one of the node's own."""
+    for at, name in enumerate(("c0", "c1", "c2")):
+        path = made.checkpoint(tmp_path / "root", name, {"main/pages": bytes([at]) * 1000})
+        copies.note(made.ROOT, name, made.seal(path, name), 1000)
+        used_s = time.time() - (10 - at) * HOUR_S
+        os.utime(f"{copies.DIR}/{made.ROOT}/{name}.json", (used_s, used_s))
+    made.checkpoint(tmp_path / "root", "own", {"main/pages": b"taken here"})
+    return tmp_path / "root"
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / made.ROOT).iterdir())
+
+
+def sha256_of(name: str) -> str:
+    return next(copy.sha256 for copy in copies.every() if copy.name == name)
+
+
+def outcome(sha256: str) -> Outcome:
+    return Outcome(
+        time="2026-11-29T00:00:00Z",
+        outcome=outcomes.RESTORED,
+        reason="",
+        namespace=made.ROOT,
+        pod="counter",
+        pod_uid="uid-1",
+        sandbox_id="sandbox",
+        container="main",
+        container_id="container",
+        checkpoint="",
+        manifest_sha256=sha256,
+    )
+
+
+def test_the_least_recently_used_go_until_the_rest_fits(root: Path) -> None:
+    copies.evict(str(root), 3000)
+    assert names(root) == ["c0", "c1", "c2", "own"]
+    copies.evict(str(root), 1500)
+    assert names(root) == ["c2", "own"]
+    assert [copy.name for copy in copies.every()] == ["c2"]
+
+
+def test_what_was_used_a_moment_ago_stays(root: Path) -> None:
+    copies.note(made.ROOT, "c0", sha256_of("c0"), 1000)
+    copies.evict(str(root), 0)
+    assert names(root) == ["c0", "own"]
+
+
+def test_what_is_announced_stays(root: Path) -> None:
+    with arrivals.announced(str(root), made.ROOT, "c0", "", 1000, "node-a"):
+        copies.evict(str(root), 0)
+    assert names(root) == ["c0", "own"]
+
+
+def test_what_a_pod_is_held_for_stays(root: Path) -> None:
+    sha256 = sha256_of("c1")
+    pod = (made.ROOT, "counter", "uid-1", "sandbox", "/run/runc")
+    held_pods.keep(Hold("2026-11-29T00:00:00Z", *pod, "", sha256, {}, is_whole=True))
+    copies.evict(str(root), 0)
+    assert names(root) == ["c1", "own"]
+
+
+@pytest.mark.parametrize(
+    ("is_started", "age_s", "left"),
+    [(False, HOUR_S, ["c1", "own"]), (True, 0.0, ["c1", "own"]), (True, HOUR_S, ["own"])],
+    ids=["not started", "just started", "started long ago"],
+)
+def test_what_a_container_is_restored_from_stays_until_it_has_started(
+    root: Path, *, is_started: bool, age_s: float, left: list[str]
+) -> None:
+    path = f"{journal.PODS_DIR}/sandbox/container/attempt.journal"
+    attempt = journal.begin(path, STEPS)
+    attempt.record(Begin(outcome(sha256_of("c1"))))
+    attempt.record(Restored(outcome(sha256_of("c1"))))
+    if is_started:
+        attempt.record(Started())
+    attempt.close()
+    then_s = time.time() - age_s
+    os.utime(path, (then_s, then_s))
+    copies.evict(str(root), 0)
+    assert names(root) == left
+
+
+def test_another_checkpoint_of_the_name_is_none_of_the_agent_s(root: Path) -> None:
+    path = root / made.ROOT / "c0"
+    (path / "main/pages").write_bytes(b"taken here since")
+    made.seal(path, "c0")
+    copies.evict(str(root), 0)
+    assert names(root) == ["c0", "own"]
+    assert copies.every() == []

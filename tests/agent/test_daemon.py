@@ -1,0 +1,279 @@
+"""The agent as a process, asked over its socket; other nodes' agents are processes too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from grit_runtime.agent import client, service
+from grit_runtime.agent import job as jobs
+from grit_runtime.agent.job import Job
+from grit_runtime.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from grit_runtime.proto import agent_pb2
+from tests.agent import nodes
+from tests.store import made
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.agent.nodes import Node
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Node:
+    """The node that has checkpoints; other nodes find it by its name."""
+    return nodes.node(tmp_path, "localhost")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Node:
+    return nodes.node(tmp_path, "node-b")
+
+
+@pytest.fixture
+def peer(source: Node) -> Iterator[str]:
+    """Where the source serves its checkpoints."""
+    with nodes.serving(source.root, source.own, "localhost") as address:
+        yield f"peer://localhost:{address.port}"
+
+
+def asked(node: Node, method: str, request: object) -> agent_pb2.Job:
+    """The job that a call has begun."""
+    with client._called(node.socket) as channel:
+        call = channel.unary_unary(
+            f"/{service.SERVICE}/{method}",
+            type(request).SerializeToString,  # type: ignore[attr-defined]
+            agent_pb2.Job.FromString,
+        )
+        job: agent_pb2.Job = call(request, timeout=10)
+        return job
+
+
+def prepare(node: Node, source: str, name: str = "one") -> agent_pb2.Job:
+    request = agent_pb2.PrepareRequest(namespace=made.ROOT, name=name, source=source)
+    return asked(node, "Prepare", request)
+
+
+def ended(node: Node, job: agent_pb2.Job) -> agent_pb2.Job:
+    """The job, once it has ended."""
+    *_, last = client.followed(job.id, node.socket)
+    return last
+
+
+def checkpoint(source: Node, name: str = "one", size_mib: int = 64) -> Path:
+    data = made.noise(size_mib * made.MIB)
+    return made.checkpoint(source.root, name, {"main/pages": data})
+
+
+def came(source: Node, target: Node, name: str = "one") -> bool:
+    """Whether the target has what the source has, and says that it is verified."""
+    paths = [node.root / made.ROOT / name for node in (source, target)]
+    verified = list((target.directory / "run/verified").iterdir())
+    return made.content(paths[0]) == made.content(paths[1]) and len(verified) == 1
+
+
+def test_a_prepared_checkpoint_is_here_and_verified(source: Node, target: Node, peer: str) -> None:
+    checkpoint(source)
+    with nodes.agent(target):
+        job = ended(target, prepare(target, peer))
+        assert (job.state, job.done_bytes, job.moved_bytes) == ("done", 64 << 20, 64 << 20)
+        assert came(source, target)
+        assert list((target.directory / "run/arrivals" / made.ROOT).iterdir()) == []
+        again = ended(target, prepare(target, peer))
+        assert (again.state, again.moved_bytes) == ("done", 0)
+        assert again.id != job.id
+        assert [one.id for one in client.status(target.socket)] == [job.id, again.id]
+
+
+def test_a_checkpoint_is_announced_while_it_comes(source: Node, target: Node, peer: str) -> None:
+    checkpoint(source)
+    with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:
+        job = prepare(target, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+        path = target.directory / "run/arrivals" / made.ROOT / "one/announcement.json"
+        assert json.loads(path.read_bytes())["size_bytes"] == 64 << 20
+        gate.open()
+        assert ended(target, job).state == "done"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_an_agent_that_ends_takes_its_job_up_again(
+    source: Node, target: Node, peer: str, how: signal.Signals
+) -> None:
+    checkpoint(source)
+    with nodes.Gate(port_of(peer), 24 << 20) as gate:
+        with nodes.agent(target) as process:
+            job = prepare(target, f"peer://localhost:{gate.port}")
+            assert gate.is_full.wait(30)
+            process.send_signal(how)
+            process.wait(timeout=15)
+        gate.open()
+        with nodes.agent(target):
+            done = ended(target, job)
+    assert (done.id, done.state) == (job.id, "done")
+    assert 0 < done.moved_bytes < 60 << 20
+    assert came(source, target)
+
+
+def test_a_second_request_joins_the_first(source: Node, target: Node, peer: str) -> None:
+    checkpoint(source)
+    with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:
+        first = prepare(target, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+        assert prepare(target, peer).id == first.id
+        gate.open()
+        assert ended(target, first).state == "done"
+
+
+def test_jobs_move_data_in_turn_and_a_cancelled_one_lets_the_next(
+    source: Node, target: Node, peer: str
+) -> None:
+    for name in ("one", "two", "three"):
+        checkpoint(source, name, 32)
+    with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:
+        first = prepare(target, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+        second, third = prepare(target, peer, "two"), prepare(target, peer, "three")
+        states = {job.id: job.state for job in client.status(target.socket)}
+        assert [states[job.id] for job in (first, second, third)] == ["running", "queued", "queued"]
+        *_, gone = client.cancelled(second.id, target.socket)
+        assert gone.state == "cancelled"
+        call = agent_pb2.JobRequest(id=first.id)
+        asked(target, "Cancel", call)
+        gate.open()
+        assert ended(target, first).state == "cancelled"
+        assert ended(target, third).state == "done"
+    assert not (target.root / made.ROOT / "one").exists()
+    assert not (target.root / made.ROOT / "two").exists()
+
+
+def test_what_is_pushed_to_a_peer_is_pulled_by_its_agent(source: Node, target: Node) -> None:
+    checkpoint(target)
+    with nodes.agent(source), nodes.agent(target):
+        url = f"peer://localhost:{source.port}"
+        request = agent_pb2.PushRequest(namespace=made.ROOT, name="one", target=url)
+        job = ended(target, asked(target, "Push", request))
+        assert (job.state, job.text, job.moved_bytes) == ("done", "", 64 << 20)
+        assert came(target, source)
+        (there,) = client.status(source.socket)
+        assert (there.kind, there.url) == ("prepare", f"peer://node-b:{target.port}")
+
+
+def test_a_push_to_a_peer_fails_with_the_reason_of_its_agent(source: Node, target: Node) -> None:
+    checkpoint(target, size_mib=1)
+    made.checkpoint(source.root, "one", {"main/other": b"another of that name"})
+    with nodes.agent(source), nodes.agent(target):
+        url = f"peer://localhost:{source.port}"
+        request = agent_pb2.PushRequest(namespace=made.ROOT, name="one", target=url)
+        job = ended(target, asked(target, "Push", request))
+    assert (job.state, job.reason) == ("failed", "AlreadyExists")
+    assert "peer localhost: " in job.text
+
+
+def test_a_checkpoint_without_containerd_fails_with_its_reason(target: Node) -> None:
+    request = agent_pb2.CheckpointRequest(target="default/counter", after="running")
+    with nodes.agent(target):
+        job = ended(target, asked(target, "Checkpoint", request))
+    assert (job.state, job.phase) == ("failed", "checkpoint")
+    assert job.reason
+    assert job.text
+
+
+def test_a_checkpoint_that_was_cut_is_not_repeated(target: Node) -> None:
+    target.jobs.mkdir(parents=True)
+    cut = Job("0" * 16, jobs.CHECKPOINT, "default", "counter", phase=jobs.CHECKPOINT)
+    jobs.write(str(target.jobs), cut._replace(state=jobs.RUNNING, target="default/counter"))
+    (target.jobs / f"{'1' * 16}.json").write_text('{"id": 7}')
+    (target.jobs / f"{'2' * 16}.json").write_text("cut")
+    with nodes.agent(target):
+        (job,) = client.status(target.socket)
+    assert (job.state, job.reason) == ("failed", "Interrupted")
+    assert "take it again" in job.text
+
+
+@pytest.mark.parametrize("name", ["../one", "..", "n" * 300, "", "a/b"])
+def test_no_name_leads_out_of_the_checkpoints(target: Node, name: str) -> None:
+    with nodes.agent(target):
+        with pytest.raises(InvalidArgumentError, match="checkpoint name"):
+            prepare(target, "/mnt/store", name)
+        with pytest.raises(InvalidArgumentError, match="neither a store nor a peer"):
+            prepare(target, "mnt/store")
+        with pytest.raises(NotFoundError, match="there is no job"):
+            list(client.followed("0" * 16, target.socket))
+        assert client.status(target.socket) == []
+
+
+def test_the_socket_is_for_root_alone_and_goes_with_the_agent(target: Node) -> None:
+    with nodes.agent(target) as process:
+        status = os.stat(target.socket)
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, 0)
+        assert stat.S_IMODE(os.stat(os.path.dirname(target.socket)).st_mode) == 0o700
+        with pytest.raises(FailedPreconditionError, match=r"an agent listens .* already"):
+            service.take_over(target.socket)
+        process.terminate()
+        assert process.wait(timeout=15) == 0
+    assert not os.path.exists(target.socket)
+    with pytest.raises(UnavailableError, match=r"is grit-agent\.service running here"):
+        client.status(target.socket)
+
+
+def test_a_dead_agent_s_socket_is_taken_over_and_a_stranger_s_is_not(tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    service.take_over(path)
+    assert not os.path.exists(path)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(path)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(FailedPreconditionError, match="a socket of user 65534, expected"):
+        service.take_over(path)
+    os.unlink(path)
+    os.symlink("/etc/passwd", path)
+    with pytest.raises(FailedPreconditionError, match="no socket of user 0"):
+        service.take_over(path)
+
+
+def test_metrics_say_what_was_moved_and_how_jobs_ended(
+    source: Node, target: Node, peer: str
+) -> None:
+    checkpoint(source, size_mib=8)
+    with socket.create_server((nodes.HOST, 0)) as free:
+        port = free.getsockname()[1]
+    with nodes.agent(target, metrics=port):
+        ended(target, prepare(target, peer))
+        ended(target, prepare(target, peer, "none"))
+        text = read(port, "metrics")
+        assert read(port, "healthz") == "ok\n"
+    for line in (
+        'grit_moved_bytes_total{direction="in"} 8.388608e+06',
+        'grit_jobs_total{kind="prepare",outcome="done",reason=""} 1.0',
+        'grit_jobs_total{kind="prepare",outcome="failed",reason="NotFound"} 1.0',
+        'grit_job_seconds_count{kind="prepare"} 2.0',
+        'grit_jobs_now{state="queued"} 0.0',
+        "grit_copies_bytes 8.388608e+06",
+    ):
+        assert line in text
+
+
+def read(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://{nodes.HOST}:{port}/{path}", timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def port_of(peer: str) -> int:
+    return int(peer.rpartition(":")[2])

@@ -78,3 +78,16 @@ def serving(
             yield server
         finally:
             server.kill()
+
+
+def copy(server: Server, source: str, target: str) -> None:
+    """`rclone copy`, with its defaults; either side may be `:s3:BUCKET/PREFIX`."""
+    options = {
+        "provider": "Other",
+        "endpoint": server.url,
+        "access-key-id": KEY_ID,
+        "secret-access-key": SECRET,
+    }
+    flags = [f"--s3-{name}={value}" for name, value in options.items()]
+    argv = [str(program()), "copy", source, target, "--config=/dev/null", *flags]
+    subprocess.run(argv, check=True)

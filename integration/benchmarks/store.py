@@ -37,7 +37,8 @@ CHANGED_PERCENT = 1
 AS_FAST = 1 / 0.9
 RCLONE_LIMIT = 1 / 1.2
 NAME = "default/bench"
-STORE, COPY = f"s3://{rclone.BUCKET}/store", f":s3:{rclone.BUCKET}/copy"
+STORE, COPIED = f"s3://{rclone.BUCKET}/store", f":s3:{rclone.BUCKET}/store"
+COPY = f":s3:{rclone.BUCKET}/copy"
 PEAK_MIB = 300
 PLAIN_COPY = Path(link.__file__).with_name("plain_copy.py")
 
@@ -73,13 +74,16 @@ def checkpoint(root: Path, content: Callable[[int], Iterator[bytes]], size_mib: 
     return directory.parent
 
 
-def paired(ours: Work, theirs: Work, *targets: Path) -> tuple[float, float]:
+def paired(
+    ours: Work, theirs: Work, *targets: Path, clean: Work = lambda: None
+) -> tuple[float, float]:
     """Median seconds of both, which take turns; their *targets* are removed before each."""
     seconds: dict[Work, list[float]] = {ours: [], theirs: []}
     for at in range(PAIRS):
         for work in (ours, theirs) if at % 2 else (theirs, ours):
             for target in targets:
                 shutil.rmtree(target, ignore_errors=True)
+            clean()
             os.sync()
             seconds[work].append(timed(work))
     mine, other = map(statistics.median, seconds.values())
@@ -142,12 +146,10 @@ def push_s3(_bench: Bench, name: str) -> Row:
     with disk() as root, rclone.serving(root / "s3") as server:
         path = checkpoint(root / "a", dump, SIZE_MIB)
         grit = Commands(root / "a", server.environment)
-        bucket = server.directory / rclone.BUCKET
         times = paired(
             synced(lambda: grit.run("push", NAME, STORE)),
             synced(lambda: rclone.copy(server, str(path), COPY)),
-            bucket / "store",
-            bucket / "copy",
+            clean=lambda: rclone.purge(server, COPIED, COPY),
         )
     return ratio_row(name, *times, RCLONE_LIMIT)
 
@@ -193,8 +195,8 @@ def far(_bench: Bench, name: str) -> Row:
             times = paired(
                 synced(lambda: grit.run("push", NAME, STORE)),
                 lambda: copied_far(ends, path, root / "copy"),
-                server.directory / rclone.BUCKET / "store",
                 root / "copy",
+                clean=lambda: rclone.purge(server, COPIED, enter=ends.near),
             )
     bound = LINK_MIB / link.MIB_PER_S
     return ratio_row(name, *times, 1.0)._replace(bound=bound)

@@ -82,6 +82,16 @@ def serving(
 
 def copy(server: Server, source: str, target: str) -> None:
     """`rclone copy`, with its defaults; either side may be `:s3:BUCKET/PREFIX`."""
+    _run(server, (), "copy", source, target)
+
+
+def purge(server: Server, *prefixes: str, enter: Sequence[str] = ()) -> None:
+    """Remove what is there. The server would not see it go from below itself."""
+    for prefix in prefixes:
+        _run(server, enter, "delete", prefix)
+
+
+def _run(server: Server, enter: Sequence[str], *words: str) -> None:
     options = {
         "provider": "Other",
         "endpoint": server.url,
@@ -89,5 +99,4 @@ def copy(server: Server, source: str, target: str) -> None:
         "secret-access-key": SECRET,
     }
     flags = [f"--s3-{name}={value}" for name, value in options.items()]
-    argv = [str(program()), "copy", source, target, "--config=/dev/null", *flags]
-    subprocess.run(argv, check=True)
+    subprocess.run([*enter, program(), *words, "--config=/dev/null", *flags], check=True)

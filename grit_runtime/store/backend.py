@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         """Every method may be called from any thread, blocks, and raises OSError for the medium."""
 
         url: str
+        pack_bytes: int  # what an object should have to be written quickly
 
         def writing(self, name: str) -> Writing:
             """An object of that name, in place of one that is there."""

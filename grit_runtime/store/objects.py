@@ -53,6 +53,8 @@ _WRONG_CREDENTIALS = "the credentials are wrong, or do not allow this"
 
 
 class Objects:
+    pack_bytes = 32 << 20  # each thread has one in memory
+
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         is_plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")

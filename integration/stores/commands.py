@@ -29,6 +29,7 @@ class Commands(NamedTuple):
 
     root: Path
     environment: Mapping[str, str] = {}
+    enter: tuple[str, ...] = ()  # what runs it elsewhere
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """`grit WORDS`; the process is grit's own."""
@@ -37,6 +38,7 @@ class Commands(NamedTuple):
         kept = {name: value for name, value in os.environ.items() if name not in aws}
         return subprocess.Popen(
             [
+                *self.enter,
                 *("unshare", "--mount", "sh", "-ec", _WITH_ROOT, "sh", str(self.root)),
                 *(sys.executable, "-m", "grit_runtime.cli.main", *words),
             ],
@@ -53,6 +55,15 @@ class Commands(NamedTuple):
             out, err = process.communicate(timeout=timeout_s)
         assert process.returncode == 0, err
         return out
+
+    def peak_mib(self, *words: str) -> float:
+        """The most memory that it has had."""
+        process = self.start(*words)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        with process:
+            assert process.returncode == 0, process.communicate()
+        return usage.ru_maxrss / 1024
 
     def fails(self, *words: str, timeout_s: float = 300) -> str:
         """The one line that it has ended with."""

@@ -78,3 +78,25 @@ def serving(
             yield server
         finally:
             server.kill()
+
+
+def copy(server: Server, source: str, target: str) -> None:
+    """`rclone copy`, with its defaults; either side may be `:s3:BUCKET/PREFIX`."""
+    _run(server, (), "copy", source, target)
+
+
+def purge(server: Server, *prefixes: str, enter: Sequence[str] = ()) -> None:
+    """Remove what is there. The server would not see it go from below itself."""
+    for prefix in prefixes:
+        _run(server, enter, "delete", prefix)
+
+
+def _run(server: Server, enter: Sequence[str], *words: str) -> None:
+    options = {
+        "provider": "Other",
+        "endpoint": server.url,
+        "access-key-id": KEY_ID,
+        "secret-access-key": SECRET,
+    }
+    flags = [f"--s3-{name}={value}" for name, value in options.items()]
+    subprocess.run([*enter, program(), *words, "--config=/dev/null", *flags], check=True)

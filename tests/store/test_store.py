@@ -192,7 +192,7 @@ def test_a_push_goes_on_with_every_whole_pack_of_another(store: Backend, tmp_pat
     with pytest.raises(InterruptedError):
         push(str(path), store, None, stop_late)
     whole = store.listed("packs/")
-    assert len(whole) > 2
+    assert len(whole) > 1
     chunks = sum(len(read_contents(store, pack, None)) for pack in whole)
     assert pushed(store, path).reused_bytes == chunks * 4 * made.MIB
     pulled(store, tmp_path / "b", "one")

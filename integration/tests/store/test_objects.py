@@ -10,7 +10,6 @@ import pytest
 from grit_runtime.errors import NotFoundError
 from grit_runtime.store import backend, packs
 from grit_runtime.store.objects import Objects
-from grit_runtime.store.packs import PACK_BYTES
 from grit_runtime.store.sending import MAX_THREADS
 from integration.stores import rclone
 from integration.stores.commands import Commands
@@ -44,7 +43,9 @@ def named(commands: Commands, name: str = "one", mib: int = 40) -> Path:
 
 
 # When so much has been read, the pack of one thread at least is whole.
-SOME_BYTES = (min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS) + 1) * (PACK_BYTES + 4 * MIB)
+SOME_BYTES = (min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS) + 1) * (
+    Objects.pack_bytes + 4 * MIB
+)
 
 
 def sent_some(process: subprocess.Popen[str], at_least_bytes: int = 1) -> None:

@@ -1,7 +1,9 @@
 """A store in an object store: S3 (s3://), Google's (gs://) or Azure's (az://).
 
-Credentials, region and endpoint are those of the usual environment variables, of the instance or of
-the pod's service account, as obstore finds them.
+Credentials, region and endpoint are those of the environment (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL for S3), of the instance or of the pod's service
+account, as obstore finds them. An endpoint at http:// is taken as it is: nothing is encrypted then
+but what a key encrypts.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def copied_far(ends: link.Link, source: Path, target: Path) -> None:
 
 
 def memory(way: str) -> Callable[[Bench, str], Row]:
-    """The most memory that 20 GiB take, 2 GiB of them no holes; packs are whole in it for S3."""
+    """The most memory that 20 GiB take, 1.5 GiB of them no holes; packs are whole in it for S3."""
 
     def row(_bench: Bench, name: str) -> Row:
         with disk() as root, rclone.serving(root / "s3") as server:

@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from grit_runtime.errors import DamagedError
 from grit_runtime.files import checkpoint_dir, chunks, confine, digest
+from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
@@ -174,6 +175,7 @@ class Receiving:
                     done = 0
                     while done < len(view):
                         done += os.pwrite(fd, view[done:], wanted.offset + done)
+                    linux.start_writing(fd, wanted.offset, done)  # it is synced in the end
         self._note(wanted, data)
         with self._lock:
             self.received_bytes += moved_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -32,17 +32,22 @@ def running(nodes: Sequence[Node]) -> Iterator[None]:
     hosts = "".join(f"{node.connection.address} {node.name}\n" for node in nodes)
     with ExitStack() as stack:
         for node in nodes:
-            with node.path(Path("/etc/hosts")).open("a") as file:
-                file.write(hosts)
-            directory = node.path(DIRECTORY)
-            directory.mkdir(parents=True, exist_ok=True)
-            if node is not nodes[0]:
-                for name in ("ca.pem", "ca.key"):
-                    content = (nodes[0].path(DIRECTORY) / name).read_bytes()
-                    (directory / name).write_bytes(content)
-            node.run(["grit", "agent", "init", "--node", node.name])
-            _start(node, stack)
+            if not node.path(DIRECTORY).exists():
+                _introduce(node, nodes[0], hosts)
+            start(node, stack)
         yield
+
+
+def _introduce(node: Node, first: Node, hosts: str) -> None:
+    """Give the node a certificate of the *first* one's CA, and the other nodes' addresses."""
+    with node.path(Path("/etc/hosts")).open("a") as file:
+        file.write(hosts)
+    directory = node.path(DIRECTORY)
+    directory.mkdir(parents=True)
+    if node is not first:
+        for name in ("ca.pem", "ca.key"):
+            (directory / name).write_bytes((first.path(DIRECTORY) / name).read_bytes())
+    node.run(["grit", "agent", "init", "--node", node.name])
 
 
 def begun(node: Node, method: str, request: Message) -> agent_pb2.Job:
@@ -68,7 +73,7 @@ def socket_of(node: Node) -> str:
     return str(node.path(Path(service.SOCKET)))
 
 
-def _start(node: Node, stack: ExitStack) -> None:
+def start(node: Node, stack: ExitStack) -> None:
     """Run the node's agent until the *stack* ends, and wait until it says that it is ready."""
     path = node.path(NOTIFY)
     path.unlink(missing_ok=True)
@@ -78,4 +83,14 @@ def _start(node: Node, stack: ExitStack) -> None:
     agent = node.popen(["env", f"NOTIFY_SOCKET={NOTIFY}", "grit", "agent", "run"])
     stack.callback(agent.wait)
     assert told.recv(100) == b"READY=1"
-    stack.callback(os.kill, node.command_pid(agent), signal.SIGTERM)
+    stack.callback(_end, node.command_pid(agent))
+
+
+def kill(node: Node) -> None:
+    """Kill the node's agent, as the kernel does when memory is short."""
+    node.run(["pkill", "-KILL", "-f", "grit agent run"])
+
+
+def _end(pid: int) -> None:
+    with suppress(ProcessLookupError):  # it was killed
+        os.kill(pid, signal.SIGTERM)

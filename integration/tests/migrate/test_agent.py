@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,17 +14,21 @@ import pytest
 from grit_runtime.agent import client
 from grit_runtime.proto import agent_pb2
 from integration.pods import agents, checkpoints, workload
+from tests.store import made
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from integration.node.node import Node
     from integration.tests.conftest import Nodes, RunPod
+
+SIZE_BYTES = 48 * made.MIB
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def joined(nodes: Nodes) -> Iterator[None]:
     """Both nodes have agents."""
     with agents.running(nodes):
@@ -62,3 +70,96 @@ def test_a_checkpoint_that_is_cancelled_leaves_the_pod_as_it_was(
     assert not checkpoints.directory(nodes.a, "cancelled").exists()
     assert checkpoints.left_by_checkpoints(nodes.a) == []
     workload.wait_for_count(pod, 20)
+
+
+def on_its_way(nodes: Nodes, name: str) -> agent_pb2.Job:
+    """A job of node B that has brought a part of a checkpoint of node A; the link is slow."""
+    root = nodes.a.path(checkpoints.ROOT)
+    made.checkpoint(root, name, {"main/checkpoint/pages-1.img": made.noise(SIZE_BYTES)})
+    job = agents.begun(
+        nodes.b,
+        "Prepare",
+        agent_pb2.PrepareRequest(namespace=made.ROOT, name=name, source="peer://node-a"),
+    )
+    socket = agents.socket_of(nodes.b)
+    for now in client.followed(job.id, socket):
+        if now.done_bytes > SIZE_BYTES // 8:
+            return now
+    raise AssertionError("it was too fast")
+
+
+def ended(nodes: Nodes, job: agent_pb2.Job) -> agent_pb2.Job:
+    *_, last = client.followed(job.id, agents.socket_of(nodes.b))
+    return last
+
+
+def assert_is_there(nodes: Nodes, name: str) -> None:
+    source, target = (checkpoints.directory(node, name) for node in nodes)
+    assert made.content(target) == made.content(source)
+    shutil.rmtree(source)
+    shutil.rmtree(target)
+
+
+@pytest.fixture
+def slow_link(nodes: Nodes) -> Iterator[None]:
+    """What node A sends goes at 100 Mbit/s."""
+    shape = ["rate", "100mbit", "burst", "256kb", "latency", "200ms"]
+    nodes.a.run(["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *shape])
+    yield
+    nodes.a.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
+
+
+@contextmanager
+def dropping(node: Node, *which: str) -> Iterator[None]:
+    """Packets of peers' connections do not arrive at *node*: all, or *which* iptables matches."""
+    rule = ["-p", "tcp", "--sport", "9465", *which, "-j", "DROP"]
+    node.run(["iptables", "-I", "INPUT", *rule])
+    yield
+    node.run(["iptables", "-D", "INPUT", *rule])
+
+
+@pytest.mark.usefixtures("joined", "slow_link")
+def test_a_link_that_loses_packets_is_only_slower(nodes: Nodes) -> None:
+    with dropping(nodes.b, "-m", "statistic", "--mode", "random", "--probability", "0.01"):
+        job = ended(nodes, on_its_way(nodes, "lossy"))
+    assert (job.state, job.text) == ("done", "")
+    assert_is_there(nodes, "lossy")
+
+
+@pytest.mark.usefixtures("joined", "slow_link")
+def test_a_link_that_is_down_for_a_while_is_waited_for(nodes: Nodes) -> None:
+    begun = on_its_way(nodes, "down")
+    with dropping(nodes.b):
+        time.sleep(30 if "GRIT_LONG" in os.environ else 3)
+    job = ended(nodes, begun)
+    assert (job.state, job.text) == ("done", "")
+    assert_is_there(nodes, "down")
+
+
+@pytest.mark.usefixtures("joined", "slow_link")
+def test_an_agent_that_is_killed_goes_on_when_it_is_started_again(nodes: Nodes) -> None:
+    begun = on_its_way(nodes, "killed")
+    with ExitStack() as stack:
+        agents.kill(nodes.b)
+        agents.start(nodes.b, stack)
+        job = ended(nodes, begun)
+        assert (job.state, job.text) == ("done", "")
+        assert job.moved_bytes < SIZE_BYTES
+        assert_is_there(nodes, "killed")
+
+
+@pytest.mark.usefixtures("joined", "slow_link")
+def test_a_peer_that_is_killed_is_named_and_the_next_pull_goes_on(nodes: Nodes) -> None:
+    begun = on_its_way(nodes, "gone")
+    with ExitStack() as stack:
+        agents.kill(nodes.a)
+        job = ended(nodes, begun)
+        assert job.state == "failed"
+        assert "node-a" in job.text
+        assert not checkpoints.directory(nodes.b, "gone").exists()
+        agents.start(nodes.a, stack)
+        request = agent_pb2.PrepareRequest(namespace=made.ROOT, name="gone", source="peer://node-a")
+        job = agents.asked(nodes.b, "Prepare", request)
+        assert (job.state, job.text) == ("done", "")
+        assert job.moved_bytes < SIZE_BYTES
+        assert_is_there(nodes, "gone")

@@ -221,7 +221,7 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
 
 def benchmarked() -> list[list[str]]:
     """The rows of all tables of what is measured on a node without GPUs."""
-    sections = ("### The runtime", "### Large heaps", "### The shim")
+    sections = ("### The runtime", "### Large heaps", "### The shim", "### Stores")
     return [row for part in sections for row in rows("docs/benchmarks.md", "row", section=part)]
 
 

@@ -126,5 +126,9 @@ def _tell_systemd(state: str) -> None:
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
+    address = path.replace("@", "\0", 1) if path[0] == "@" else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto(state.encode(), path.replace("@", "\0", 1) if path[0] == "@" else path)
+        try:
+            sock.sendto(state.encode(), address)
+        except OSError as error:  # whoever waited has ended, and the agent has more to do
+            log.warning("nobody hears of the agent's state", state=state, reason=error)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from grit_runtime.agent.peers import Address
     from grit_runtime.config import Config
     from grit_runtime.store.keys import FileKey
-    from grit_runtime.store.pull import Pulled
+    from grit_runtime.store.pull import Pulled, Ready
     from grit_runtime.store.sending import Told
 
     class Remote(Protocol):
@@ -25,8 +25,15 @@ if TYPE_CHECKING:
         def find(self, namespace: str, name: str, sha256: str = "") -> tuple[Entry, int]:
             """The newest checkpoint of that name, or the one with that manifest; its bytes."""
 
-        def pull(self, entry: Entry, told: Told, *, replace: bool = False) -> Pulled:
-            """Bring it to this node, verified and durable."""
+        def pull(
+            self,
+            entry: Entry,
+            told: Told,
+            *,
+            replace: bool = False,
+            ready: Ready | None = None,
+        ) -> Pulled:
+            """Bring it to this node, verified and durable; *ready* as for `bring`."""
 
         def push(self, namespace: str, name: str, told: Told, begun: str = "") -> Pushed:
             """Put this node's checkpoint of that name there; *begun* as for a store's push."""
@@ -55,9 +62,11 @@ class _Store:
         entry = catalog.find(store, namespace, name, sha256)
         return entry, catalog.read_header(store, entry).size_bytes
 
-    def pull(self, entry: Entry, told: Told, *, replace: bool = False) -> Pulled:
-        store = open_store(self._url)
-        return pull.pull(store, entry, self._root, self._file_key, told, replace=replace)
+    def pull(
+        self, entry: Entry, told: Told, *, replace: bool = False, ready: Ready | None = None
+    ) -> Pulled:
+        with pull.stored(open_store(self._url), entry, self._file_key) as source:
+            return pull.bring(source, entry, self._root, told, replace=replace, ready=ready)
 
     def push(self, namespace: str, name: str, told: Told, begun: str = "") -> Pushed:
         path = f"{self._root}/{namespace}/{name}"
@@ -78,8 +87,11 @@ class _Peer:
     def find(self, namespace: str, name: str, sha256: str = "") -> tuple[Entry, int]:
         return peers.find(self._address, self._own, namespace, name, sha256)
 
-    def pull(self, entry: Entry, told: Told, *, replace: bool = False) -> Pulled:
-        return peers.pull(self._address, self._own, entry, self._root, told, replace=replace)
+    def pull(
+        self, entry: Entry, told: Told, *, replace: bool = False, ready: Ready | None = None
+    ) -> Pulled:
+        with peers.PeerSource(self._address, self._own, entry) as source:
+            return pull.bring(source, entry, self._root, told, replace=replace, ready=ready)
 
     def push(self, namespace: str, name: str, told: Told, _begun: str = "") -> Pushed:
         """Have the peer pull it from this node's agent."""

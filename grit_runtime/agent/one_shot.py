@@ -25,7 +25,7 @@ from grit_runtime.store.stored_source import rank
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from grit_runtime.config import Config
     from grit_runtime.model.manifest import File
@@ -121,8 +121,23 @@ def _copy(src_dir: str, dst_dir: str) -> None:
             return
         source = _Directory(src_fd, src_dir)
         files = sealed.manifest.files if sealed.is_verifiable else _unlisted(src_dir)
+        _require_no_other(dst_fd, dst_dir, files)
         received_bytes = fill(source, files, dst_fd, dst_dir, lambda *_: None)
     log.info("the checkpoint is copied", path=dst_dir, size_bytes=received_bytes)
+
+
+def _require_no_other(dir_fd: int, path: str, files: Iterable[File]) -> None:
+    """InvalidArgumentError if the directory holds what a checkpoint of these files would not.
+
+    What is in its containers' directories, and not of the checkpoint, is removed later.
+    """
+    own = {manifests.FILE_NAME, manifests.SIGNATURE_NAME, checkpoint_dir.SENTINEL, _TAKING}
+    own |= {file.path.partition("/")[0] for file in files}
+    if others := sorted(set(os.listdir(dir_fd)) - own):
+        raise InvalidArgumentError(
+            f"{path} holds {others[0]}, which is not of the checkpoint; remove it, or name another "
+            "directory"
+        )
 
 
 def _unlisted(src_dir: str) -> tuple[File, ...]:

@@ -20,7 +20,6 @@ from grit_runtime.proto import peer_pb2
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import compression as zstd
 from grit_runtime.store.catalog import Entry
-from grit_runtime.store.pull import bring
 from grit_runtime.store.receiving import Received
 from grit_runtime.store.stored_source import rank
 from grit_runtime.wire import peer as wire
@@ -34,9 +33,7 @@ if TYPE_CHECKING:
     from grit_runtime.agent.connection import Connection
     from grit_runtime.config import Config
     from grit_runtime.model.manifest import File
-    from grit_runtime.store.pull import Pulled
     from grit_runtime.store.receiving import Wanted
-    from grit_runtime.store.sending import Told
 
 SCHEME = "peer://"
 DEFAULT_PORT = 9465
@@ -95,14 +92,6 @@ def find(
         f"peer {peer.node} has no checkpoint {namespace}/{name}{meant}; grit ls {peer.url} shows "
         "what it has"
     )
-
-
-def pull(
-    peer: Address, own: Identity, entry: Entry, root: str, told: Told, *, replace: bool = False
-) -> Pulled:
-    """Bring a checkpoint of a peer into its place below *root*, as store/pull.py's `bring`."""
-    with PeerSource(peer, own, entry) as source:
-        return bring(source, entry, root, told, replace=replace)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from threading import Lock
 
 from grit_runtime.agent import copies, engine, job, moving
 from grit_runtime.agent.jobs import journalled
-from grit_runtime.files import arrivals, checkpoint_dir, verified
+from grit_runtime.files import arrivals, checkpoint_dir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,18 +47,19 @@ class Work:
         root = self._config.checkpoint_root
         entry, size_bytes = remote.find(*names, wanted.sha256)
         self._note(progress, sha256=entry.sha256)
-        with arrivals.announced(root, *names, entry.sha256, size_bytes, wanted.url) as announced:
-            with self._moving(progress, slots, size_bytes):
-                lock = Lock()
+        with (
+            arrivals.announced(root, *names, entry.sha256, size_bytes, wanted.url) as announced,
+            self._moving(progress, slots, size_bytes),
+        ):
+            lock = Lock()
 
-                def told(done_bytes: int, moved_bytes: int) -> None:
-                    progress.told(done_bytes, moved_bytes)
-                    self._moved("in", moved_bytes)
-                    with lock:
-                        announced.tell(progress.job.done_bytes)
+            def told(done_bytes: int, moved_bytes: int) -> None:
+                progress.told(done_bytes, moved_bytes)
+                self._moved("in", moved_bytes)
+                with lock:
+                    announced.tell(progress.job.done_bytes)
 
-                pulled = remote.pull(entry, told)
-            verified.record(root, *names)
+            pulled = remote.pull(entry, told, ready=announced.is_ready)
         if not pulled.was_here or copies.known(*names, entry.sha256):
             copies.note(*names, entry.sha256, pulled.size_bytes)
         if self._config.agent_quota_bytes:

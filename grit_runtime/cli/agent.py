@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -93,6 +94,7 @@ def init(directory: str | None, node: str, ca: str) -> None:
 @agent.command()
 def run() -> None:
     """Serve the node, in the foreground, until SIGTERM."""
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # read when gRPC is loaded; our children exec
     from grit_runtime.agent import daemon  # brings gRPC and TLS
 
     daemon.run(config.load())

@@ -48,6 +48,11 @@ class Announcement:
             self._write()
             self._next_s = time.monotonic() + _TELL_EVERY_S
 
+    def is_ready(self, directory: str) -> None:
+        """Say that *directory*, beside the place, has all of it but memory that grit moves."""
+        self._arrival = self._arrival._replace(ready=directory)
+        self._write()
+
     def fail(self, reason: str) -> None:
         """Say that nothing more will come."""
         self._arrival = self._arrival._replace(failed=reason)
@@ -97,6 +102,7 @@ def announced(
             *(checkpoint, manifest_sha256, printable(source), size_bytes),
             arrived_bytes=0,
             begun=log.rfc3339(),
+            ready="",
             failed="",
         )
         told = Announcement(own_dir, arrival)

@@ -42,6 +42,8 @@ SENTINEL = "download-state"
 
 PARENT = "parent"  # with the images that others add to; CR_PARENT_LINK of criu/include/image.h
 
+_MEMORY = re.compile(rf"[^/]+/checkpoint/(?:{PARENT}/)+pages-[^/]*")
+
 CONTAINER_LOG_LIMIT_BYTES = 10 << 20
 
 _MANIFEST_LIMIT_BYTES = 64 << 20
@@ -74,6 +76,21 @@ def open_named(root: str, names: Sequence[str]) -> int:
             f"checkpoint {'/'.join((root, *names))} does not exist on this node; "
             "is it copied here and is the name right?"
         ) from None
+
+
+def open_arriving(root: str, namespace: str, name: str) -> int | None:
+    """Fd of the directory in which a checkpoint is put together; None if it has its name already.
+
+    None too if others than root can change it: a copy would have to wait for all of it.
+    """
+    try:
+        dir_fd = confine.open_dir(root, namespace, name)
+    except FileNotFoundError:
+        return None
+    if is_private(root, (namespace, name), dir_fd):
+        return dir_fd
+    os.close(dir_fd)
+    return None
 
 
 def open_archive(root: str, names: Sequence[str]) -> int | None:
@@ -324,12 +341,19 @@ def moved_memory(sealed: Checkpoint, container: manifests.Container) -> dict[str
     """The files, by path, that may hold memory CRIU has not dumped; verified when it is used."""
     if not sealed.is_verifiable:
         return {}
-    pattern = re.compile(rf"{re.escape(container.name)}/checkpoint/(?:{PARENT}/)+pages-[^/]*")
+    prefix = f"{container.name}/"
     return {
         file.path: file
         for file in sealed.manifest.files
-        if pattern.fullmatch(file.path) and file.size_bytes <= digest.MAX_FILE_BYTES
+        if is_memory(file.path)
+        and file.path.startswith(prefix)
+        and file.size_bytes <= digest.MAX_FILE_BYTES
     }
+
+
+def is_memory(path: str) -> bool:
+    """Whether the file may hold memory that CRIU has not dumped."""
+    return _MEMORY.fullmatch(path) is not None
 
 
 def _files(dir_fd: int) -> dict[str, int]:

@@ -36,6 +36,7 @@ class Arrival(NamedTuple):
     size_bytes: int
     arrived_bytes: int
     begun: str  # RFC 3339, UTC
+    ready: str  # the directory beside its place where all but memory is verified; "" until then
     failed: str  # why nothing more will come, one line; "" while more may
 
 

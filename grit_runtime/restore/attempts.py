@@ -67,6 +67,7 @@ class Request(NamedTuple):
     huge_pages: bool
     criu: str  # its path, "" for the one on PATH
     restore_wait_s: float
+    arriving: str = ""  # the directory beside the checkpoint's place that has all but its memory
 
     @property
     def checkpoint_path(self) -> str:

@@ -45,14 +45,14 @@ class Place(NamedTuple):
 
 
 def passed(request: Request, timeline: log.Timeline) -> Request:
-    """The request, of the checkpoint that was announced, once that is here.
+    """The request, of the checkpoint that was announced, once that is here, but for its memory.
 
     Blocks for up to `restore_wait_s`, and no longer than the pod's sandbox lives; errors as of
     `wait`. Without an announcement of a checkpoint that the pod may have, nothing is waited for.
     """
     if len(request.order.path) != 2:  # what is announced is <namespace>/<name>
         return request
-    place = Place(request.checkpoint_root, *request.order.path, request.order.manifest_sha256)
+    place = _place(request)
     arrival = _acceptable(place)
     if arrival is None:
         return request
@@ -60,11 +60,34 @@ def passed(request: Request, timeline: log.Timeline) -> Request:
     begin = time.monotonic()
     with ExitStack() as stack:
         sandbox_fd = _sandbox(request.spec, stack)
-        expected = wait(place, request.restore_wait_s, sandbox_fd)
+        arrived = _wait(place, request.restore_wait_s, sandbox_fd, but_memory=True)
     timeline.add("arrival", seconds=time.monotonic() - begin)
-    if not expected:
+    if not arrived.manifest_sha256:
         return request
-    return request._replace(order=request.order._replace(manifest_sha256=expected))
+    order = request.order._replace(manifest_sha256=arrived.manifest_sha256)
+    return request._replace(order=order, arriving=arrived.directory)
+
+
+def memory_is_here(request: Request, timeline: log.Timeline) -> None:
+    """Wait until the memory of a checkpoint is here whose restore has begun without; as `wait`.
+
+    The tasks that it is for stand meanwhile.
+    """
+    if not request.arriving:
+        return
+    place = _place(request)
+    with timeline.phase("arrival of memory"):
+        wait(place, request.restore_wait_s)
+    if not _has(place, place.manifest_sha256):
+        raise ArrivalFailedError(
+            f"checkpoint {place.path} does not come to this node: its transfer has ended without "
+            "it; start it again"
+        )
+
+
+def _place(request: Request) -> Place:
+    namespace, name = request.order.path
+    return Place(request.checkpoint_root, namespace, name, request.order.manifest_sha256)
 
 
 def _acceptable(place: Place) -> Arrival | None:
@@ -74,6 +97,13 @@ def _acceptable(place: Place) -> Arrival | None:
     return arrival if arrival and wanted in ("", arrival.manifest_sha256) else None
 
 
+class Arrived(NamedTuple):
+    """What there is: the manifest's digest, "" if any will do, and where, if not in its place."""
+
+    manifest_sha256: str
+    directory: str = ""  # beside its place; it has no memory yet
+
+
 def wait(place: Place, wait_s: float, sandbox_fd: int = -1) -> str:
     """Block until the announced checkpoint is here; the sha256 of the manifest that it must have.
 
@@ -81,6 +111,10 @@ def wait(place: Place, wait_s: float, sandbox_fd: int = -1) -> str:
     checkpoint sees what that has left. NotArrivedError after *wait_s*; ArrivalFailedError if it
     does not come; PodStateError when the process of the pidfd *sandbox_fd* ends.
     """
+    return _wait(place, wait_s, sandbox_fd, but_memory=False).manifest_sha256
+
+
+def _wait(place: Place, wait_s: float, sandbox_fd: int, *, but_memory: bool) -> Arrived:
     expected = place.manifest_sha256
     end = time.monotonic() + wait_s
     with Changes() as changes:
@@ -88,10 +122,12 @@ def wait(place: Place, wait_s: float, sandbox_fd: int = -1) -> str:
             _watch(place, changes)
             arrival = _acceptable(place)
             if arrival is None:
-                return expected
+                return Arrived(expected)
             expected = arrival.manifest_sha256
             if _is_here(place, arrival):
-                return expected
+                return Arrived(expected)
+            if but_memory and arrival.ready and not arrival.failed:
+                return Arrived(expected, arrival.ready)
             left_s = end - time.monotonic()
             if arrival.failed or left_s <= 0:
                 raise _not_here(place, arrival, wait_s)
@@ -137,16 +173,25 @@ def _nearest(path: str) -> str:
 
 def _is_here(place: Place, arrival: Arrival) -> bool:
     """Whether what is announced is here whole. Others' checkpoints end with a sentinel."""
+    if arrival.manifest_sha256:
+        return _has(place, arrival.manifest_sha256)
     try:
         dir_fd = confine.open_dir(place.root, place.namespace, place.name)
     except (FileNotFoundError, ImageError):
         return False
     with closing_fd(dir_fd), suppress(FileNotFoundError, ImageError):
         manifest = checkpoint_dir.read_optional(dir_fd, manifests.FILE_NAME)
-        if arrival.manifest_sha256:
-            return hashlib.sha256(manifest or b"").hexdigest() == arrival.manifest_sha256
         sentinel = os.stat(checkpoint_dir.SENTINEL, dir_fd=dir_fd, follow_symlinks=False)
         return manifest is None and sentinel.st_ctime >= model.begun_s(arrival)
+    return False
+
+
+def _has(place: Place, sha256: str) -> bool:
+    """Whether a sealed checkpoint with this manifest is in its place."""
+    with suppress(FileNotFoundError, ImageError):
+        with closing_fd(confine.open_dir(place.root, place.namespace, place.name)) as dir_fd:
+            manifest = checkpoint_dir.read_optional(dir_fd, manifests.FILE_NAME) or b""
+        return hashlib.sha256(manifest).hexdigest() == sha256
     return False
 
 

@@ -6,6 +6,7 @@ from grit_runtime.errors import ImageError
 from grit_runtime.files import checkpoint_dir, confine
 from grit_runtime.files.checkpoint_dir import PARENT
 from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.restore import gate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def find(
-    request: Request, sealed: Checkpoint, container: Container, checkpoint_fd: int, dump: Dump
+    request: Request,
+    sealed: Checkpoint,
+    container: Container,
+    checkpoint_fd: int,
+    dump: Dump,
+    timeline: log.Timeline,
 ) -> dict[File, MemoryFile]:
     """The memory that grit fills in itself; pids are the dump's. What CRIU is to find is verified.
 
@@ -37,6 +43,8 @@ def find(
         with closing_fd(confine.descend(checkpoint_fd, images_path)) as images_fd:
             found = moved_memory.in_dump(images_fd, dump)
     moved = {unread.pop("/".join((*images_path, name))): file for name, file in found.items()}
+    if unread:
+        gate.memory_is_here(request, timeline)
     checkpoint_dir.refuse(
         request.checkpoint_path, checkpoint_dir.corrupt_files(checkpoint_fd, unread.values())
     )
@@ -64,6 +72,7 @@ def fill(
     gone = [str(file.pid) for file in moved.values() if file.pid not in pids]
     if gone:
         raise ImageError(f"process {gone[0]}, whose memory was moved, did not come back")
+    gate.memory_is_here(request, timeline)
     with timeline.phase("memory", size_bytes=sum(file.size_bytes for file in moved)):
         here = [
             file._replace(pid=pids[file.pid], digest=listed.digest)

@@ -155,7 +155,7 @@ def _attempt(request: Request, attempt: Journal[Step]) -> Outcome | None:
         return _outcome(request, outcomes.COLD, past_reason)
     request = gate.passed(request, timeline)
     with ExitStack() as stack:
-        checkpoint_fd, sealed = _open_checkpoint(request, attempt, stack)
+        checkpoint_fd, sealed = _open_checkpoint(request, attempt, stack, timeline)
         _require_pinned(request, sealed)
         if request.trusted_keys:
             checkpoint_dir.check_signature(
@@ -263,10 +263,16 @@ def _commit(
 
 
 def _open_checkpoint(
-    request: Request, attempt: Journal[Step], stack: ExitStack
+    request: Request, attempt: Journal[Step], stack: ExitStack, timeline: log.Timeline
 ) -> tuple[int, Checkpoint]:
     """The checkpoint's directory, which only root can change and *stack* closes, and what it is."""
     root, names = request.checkpoint_root, request.order.path
+    if request.arriving:
+        early = checkpoint_dir.open_arriving(root, names[0], request.arriving)
+        if early is not None:
+            dir_fd = stack.enter_context(closing_fd(early))
+            return dir_fd, checkpoint_dir.read_manifest(dir_fd, request.checkpoint_path)
+        gate.memory_is_here(request, timeline)
     archive_fd = checkpoint_dir.open_archive(root, names)
     if archive_fd is not None:
         attempt.record(Copy(request.copy_dir))

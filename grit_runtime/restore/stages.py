@@ -109,7 +109,7 @@ def bring_back(
         )
         rewritten = checks.check(held)
         checks.check_here(held, here)
-        moved = memory.find(request, sealed, container, checkpoint_fd, dump)
+        moved = memory.find(request, sealed, container, checkpoint_fd, dump, timeline)
         rewritten |= memory.left_out(images_fd, moved)
         placement = place_gpus() if container.cuda else None
     with timeline.phase("rw layer"):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         """Every method may be called from any thread, blocks, and raises OSError for the medium."""
 
         url: str
+        pack_bytes: int  # what an object should have to be written quickly
 
         def writing(self, name: str) -> Writing:
             """An object of that name, in place of one that is there."""
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
         def remove(self, name: str) -> None:
             """Remove an object, if it is there."""
+
+        def remove_unfinished(self) -> None:
+            """Remove what writers that were killed have left; nobody may be writing."""
 
 
 FORMAT_NAME = "grit-store.json"

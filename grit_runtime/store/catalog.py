@@ -33,7 +33,7 @@ _HEAD = struct.Struct("<8sI")
 _BODY = struct.Struct("<Q")
 _SUM_BYTES = 32
 _HEADER_LIMIT_BYTES = 1 << 20
-_BODY_LIMIT_BYTES = 1 << 30
+_LIMIT_BYTES = 256 << 20  # a chunk takes some 50: of 20 TiB
 
 
 class Entry(NamedTuple):
@@ -92,7 +92,7 @@ def read_header(store: Backend, entry: Entry) -> Header:
 
 def read(store: Backend, entry: Entry, unlocked: Unlocked) -> Index:
     """The whole index; DamagedError, TamperedError or WrongKeyError if that cannot be had."""
-    data = store.read(entry.object_name)
+    data = store.read(entry.object_name, size_bytes=_LIMIT_BYTES)
     try:
         return _parsed(data, unlocked, entry.sha256)
     except struct.error:
@@ -131,7 +131,7 @@ def _parsed(data: bytes, unlocked: Unlocked, sha256: str) -> Index:
     if key:
         body = key.decrypt(body[:NONCE_BYTES], body[NONCE_BYTES:], head)
     try:
-        plain = zstd.ZstdDecompressor().decompress(body, _BODY_LIMIT_BYTES)
+        plain = zstd.ZstdDecompressor().decompress(body, _LIMIT_BYTES)
     except zstd.ZstdError as error:
         raise DamagedError(f"it cannot be decompressed: {error}") from None
     index = stored.parse_index(plain)

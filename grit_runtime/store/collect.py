@@ -63,11 +63,14 @@ def collect(
         if not dry_run:
             for name in (*gone, *(pack.name for pack in packs)):
                 store.remove(name)
+            store.remove_unfinished()
     return garbage
 
 
 def _expired(store: Backend, entries: list[Entry], kept: Kept) -> list[Entry]:
     """Those, of *entries* from the newest to the oldest, that are not to be kept."""
+    if kept == Kept():
+        return []
     by_pod: dict[tuple[str, str], list[Entry]] = {}
     now_s = max((lock.written_s for lock in store.listed("locks/")), default=0.0)
     for entry in entries:

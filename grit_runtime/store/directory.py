@@ -12,7 +12,7 @@ import os
 
 from grit_runtime.errors import NoStoreError, NotFoundError
 from grit_runtime.files import confine, fdcopy
-from grit_runtime.host import process
+from grit_runtime.host import linux, process
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.store.listed import Stored
 
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_LARGE_BYTES = 1 << 20
 
 
 class Directory:
+    pack_bytes = 64 << 20  # each costs syncs of a file and of a directory
+
     def __init__(self, path: str, *, make: bool) -> None:
         self.url = path
         if make:
@@ -57,6 +60,14 @@ class Directory:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def listed(self, prefix: str) -> list[Stored]:
+        return [found for found in self._files(prefix) if not _is_unfinished(found)]
+
+    def remove_unfinished(self) -> None:
+        for found in self._files(""):
+            if _is_unfinished(found):
+                self.remove(found.name)
+
+    def _files(self, prefix: str) -> list[Stored]:
         try:
             dir_fd = confine.descend(self._fd, [name for name in prefix.split("/") if name])
         except FileNotFoundError:
@@ -65,7 +76,7 @@ class Directory:
             return [
                 Stored(prefix + entry.path, entry.stat.st_size, entry.stat.st_mtime)
                 for entry in confine.walk(dir_fd, changing=True)
-                if confine.is_file(entry.stat) and not entry.name.startswith(".")
+                if confine.is_file(entry.stat)
             ]
 
     def remove(self, name: str) -> None:
@@ -103,6 +114,10 @@ class Directory:
                     raise
 
 
+def _is_unfinished(found: Stored) -> bool:
+    return found.name.rpartition("/")[2].startswith(".")
+
+
 class _File:
     """An object that is being written."""
 
@@ -111,6 +126,7 @@ class _File:
         self._name = name
         self._temporary = f".{name}.{process.new_token()}"
         self._fd = -1
+        self._offset = 0
 
     def __enter__(self) -> Self:
         try:
@@ -122,6 +138,9 @@ class _File:
 
     def write(self, data: bytes | memoryview) -> None:
         fdcopy.write_all(self._fd, data)
+        if len(data) >= _LARGE_BYTES:  # the disk writes while the next ones are made
+            linux.start_writing(self._fd, self._offset, len(data))
+        self._offset += len(data)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with closing_fd(self._parent_fd) as parent_fd:

@@ -72,6 +72,9 @@ def alone(store: Backend, purpose: str) -> Iterator[None]:
     with _held(store, _ALONE, purpose) as name:
         for other in _living(store, name):
             raise StoreBusyError(_busy(store, other))
+        for dead in store.listed(_PREFIX):
+            if dead.name != name:
+                store.remove(dead.name)
         yield
 
 

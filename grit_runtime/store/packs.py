@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from grit_runtime.store.levels import Levels
     from grit_runtime.store.listed import Stored
 
-PACK_BYTES = 32 << 20
 _CONTENTS_LIMIT_BYTES = 16 << 20
 
 

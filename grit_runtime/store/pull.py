@@ -19,7 +19,7 @@ from grit_runtime.errors import (
     TamperedError,
     WrongKeyError,
 )
-from grit_runtime.files import checkpoint_dir, confine, digest
+from grit_runtime.files import checkpoint_dir, confine, digest, verified
 from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
@@ -31,7 +31,7 @@ from grit_runtime.store.stored_source import StoredSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from grit_runtime.model.manifest import File
     from grit_runtime.store.backend import Backend
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from grit_runtime.store.keys import FileKey
     from grit_runtime.store.receiving import Source
     from grit_runtime.store.sending import Told
+
+    Ready = Callable[[str], None]
 
 _SPARE_BYTES = 64 << 20  # for what else is written to the disk meanwhile
 
@@ -53,32 +55,33 @@ class Pulled(NamedTuple):
     was_here: bool = False
 
 
-def pull(
-    store: Backend,
-    entry: Entry,
-    root: str,
-    file_key: FileKey | None,
-    told: Told,
-    *,
-    replace: bool = False,
-) -> Pulled:
-    """Bring the checkpoint *entry* from a store, as `bring` does.
+@contextmanager
+def stored(store: Backend, entry: Entry, file_key: FileKey | None) -> Iterator[Source]:
+    """The checkpoint *entry* of a store, which stays there while the block runs.
 
-    TamperedError and WrongKeyError say what is wrong with the store.
+    DamagedError, TamperedError and WrongKeyError say what is wrong with it.
     """
     with locks.shared_if_writable(store, f"pull of {entry.namespace}/{entry.name}"):
         unlocked = Unlocked(file_key)
-        source = StoredSource(store, entry, catalog.read(store, entry, unlocked), unlocked)
-        return bring(source, entry, root, told, replace=replace)
+        yield StoredSource(store, entry, catalog.read(store, entry, unlocked), unlocked)
 
 
-def bring(source: Source, entry: Entry, root: str, told: Told, *, replace: bool = False) -> Pulled:
+def bring(
+    source: Source,
+    entry: Entry,
+    root: str,
+    told: Told,
+    *,
+    replace: bool = False,
+    ready: Ready | None = None,
+) -> Pulled:
     """Bring the checkpoint *entry* into its place below *root*.
 
     Blocks until it is there, verified and durable. AlreadyExistsError if another one has the name,
     unless it is to be *replace*d; RoomError before anything is received; DamagedError if the source
     gives another. *told* is as for a push; what it raises ends the pull, which a later one goes on
-    with.
+    with. *ready* is called with the name of a directory beside that place when that has all but
+    memory, verified: a restore can begin there.
     """
     manifest = manifests.parse(source.manifest)
     size_bytes = sum(file.size_bytes for file in manifest.files)
@@ -92,8 +95,16 @@ def bring(source: Source, entry: Entry, root: str, told: Told, *, replace: bool 
         if _is_here(parent_fd, final, entry, replace=replace):
             confine.remove_tree(parent_fd, staging)  # a killed pull may have left something
             return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
-        received_bytes = _receive(source, manifest.files, staging_fd, final, told)
-        _seal(staging_fd, source)
+
+        def without_memory() -> None:
+            _write_manifest(staging_fd, source)
+            if ready:
+                ready(staging)
+
+        received_bytes = _receive(source, manifest.files, staging_fd, final, told, without_memory)
+        linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
+        # Before it has its name: a restore that waits for that looks for the record at once.
+        verified.keep(staging_fd, final, verified.fingerprint(staging_fd))
         _publish(parent_fd, staging, entry.name)
     return Pulled(final, entry.sha256, size_bytes, received_bytes)
 
@@ -111,18 +122,26 @@ def fill(source: Source, files: Sequence[File], dir_fd: int, path: str, told: To
         if confine.is_file(entry.stat) and entry.path not in listed:
             with closing_fd(confine.descend(dir_fd, entry.path.split("/")[:-1])) as parent_fd:
                 os.unlink(entry.name, dir_fd=parent_fd)
-    received_bytes = _receive(source, files, dir_fd, path, told)
+    received_bytes = _receive(source, files, dir_fd, path, told, lambda: None)
     linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
-    _seal(dir_fd, source)
+    _write_manifest(dir_fd, source)
+    linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
     return received_bytes
 
 
-def _receive(source: Source, files: Sequence[File], dir_fd: int, final: str, told: Told) -> int:
+def _receive(
+    source: Source,
+    files: Sequence[File],
+    dir_fd: int,
+    final: str,
+    told: Told,
+    without_memory: Callable[[], None],
+) -> int:
     receiving = Receiving(source, files, told)
     try:
         receiving.prepare(dir_fd)
         _require_room(dir_fd, final, receiving.missing_bytes)
-        receiving.run(dir_fd)
+        receiving.run(dir_fd, without_memory)
     except (DamagedError, TamperedError, WrongKeyError) as error:
         raise type(error)(f"checkpoint {final}: {error}") from None
     return receiving.received_bytes
@@ -185,8 +204,8 @@ def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
         )
 
 
-def _seal(staging_fd: int, source: Source) -> None:
-    """Write what makes a directory a checkpoint, last."""
+def _write_manifest(staging_fd: int, source: Source) -> None:
+    """Write what makes a directory a checkpoint; it has no checkpoint's name yet."""
     for name, data in (
         (manifests.SIGNATURE_NAME, source.signature),
         (manifests.FILE_NAME, source.manifest),
@@ -195,7 +214,6 @@ def _seal(staging_fd: int, source: Source) -> None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             with open(confine.open_beneath(staging_fd, name, flags), "wb") as file:
                 file.write(data)
-    linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
 
 
 def _publish(parent_fd: int, staging: str, name: str) -> None:

@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from grit_runtime.errors import DamagedError
 from grit_runtime.files import checkpoint_dir, chunks, confine, digest
+from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
@@ -22,7 +23,7 @@ from grit_runtime.store.sending import MAX_THREADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Protocol
 
     from grit_runtime.model.manifest import File
@@ -109,13 +110,22 @@ class Receiving:
             for wanted in there:
                 self._told(wanted.size_bytes, 0)
 
-    def run(self, dir_fd: int) -> None:
-        """Receive what is missing, and compare all digests."""
-        self._receive(dir_fd, self._wanted)
-        wrong = self._wrong(dir_fd)
+    def run(self, dir_fd: int, without_memory: Callable[[], None]) -> None:
+        """Receive what is missing, and compare all digests.
+
+        Memory comes last: *without_memory* is called when all else is there and verified.
+        """
+        self._bring(dir_fd, [file for file in self._files if not _is_memory(file)])
+        without_memory()
+        self._bring(dir_fd, [file for file in self._files if _is_memory(file)])
+
+    def _bring(self, dir_fd: int, files: list[File]) -> None:
+        paths = {file.path for file in files}
+        self._receive(dir_fd, [wanted for wanted in self._wanted if wanted.file.path in paths])
+        wrong = self._wrong(dir_fd, files)
         if again := [wanted for wanted in self._kept if wanted.file in wrong]:
             self._receive(dir_fd, again)
-            wrong = self._wrong(dir_fd)
+            wrong = self._wrong(dir_fd, files)
         for line in wrong.values():
             raise DamagedError(f"{self._source.name}: {line}; {self._source.remedy}")
 
@@ -165,6 +175,7 @@ class Receiving:
                     done = 0
                     while done < len(view):
                         done += os.pwrite(fd, view[done:], wanted.offset + done)
+                    linux.start_writing(fd, wanted.offset, done)  # it is synced in the end
         self._note(wanted, data)
         with self._lock:
             self.received_bytes += moved_bytes
@@ -178,23 +189,25 @@ class Receiving:
         zeros = records.digest_of_zeros
         own[wanted.number] = zeros(wanted.size_bytes) if data is None else blake3(data).digest()
 
-    def _wrong(self, dir_fd: int) -> dict[File, str]:
-        """What is wrong with files whose chunks had no digests to be compared with."""
+    def _wrong(self, dir_fd: int, files: list[File]) -> dict[File, str]:
+        """What is wrong with *files* whose chunks had no digests to be compared with."""
         others = {
-            file.path: file.digest
-            for file in self._files
-            if not file.digest.startswith(digest.PIECEWISE)
+            file.path: file.digest for file in files if not file.digest.startswith(digest.PIECEWISE)
         }
         read = digest.digest_tree(dir_fd, others, others)
         found = {path: one.digest for path, one in read.items()}
-        for file in self._files:
+        for file in files:
             if own := self._hashed.get(file.path):
                 hashed = [own[number] for number in sorted(own)]
                 kind = digest.kind(file.size_bytes, file.digest)
                 found[file.path] = digest.joined(kind, hashed)
-        compared = [file for file in self._files if file.path in found]
+        compared = [file for file in files if file.path in found]
         lines = [checkpoint_dir.digest_mismatches([one], [found[one.path]]) for one in compared]
         return {file: line for file, own in zip(compared, lines, strict=True) for line in own}
+
+
+def _is_memory(file: File) -> bool:
+    return checkpoint_dir.is_memory(file.path)
 
 
 def _make(dir_fd: int, file: File) -> bool:

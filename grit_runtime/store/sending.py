@@ -17,7 +17,7 @@ from grit_runtime.model.stored import ZEROS, Chunk, Pack
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import records
 from grit_runtime.store.levels import Levels
-from grit_runtime.store.packs import PACK_BYTES, OpenPack
+from grit_runtime.store.packs import OpenPack
 from grit_runtime.store.sources import Read
 
 TYPE_CHECKING = False
@@ -84,7 +84,7 @@ class Sending:
         while portion:
             target = self._target
             with OpenPack(target.store, target.prefix, target.data_key, self._levels) as pack:
-                while portion and pack.size_bytes < PACK_BYTES:
+                while portion and pack.size_bytes < target.store.pack_bytes:
                     self._send(portion, buffer, pack)
                     portion = self._next(left)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from grit_runtime.errors import DamagedError, GritError, NotFoundError
-from grit_runtime.files import digest
+from grit_runtime.files import checkpoint_dir, digest
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model import stored
 from grit_runtime.store import records
@@ -125,4 +125,4 @@ class StoredSource:
 
 def rank(file: File) -> int:
     """Memory comes last: a restore can do much before it needs that."""
-    return 1 if "/parent/" in file.path else 0
+    return int(checkpoint_dir.is_memory(file.path))

@@ -9,10 +9,17 @@ from __future__ import annotations
 import json
 import sys
 
-from integration.benchmarks import control, gate, heap, shim, wrapper
+from integration.benchmarks import control, gate, heap, shim, store, wrapper
 from integration.benchmarks.comparison import Bench, Row
 
-ROWS = {**wrapper.ROWS, **control.ROWS, **gate.ROWS, **shim.ROWS, **heap.ROWS}
+ROWS = {
+    **wrapper.ROWS,
+    **control.ROWS,
+    **gate.ROWS,
+    **shim.ROWS,
+    **heap.ROWS,
+    **store.ROWS,
+}
 
 
 def main() -> None:

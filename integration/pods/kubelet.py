@@ -169,6 +169,11 @@ class Pod:
         """What container *name* has written, as `kubectl logs` shows it."""
         return "".join(_read_log(self.log_path(name)))
 
+    def log_times(self, name: str) -> list[datetime]:
+        """When each line of its log was written."""
+        stamps = (line.split(" ", 1)[0] for line in self.log_path(name).read_text().splitlines())
+        return [datetime.fromisoformat(f"{stamp[:26]}+00:00") for stamp in stamps]
+
     def wait_for_log(self, name: str, text: str, *, timeout_s: float = 30) -> str:
         """The log of container *name*, once *text* is in it."""
         deadline = time.monotonic() + timeout_s

@@ -94,12 +94,21 @@ def test_a_damaged_checkpoint_is_not_said_to_be_there(
 
 
 def test_what_is_left_of_another_checkpoint_goes(source: Path, volume: Path) -> None:
-    volume.mkdir(parents=True)
+    (volume / "main").mkdir(parents=True)
     (volume / "manifest.json").write_text("{}")
-    (volume / "old").write_text("of another")
+    (volume / "main/old").write_text("of another")
     (volume / checkpoint_dir.SENTINEL).write_text("Transfer Completed\n")
     run("checkpoint", source, volume)
     assert made.content(volume) == made.content(source)
+
+
+def test_a_directory_with_anything_else_in_it_is_left_as_it_is(source: Path, volume: Path) -> None:
+    volume.mkdir(parents=True)
+    (volume / "letters").mkdir()
+    (volume / "letters/dear").write_text("me")
+    with pytest.raises(InvalidArgumentError, match="holds letters, which is not of the checkpoint"):
+        run("checkpoint", source, volume)
+    assert made.content(volume) == {"letters/dear": b"me"}
 
 
 def test_a_checkpoint_of_upstream_s_agent_is_brought_too(source: Path, volume: Path) -> None:

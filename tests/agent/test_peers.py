@@ -31,6 +31,7 @@ from grit_runtime.errors import (
 )
 from grit_runtime.proto import peer_pb2
 from grit_runtime.store.catalog import Entry
+from grit_runtime.store.pull import bring
 from grit_runtime.wire import peer as wire
 from tests.agent import nodes
 from tests.store import made
@@ -70,7 +71,8 @@ def own(identities: tuple[Identity, Identity]) -> Identity:
 
 def pulled(peer: Address, own: Identity, root: Path, name: str = "one") -> Pulled:
     entry, _ = peers.find(peer, own, made.ROOT, name)
-    return peers.pull(peer, own, entry, str(root), made.ignore)
+    with peers.PeerSource(peer, own, entry) as source:
+        return bring(source, entry, str(root), made.ignore)
 
 
 def request_of(root: Path, name: str = "one") -> peer_pb2.Checkpoint:
@@ -237,8 +239,12 @@ def test_what_is_not_the_checkpoint_is_not_taken(
     answer = lying((path / "manifest.json").read_bytes(), body, size_bytes)
     entry = Entry(made.ROOT, "one", request_of(tmp_path / "a").sha256, 0.0)
     refused = pytest.raises(error, match=text)
-    with nodes.answering(identities[0], "node-a", answer) as peer, refused:
-        peers.pull(peer, identities[1], entry, str(tmp_path / "b"), made.ignore)
+    with (
+        nodes.answering(identities[0], "node-a", answer) as peer,
+        refused,
+        peers.PeerSource(peer, identities[1], entry) as source,
+    ):
+        bring(source, entry, str(tmp_path / "b"), made.ignore)
     assert not (tmp_path / "b" / made.ROOT / "one").exists()
 
 
@@ -335,6 +341,7 @@ import os, signal, sys
 from grit_runtime.agent import peers
 from grit_runtime.agent.identity import Identity
 from grit_runtime.agent.peers import Address
+from grit_runtime.store.pull import bring
 
 done = 0
 
@@ -348,7 +355,8 @@ def told(_done_bytes, moved_bytes):
 directory, host, port, root = sys.argv[1:]
 peer, own = Address("node-a", host, int(port)), Identity(directory)
 entry, _ = peers.find(peer, own, "default", "one")
-peers.pull(peer, own, entry, root, told)
+with peers.PeerSource(peer, own, entry) as source:
+    bring(source, entry, root, told)
 """
 
 

@@ -23,7 +23,8 @@ from grit_runtime.files import checkpoint_dir
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.store import backend, catalog, collect, locks
 from grit_runtime.store.keys import FileKey
-from grit_runtime.store.pull import Pulled, pull
+from grit_runtime.store.packs import read_contents
+from grit_runtime.store.pull import Pulled, bring, stored
 from grit_runtime.store.push import Pushed, begin, push
 from grit_runtime.store.records import Unlocked
 from tests.store import made
@@ -51,7 +52,8 @@ def pushed(store: Backend, path: Path, key: FileKey | None = None) -> Pushed:
 
 def pulled(store: Backend, root: Path, name: str, key: FileKey | None = None) -> Pulled:
     entry = catalog.find(store, made.ROOT, name)
-    return pull(store, entry, str(root), key, made.ignore)
+    with stored(store, entry, key) as source:
+        return bring(source, entry, str(root), made.ignore)
 
 
 def packs(store: Backend) -> list[str]:
@@ -177,6 +179,26 @@ def test_a_pull_goes_on_where_another_was_interrupted(store: Backend, tmp_path: 
     assert [entry.name for entry in (tmp_path / "b" / made.ROOT).iterdir()] == ["one"]
 
 
+def test_a_push_goes_on_with_every_whole_pack_of_another(store: Backend, tmp_path: Path) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(320 * made.MIB)})
+    left = 300 * made.MIB
+
+    def stop_late(done_bytes: int, _moved_bytes: int) -> None:
+        nonlocal left
+        left -= done_bytes
+        if left < 0:
+            raise InterruptedError("stop")
+
+    with pytest.raises(InterruptedError):
+        push(str(path), store, None, stop_late)
+    whole = store.listed("packs/")
+    assert len(whole) > 1
+    chunks = sum(len(read_contents(store, pack, None)) for pack in whole)
+    assert pushed(store, path).reused_bytes == chunks * 4 * made.MIB
+    pulled(store, tmp_path / "b", "one")
+    assert made.content(tmp_path / "b" / made.ROOT / "one") == made.content(path)
+
+
 def test_a_wrong_key_a_forged_pack_and_damage_are_told_apart(
     store: Backend, tmp_path: Path, key: FileKey
 ) -> None:
@@ -212,7 +234,8 @@ def test_another_checkpoint_of_the_name_is_not_replaced_unasked(
     with pytest.raises(AlreadyExistsError, match="another checkpoint"):
         pulled(store, tmp_path / "b", "one")
     entry = catalog.find(store, made.ROOT, "one")
-    pull(store, entry, str(tmp_path / "b"), None, made.ignore, replace=True)
+    with stored(store, entry, None) as source:
+        bring(source, entry, str(tmp_path / "b"), made.ignore, replace=True)
     assert (tmp_path / "b" / made.ROOT / "one/main/pages").read_bytes() == b"second"
 
 

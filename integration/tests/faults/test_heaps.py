@@ -7,11 +7,14 @@ import random
 import shutil
 import signal
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 
-from integration.node import images
+from integration.node import images, rootfs
+from integration.node.cri import CriError
 from integration.pods import checkpoints, kubelet, workload
 from integration.pods.pod_spec import ContainerSpec, PodSpec
 
@@ -19,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from subprocess import Popen
 
     from integration.node.node import Node
     from integration.pods.kubelet import Pod
@@ -127,6 +131,87 @@ def test_a_heap_is_sent_to_a_store_while_the_rest_is_dumped(nodes: Nodes, run_po
     moved = run_pod(nodes.a, spec("pulled", ("grit.dev/restore-name", "sent")))
     assert_goes_on(moved)
     nodes.a.run(["rm", "-r", "/mnt/heaps"])
+
+
+# Brings a checkpoint as an agent does, but waits for a line before it brings memory.
+BRING = f"""
+import sys
+from grit_runtime.files import arrivals
+from grit_runtime.store import backend, catalog, pull
+root = "{checkpoints.ROOT}"
+store = backend.open_store("/mnt/early")
+entry = catalog.find(store, "default", "early")
+with arrivals.announced(root, "default", "early", entry.sha256, 1 << 30, "a store") as arrival:
+    def ready(directory):
+        arrival.is_ready(directory)
+        print("ready", flush=True)
+        if sys.stdin.readline() != "go on\\n":
+            raise OSError(5, "the link is down")
+    with pull.stored(store, entry, None) as source:
+        pull.bring(source, entry, root, lambda done, moved: None, ready=ready)
+"""
+
+
+@pytest.fixture
+def arriving(nodes: Nodes, run_pod: RunPod) -> Iterator[Popen[str]]:
+    """A transfer of checkpoint "early" to node A, which has all but its memory."""
+    pod = run_pod(nodes.a, spec("early"))
+    pod.wait_for_log("main", "\n2 ")
+    checkpoints.take(pod, "early", *TO_END, "--push", "/mnt/early")
+    shutil.rmtree(checkpoints.directory(nodes.a, "early"))
+    argv = [f"/{rootfs.VENV}/bin/python", "-c", BRING]
+    pipe = subprocess.PIPE
+    with nodes.a.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe) as bringing:
+        assert bringing.stdout is not None
+        assert bringing.stdout.readline() == "ready\n"
+        yield bringing
+        bringing.communicate()
+    nodes.a.run(["sh", "-c", "rm -rf /mnt/early /mnt/grit-agent/default/*early*"])
+
+
+def wait_until_restored_but_for_memory(node: Node) -> None:
+    """Wait until tasks that CRIU has restored stand, and wait for their memory."""
+    while not standing(node):
+        time.sleep(kubelet.POLL_S)
+
+
+def standing(node: Node) -> list[str]:
+    """The states of processes that are stopped, or held by a tracer."""
+    states = node.run(["ps", "--no-headers", "-eo", "stat"]).stdout.split()
+    return [state for state in states if state[0] in "Tt"]
+
+
+def test_a_restore_begins_before_memory_has_arrived(nodes: Nodes, arriving: Popen[str]) -> None:
+    annotated = spec("begun", ("grit.dev/restore-name", "early"))
+    with kubelet.sandbox(nodes.a, annotated) as pod, ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(pod.run_containers)
+        wait_until_restored_but_for_memory(nodes.a)
+        assert not checkpoints.directory(nodes.a, "early").exists()
+        assert arriving.stdin is not None
+        arriving.stdin.write("go on\n")
+        arriving.stdin.flush()
+        starting.result()
+        assert_goes_on(pod)
+        (restored,) = checkpoints.outcomes(pod)
+        assert "'arrival of memory'" in str(restored["timeline"])
+
+
+def test_a_restore_whose_memory_does_not_arrive_fails_and_leaves_nothing(
+    nodes: Nodes, arriving: Popen[str]
+) -> None:
+    annotated = spec("cut", ("grit.dev/restore-name", "early"))
+    with kubelet.sandbox(nodes.a, annotated) as pod, ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(pod.run_containers)
+        wait_until_restored_but_for_memory(nodes.a)
+        assert arriving.stdin is not None
+        arriving.stdin.write("cut\n")
+        arriving.stdin.flush()
+        with pytest.raises(
+            CriError, match=r"its transfer from a store has failed: .*the link is d"
+        ):
+            starting.result()
+        assert standing(nodes.a) == []
+        assert not checkpoints.directory(nodes.a, "early").exists()
 
 
 def test_a_source_that_goes_on_keeps_its_heap(nodes: Nodes, source: Pod) -> None:

@@ -64,10 +64,11 @@ class Progress:
             raise StoppingError
 
     def killing(self, kill: Callable[[], None] | None) -> None:
-        """What ends a program that the job waits for, while it does."""
+        """What ends a program that the job waits for, while it does; called at once if late."""
         with self._lock:
             self._kill = kill
-        self.check()
+            if kill and (self._is_cancelled or self._is_stopping):
+                kill()
 
     def cancel(self) -> None:
         self._is_cancelled = True

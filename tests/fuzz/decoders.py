@@ -11,7 +11,7 @@ from typing import TypeVar
 from grit_runtime.errors import GritError
 from grit_runtime.model import arrival, checkpointctl, fit_to_runc, manifest, seccomp_filter
 from grit_runtime.proto import ttrpc_pb2
-from grit_runtime.wire import criu_image, layer, tar, tmpfs_image, ttrpc
+from grit_runtime.wire import criu_image, layer, peer, tar, tmpfs_image, ttrpc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,6 +85,19 @@ def seccomp_filters(data: bytes) -> None:
     seccomp_filter.permitted(data, arch=0xC000003E, numbers=range(0, 450, 7))
 
 
+def peer_messages(data: bytes) -> None:
+    """As a request and as a reply, and the size before it."""
+    request = _or_none(partial(peer.parse_request, data))
+    if request:
+        assert peer.parse_request(peer.framed(request)[peer.HEAD_BYTES :]) == request
+    reply = _or_none(partial(peer.parse_reply, data, peer.MAX_BODY_BYTES))
+    if reply:
+        assert reply.body_bytes <= peer.MAX_BODY_BYTES
+        assert reply.failure.text.isprintable()
+    if len(data) >= peer.HEAD_BYTES:
+        _or_none(partial(peer.message_bytes, data[: peer.HEAD_BYTES], peer.MAX_REQUEST_BYTES))
+
+
 def ttrpc_frames(data: bytes) -> None:
     """Sent to either end, in pieces whose size the first byte chooses and in one."""
     size_bytes = data[0] + 1 if data else 1
@@ -115,6 +128,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
         announcements,
         metadata,
         seccomp_filters,
+        peer_messages,
         ttrpc_frames,
     )
 }

@@ -9,19 +9,33 @@ import sys
 from contextlib import suppress
 
 from grit_runtime import config as configuration
-from grit_runtime.errors import CommandError, GritError, PodStateError, of_reason, one_line, reason
+from grit_runtime.errors import (
+    CommandError,
+    GritError,
+    ManifestError,
+    PodStateError,
+    of_reason,
+    one_line,
+    reason,
+)
+from grit_runtime.files import checkpoint_dir, confine
 from grit_runtime.host import process
+from grit_runtime.host.descriptor import closing_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from grit_runtime.agent.job import Job
     from grit_runtime.agent.progress import Progress
     from grit_runtime.config import Config
 
 
-def take(progress: Progress) -> None:
-    """Take the job's checkpoint. Blocks; a job that is to stop has what was begun undone."""
+def take(progress: Progress, checkpoint_root: str) -> None:
+    """Take the job's checkpoint. Blocks; a job that is to stop has what was begun undone.
+
+    Unless that is too late: what is sealed stays, and the job has done what it was for.
+    """
     job = progress.job
     wanted = {
         name: getattr(job, name)
@@ -37,6 +51,8 @@ def take(progress: Progress) -> None:
         progress.killing(end)
         printed = process.output(child)
     except CommandError:
+        if _is_sealed(job, checkpoint_root):
+            return
         progress.check()  # it ends so when it is told to
         raise
     finally:
@@ -44,6 +60,13 @@ def take(progress: Progress) -> None:
     answer = json.loads(printed.splitlines()[-1])
     if "reason" in answer:
         raise of_reason(answer["reason"])(answer["text"])
+
+
+def _is_sealed(job: Job, checkpoint_root: str) -> bool:
+    path = f"{checkpoint_root}/{job.namespace}/{job.name}"
+    with suppress(OSError, ManifestError), closing_fd(confine.open_dir(path)) as dir_fd:
+        return checkpoint_dir.read_manifest(dir_fd, path).manifest.created >= job.begun
+    return False
 
 
 def main(argument: str) -> None:

@@ -31,7 +31,7 @@ class Work:
         """Do what the job in *progress* is for; it raises as `Progress.told` does."""
         if progress.job.phase == job.CHECKPOINT:
             self._note(progress, state=job.RUNNING)
-            engine.take(progress)
+            engine.take(progress, self._config.checkpoint_root)
             if not progress.job.url:
                 return
             self._note(progress, state=job.QUEUED, phase=job.PUSH)

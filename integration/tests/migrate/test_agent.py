@@ -66,8 +66,9 @@ def test_a_checkpoint_that_is_cancelled_leaves_the_pod_as_it_was(
     request = agent_pb2.CheckpointRequest(target="default/cancelled", after="running")
     job = agents.begun(nodes.a, "Checkpoint", request)
     *_, last = client.cancelled(job.id, agents.socket_of(nodes.a))
-    assert last.state == "cancelled"
-    assert not checkpoints.directory(nodes.a, "cancelled").exists()
+    assert last.state in {"cancelled", "done"}  # it may be too late
+    is_there = checkpoints.directory(nodes.a, "cancelled").exists()
+    assert is_there == (last.state == "done")
     assert checkpoints.left_by_checkpoints(nodes.a) == []
     workload.wait_for_count(pod, 20)
 

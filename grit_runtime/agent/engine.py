@@ -19,7 +19,7 @@ from grit_runtime.errors import (
     reason,
 )
 from grit_runtime.files import checkpoint_dir, confine
-from grit_runtime.host import process
+from grit_runtime.host import linux, process
 from grit_runtime.host.descriptor import closing_fd
 
 TYPE_CHECKING = False
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from grit_runtime.agent.job import Job
     from grit_runtime.agent.progress import Progress
     from grit_runtime.config import Config
+
+
+_STDERR = 2
 
 
 def take(progress: Progress, checkpoint_root: str) -> None:
@@ -41,22 +44,23 @@ def take(progress: Progress, checkpoint_root: str) -> None:
         name: getattr(job, name)
         for name in ("target", "name", "after", "replace", "pod_is_going", "strict")
     }
-    child = process.start(process.python(__name__, json.dumps(wanted)), token=process.new_token())
-
-    def end() -> None:
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGTERM)
-
-    try:
-        progress.killing(end)
-        printed = process.output(child)
-    except CommandError:
+    argv = process.python(__name__, json.dumps({**wanted, "parent": os.getpid()}))
+    out_fd, write_fd = os.pipe()
+    with closing_fd(write_fd), closing_fd(os.open(os.devnull, os.O_RDONLY)) as null_fd:
+        # Not by fork: gRPC's threads have locks that a fork of this process would inherit held.
+        pid = process.spawn_apart(argv, os.environ, null_fd, write_fd, _STDERR)
+    with open(out_fd, "rb") as out:
+        try:
+            progress.killing(lambda: os.kill(pid, signal.SIGTERM))
+            printed = out.read()
+        finally:
+            progress.killing(None)
+            status = process.wait(pid)
+    if not printed:
         if _is_sealed(job, checkpoint_root):
             return
         progress.check()  # it ends so when it is told to
-        raise
-    finally:
-        progress.killing(None)
+        raise CommandError(f"the engine of checkpoint {job.name} ended with status {status}")
     answer = json.loads(printed.splitlines()[-1])
     if "reason" in answer:
         raise of_reason(answer["reason"])(answer["text"])
@@ -73,6 +77,7 @@ def main(argument: str) -> None:
     """What the process does: the last line that it prints says how it ended."""
     signal.signal(signal.SIGTERM, _terminate)
     wanted = json.loads(argument)
+    linux.die_with_parent(wanted["parent"])
     try:
         perform(wanted, configuration.load())
         answer = {}

@@ -49,12 +49,16 @@ def noise(size_mib: int) -> Iterator[bytes]:
 
 
 def dump(size_mib: int) -> Iterator[bytes]:
-    """Like memory: half of it zeros, in runs of 64 KiB, and half text that halves at best."""
+    """Like memory: half of it zeros, in runs of 64 KiB, and half text, of Python's library."""
     run = 64 << 10
-    return (
-        b"".join(os.urandom(run // 2).hex().encode() + bytes(run) for _ in range(MIB // run // 2))
-        for _ in range(size_mib)
-    )
+    library = b"".join(path.read_bytes() for path in sorted(Path(os.__file__).parent.glob("*.py")))
+    at = 0
+    for _ in range(size_mib):
+        parts = []
+        for _ in range(MIB // run // 2):
+            at = (at + run) % (len(library) - run)
+            parts += [library[at : at + run], bytes(run)]
+        yield b"".join(parts)
 
 
 @contextmanager

@@ -37,7 +37,8 @@ _STDERR = 2
 def take(progress: Progress, checkpoint_root: str) -> None:
     """Take the job's checkpoint. Blocks; a job that is to stop has what was begun undone.
 
-    Unless that is too late: what is sealed stays, and the job has done what it was for.
+    Unless that is too late: a pod that runs on has a sealed checkpoint then, as was asked for. One
+    that was to be held runs on, and is not.
     """
     job = progress.job
     wanted = {
@@ -57,7 +58,7 @@ def take(progress: Progress, checkpoint_root: str) -> None:
             progress.killing(None)
             status = process.wait(pid)
     if not printed:
-        if _is_sealed(job, checkpoint_root):
+        if job.after == "running" and _is_sealed(job, checkpoint_root):
             return
         progress.check()  # it ends so when it is told to
         raise CommandError(f"the engine of checkpoint {job.name} ended with status {status}")

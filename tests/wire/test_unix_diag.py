@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -59,9 +60,15 @@ def test_any_bytes_are_an_answer_or_a_value_error(data: bytes) -> None:
         unix_diag.parse(data)
 
 
+@cache
+def recorded() -> bytes:
+    """The kernel's answer at one time: it has another whenever sockets come and go."""
+    return answer()[0][:2000]
+
+
 @given(st.data())
 def test_a_damaged_answer_is_an_answer_or_a_value_error(data: st.DataObject) -> None:
-    whole = bytearray(answer()[0][:2000])
+    whole = bytearray(recorded())
     whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     with suppress(ValueError):
         unix_diag.parse(bytes(whole))

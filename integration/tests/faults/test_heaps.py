@@ -166,7 +166,13 @@ def arriving(nodes: Nodes, run_pod: RunPod) -> Iterator[Popen[str]]:
         assert bringing.stdout.readline() == "ready\n"
         yield bringing
         bringing.communicate()
-    nodes.a.run(["sh", "-c", "rm -rf /mnt/early /mnt/grit-agent/default/*early*"])
+    nodes.a.run(
+        [
+            "sh",
+            "-c",
+            "rm -rf /mnt/early /mnt/grit-agent/default/early /mnt/grit-agent/default/.early*",
+        ]
+    )
 
 
 def wait_until_restored_but_for_memory(node: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from typing import TypeVar
 
 import grpc
 
@@ -14,29 +15,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from google.protobuf.message import Message
+
+Reply = TypeVar("Reply", agent_pb2.Job, agent_pb2.StatusReply)
+
 _TIMEOUT_S = 30.0
+
+
+def asked(method: str, request: Message, reply: type[Reply], path: str = service.SOCKET) -> Reply:
+    """The agent's reply to *request*."""
+    with _called(path) as channel:
+        call = channel.unary_unary(
+            f"/{service.SERVICE}/{method}", type(request).SerializeToString, reply.FromString
+        )
+        answer: Reply = call(request, timeout=_TIMEOUT_S)
+    return answer
 
 
 def status(path: str = service.SOCKET) -> list[agent_pb2.Job]:
     """All jobs: those that have ended, then the others; each oldest first."""
-    with _called(path) as channel:
-        call = channel.unary_unary(
-            f"/{service.SERVICE}/Status",
-            agent_pb2.StatusRequest.SerializeToString,
-            agent_pb2.StatusReply.FromString,
-        )
-        return list(call(agent_pb2.StatusRequest(), timeout=_TIMEOUT_S).jobs)
+    return list(asked("Status", agent_pb2.StatusRequest(), agent_pb2.StatusReply, path).jobs)
 
 
 def cancelled(job_id: str, path: str = service.SOCKET) -> Iterator[agent_pb2.Job]:
     """Have a job stop: the job, until it has ended."""
-    with _called(path) as channel:
-        call = channel.unary_unary(
-            f"/{service.SERVICE}/Cancel",
-            agent_pb2.JobRequest.SerializeToString,
-            agent_pb2.Job.FromString,
-        )
-        call(agent_pb2.JobRequest(id=job_id), timeout=_TIMEOUT_S)
+    asked("Cancel", agent_pb2.JobRequest(id=job_id), agent_pb2.Job, path)
     return followed(job_id, path)
 
 

@@ -8,6 +8,7 @@ from threading import Lock
 from grit_runtime.agent import copies, engine, job, moving
 from grit_runtime.agent.jobs import journalled
 from grit_runtime.files import arrivals, checkpoint_dir
+from grit_runtime.store import records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from grit_runtime.agent.moving import Remote
     from grit_runtime.agent.progress import Progress, Slots
     from grit_runtime.config import Config
-    from grit_runtime.store.keys import FileKey
 
 
 class Work:
@@ -70,7 +70,7 @@ class Work:
         remote = self._remote(progress)
         path = f"{self._config.checkpoint_root}/{wanted.namespace}/{wanted.name}"
         with checkpoint_dir.opened(path) as (_, sealed):
-            size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
+            size_bytes = sealed.manifest.size_bytes
         self._note(progress, sha256=sealed.sha256)
 
         def told(done_bytes: int, moved_bytes: int) -> None:
@@ -93,16 +93,11 @@ class Work:
 
     def _remote(self, progress: Progress) -> Remote:
         return moving.remote(
-            progress.job.url, self._config, _file_key(self._config), progress.job.host
+            progress.job.url,
+            self._config,
+            records.file_key(self._config.store_key),
+            progress.job.host,
         )
 
     def _note(self, progress: Progress, **fields: object) -> None:
         journalled(self._directory, progress, **fields)
-
-
-def _file_key(config: Config) -> FileKey | None:
-    if not config.store_key:
-        return None
-    from grit_runtime.store.keys import FileKey  # an extra
-
-    return FileKey(config.store_key)

@@ -7,7 +7,7 @@ from typing import Any
 from grit_runtime.dump import images
 from grit_runtime.files import checkpoint_dir, confine
 from grit_runtime.host.descriptor import closing_fd
-from grit_runtime.model import losses
+from grit_runtime.model import losses, sizes
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model.losses import Loss
 from grit_runtime.wire.criu_image import text
@@ -35,7 +35,7 @@ def tree(inspected: dict[str, Any]) -> str:
     """What `inspect` returns, as an indented text."""
     lines = _origin_lines(inspected)
     size_bytes = sum(file["size_bytes"] for file in inspected["files"])
-    lines.append(f"  {len(inspected['files'])} files, {_size(size_bytes)}")
+    lines.append(f"  {len(inspected['files'])} files, {sizes.shown(size_bytes)}")
     for container in inspected["containers"]:
         lines += _container_lines(container)
     lines += [f"  warning: {losses.line(Loss(**loss))}" for loss in inspected["warnings"]]
@@ -59,7 +59,7 @@ def _container_lines(container: dict[str, Any]) -> list[str]:
     ended = container["exit_code"]
     state = "running" if ended is None else f"had exited with {ended}"
     lines = [
-        f"  container {container['name']}: {state}, {_size(container['size_bytes'])}",
+        f"  container {container['name']}: {state}, {sizes.shown(container['size_bytes'])}",
     ]
     if container["image"]:
         lines.append(f"    image {container['image']} {container['image_digest']}")
@@ -86,13 +86,13 @@ def _task_lines(tasks: list[dict[str, Any]], *, parent: int, indent: int) -> lis
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
-    place = f"{memory['pid']}: {_size(memory['size_bytes'])} mapped at {memory['start']:#x}"
-    return f"      {place}, {_size(memory['moved_bytes'])} moved by grit"
+    place = f"{memory['pid']}: {sizes.shown(memory['size_bytes'])} mapped at {memory['start']:#x}"
+    return f"      {place}, {sizes.shown(memory['moved_bytes'])} moved by grit"
 
 
 def _phase_line(phase: dict[str, Any]) -> str:
     whose = f" {phase['container']}" if phase["container"] else ""
-    size = f"  {_size(phase['size_bytes'])}" if phase["size_bytes"] is not None else ""
+    size = f"  {sizes.shown(phase['size_bytes'])}" if phase["size_bytes"] is not None else ""
     return f"    {phase['phase'] + whose:<28}{phase['seconds']:>9.3f} s{size}"
 
 
@@ -109,11 +109,3 @@ def _tasks(dir_fd: int, container: Container) -> list[dict[str, Any]]:
         }
         for task in dump.tasks
     ]
-
-
-def _size(size_bytes: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024  # type: ignore[assignment]
-    return f"{size_bytes:.1f} GiB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from grit_runtime.errors import GritError, NotFoundError
 from grit_runtime.files import found
 from grit_runtime.files.found import Found
+from grit_runtime.model import sizes
 from grit_runtime.store import catalog
 from grit_runtime.store.backend import open_store
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from grit_runtime.config import Config
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def of(where: str | None, config: Config) -> list[Found]:
@@ -82,8 +81,8 @@ def table(rows: list[Found]) -> Iterator[str]:
             row.created,
             row.pod,
             ",".join(row.containers),
-            size(row.size_bytes),
-            size(row.gpu_bytes) if row.gpu_bytes else "-",
+            sizes.shown(row.size_bytes),
+            sizes.shown(row.gpu_bytes) if row.gpu_bytes else "-",
             row.sha256[:12],
         )
         for row in rows
@@ -92,11 +91,3 @@ def table(rows: list[Found]) -> Iterator[str]:
     for row_cells in cells:
         padded = (cell.ljust(width) for cell, width in zip(row_cells, widths, strict=True))
         yield "  ".join(padded).rstrip()
-
-
-def size(size_bytes: int) -> str:
-    """For people: 3.4 GiB."""
-    value, unit = float(size_bytes), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{size_bytes} B"

@@ -46,7 +46,7 @@ def push(checkpoint: str, store: str, key_file: str | None, as_json: bool, dry_r
     path = f"{config.load().checkpoint_root}/{'/'.join(_named(checkpoint))}"
     if dry_run:
         with checkpoint_dir.opened(path) as (_, sealed):
-            size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
+            size_bytes = sealed.manifest.size_bytes
         click.echo(f"{path}: {size_bytes} bytes would be put into {store}")
         return
     pushed = put(path, store, key_file, as_json=as_json)
@@ -76,7 +76,7 @@ def put(
     from grit_runtime.files import checkpoint_dir
 
     with checkpoint_dir.opened(path) as (_, sealed):
-        size_bytes = sum(file.size_bytes for file in sealed.manifest.files)
+        size_bytes = sealed.manifest.size_bytes
     remote = moving.remote(store, config.load(), _file_key(key_file))
     namespace, name = path.split("/")[-2:]
     with progress.shown("push", size_bytes, as_json=as_json) as told:

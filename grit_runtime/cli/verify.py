@@ -34,5 +34,4 @@ def verify(directory: str) -> None:
     if os.geteuid() == 0:  # others may read a checkpoint too
         verified.keep(dir_fd, os.path.abspath(directory), before)
     files = sealed.manifest.files
-    size = sum(file.size_bytes for file in files)
-    click.echo(f"{directory}: {len(files)} files, {size} bytes, as sealed")
+    click.echo(f"{directory}: {len(files)} files, {sealed.manifest.size_bytes} bytes, as sealed")

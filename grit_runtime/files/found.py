@@ -50,8 +50,8 @@ def _found(root: str, namespace: str, name: str) -> Found:
         manifest.created,
         manifest.pod.name,
         tuple(container.name for container in manifest.containers),
-        sum(file.size_bytes for file in manifest.files),
-        sum(process.size_bytes for c in manifest.containers for process in c.cuda),
+        manifest.size_bytes,
+        manifest.gpu_bytes,
         sealed.sha256,
     )
 

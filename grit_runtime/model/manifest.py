@@ -135,6 +135,16 @@ class Manifest(NamedTuple):
         """The containers that have a dump."""
         return tuple(c for c in self.containers if c.state == "running")
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all files, whether they have holes or not."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def gpu_bytes(self) -> int:
+        """The memory that its processes held on GPUs."""
+        return sum(process.size_bytes for c in self.containers for process in c.cuda)
+
 
 def phases(timeline: list[dict[str, Any]]) -> tuple[Phase, ...]:
     """The phases of a Timeline, as the manifest keeps them."""

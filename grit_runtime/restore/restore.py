@@ -178,7 +178,7 @@ def _attempt(request: Request, attempt: Journal[Step]) -> Outcome | None:
         # What these are asked they answer while digests are compared.
         criu_version = criu.start_version(request.runc.token)
         driver = _gpu_driver(request, container)
-        with timeline.phase("verify", size_bytes=_size(sealed)) as entry:
+        with timeline.phase("verify", size_bytes=sealed.manifest.size_bytes) as entry:
             pod, is_recorded = _verify(checkpoint_fd, sealed, request, container)
             if is_recorded:
                 entry["record"] = "unchanged"
@@ -345,10 +345,6 @@ def _verify(
         wrong, is_recorded, pod = seen()
     checkpoint_dir.refuse(request.checkpoint_path, wrong)
     return namespaces.PodNamespaces(*pod), is_recorded
-
-
-def _size(sealed: Checkpoint) -> int:
-    return sum(file.size_bytes for file in sealed.manifest.files)
 
 
 def _gpu_driver(request: Request, container: Container) -> Driver | None:

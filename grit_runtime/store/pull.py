@@ -84,7 +84,7 @@ def bring(
     memory, verified: a restore can begin there.
     """
     manifest = manifests.parse(source.manifest)
-    size_bytes = sum(file.size_bytes for file in manifest.files)
+    size_bytes = manifest.size_bytes
     if size_bytes > digest.MAX_FILE_BYTES:
         raise DamagedError(
             f"{source.name}: {entry.namespace}/{entry.name} claims {size_bytes} bytes, expected at "

@@ -62,7 +62,7 @@ def push(
         manifest = sealed.manifest
         namespace = checkpoint_name(manifest.pod.namespace)
         entry = Entry(namespace, checkpoint_name(manifest.name), sealed.sha256, 0.0)
-        size_bytes = sum(file.size_bytes for file in manifest.files)
+        size_bytes = manifest.size_bytes
         sources.check_listing(dir_fd, path, sealed)
         with locks.shared(store, f"push of {namespace}/{entry.name}"):
             there = catalog.entries(store, namespace, entry.name)
@@ -185,9 +185,9 @@ def _header(sealed: Checkpoint, target: Target, sent_bytes: int) -> store_pb2.He
         pushed=log.rfc3339(),
         pod=manifest.pod.name,
         containers=[container.name for container in manifest.containers],
-        size_bytes=sum(file.size_bytes for file in manifest.files),
+        size_bytes=manifest.size_bytes,
         stored_bytes=sent_bytes,
-        gpu_bytes=sum(process.size_bytes for c in manifest.containers for process in c.cuda),
+        gpu_bytes=manifest.gpu_bytes,
     )
     if target.key:
         header.key.CopyFrom(store_pb2.Key(id=target.key.id, wrapped=target.key.wrapped))

@@ -8,8 +8,6 @@ import socket
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import grpc
-
 from grit_runtime.agent import client, service
 from grit_runtime.proto import agent_pb2
 
@@ -52,14 +50,7 @@ def _introduce(node: Node, first: Node, hosts: str) -> None:
 
 def begun(node: Node, method: str, request: Message) -> agent_pb2.Job:
     """A job that the node's agent has just begun, or joined."""
-    with grpc.insecure_channel(f"unix:{socket_of(node)}") as channel:
-        call = channel.unary_unary(
-            f"/{service.SERVICE}/{method}",
-            type(request).SerializeToString,
-            agent_pb2.Job.FromString,
-        )
-        job: agent_pb2.Job = call(request, timeout=10)
-    return job
+    return client.asked(method, request, agent_pb2.Job, socket_of(node))
 
 
 def asked(node: Node, method: str, request: Message) -> agent_pb2.Job:

@@ -135,6 +135,36 @@ class ArrivalFailedError(FailedPreconditionError):
     reason = "ArrivalFailed"
 
 
+class PodDiffersError(FailedPreconditionError):
+    """A pod is not as the one was that a checkpoint was taken of."""
+
+    reason = "PodDiffers"
+
+
+class NoNodeError(FailedPreconditionError):
+    """No node of the cluster can take the pod."""
+
+    reason = "NoNode"
+
+
+class NotRestoredError(FailedPreconditionError):
+    """A pod that was to be restored has started without its checkpoint, or has ended."""
+
+    reason = "NotRestored"
+
+
+class ConflictError(GritError):
+    """The object has changed since it was read."""
+
+    reason = "Conflict"
+
+
+class PermissionDeniedError(GritError):
+    """Whoever asks may not."""
+
+    reason = "PermissionDenied"
+
+
 class CancelledError(GritError):
     """Somebody has ended it on purpose."""
 

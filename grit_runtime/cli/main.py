@@ -11,6 +11,7 @@ from grit_runtime.cli.checkpoint import checkpoint
 from grit_runtime.cli.compat import compat
 from grit_runtime.cli.gpu import gpu
 from grit_runtime.cli.inspect import inspect
+from grit_runtime.cli.manager import manager
 from grit_runtime.cli.recover import recover
 from grit_runtime.cli.resume import resume
 from grit_runtime.cli.status import status
@@ -31,7 +32,7 @@ def grit() -> None:
 _ABOUT_PODS = (checkpoint, resume, recover, status, gpu)
 _ABOUT_CHECKPOINTS = (inspect, verify, compat, ls, push, pull, rm, gc)
 
-for _command in (*_ABOUT_PODS, *_ABOUT_CHECKPOINTS, agent):
+for _command in (*_ABOUT_PODS, *_ABOUT_CHECKPOINTS, agent, manager):
     grit.add_command(_command)
 
 

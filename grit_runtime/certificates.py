@@ -1,0 +1,138 @@
+"""Making X.509 certificates: EC P-256, a CA and what it signs. Needs the package cryptography."""
+
+from __future__ import annotations
+
+import datetime
+
+from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+CA_DAYS = 3650
+_SKEW = datetime.timedelta(minutes=10)  # the other side's clock may be slow
+
+
+def new_ca(name: str, days: int = CA_DAYS) -> tuple[bytes, bytes]:
+    """A CA's certificate and its key, as PEM."""
+    x509, _ = cryptography()
+    key = _new_key()
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    builder = _builder(subject, subject, key.public_key(), days)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(usage, critical=True)
+    return _pem(_sign(builder, key)), _pem(key)
+
+
+def new_signed(names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: int) -> tuple[bytes, bytes]:
+    """A certificate for the DNS *names*, and its key, as PEM."""
+    key = _new_key()
+    return sign(key.public_key(), names, ca_pem, ca_key_pem, days), _pem(key)
+
+
+def sign(
+    public_key: Any, names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: int
+) -> bytes:
+    """A certificate of the CA for a key's owner, who serves and calls as the DNS *names*.
+
+    ValueError if the CA's certificate or key means nothing.
+    """
+    x509, serialization = cryptography()
+    ca = x509.load_pem_x509_certificate(ca_pem)
+    ca_key = serialization.load_pem_private_key(ca_key_pem, password=None)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, "grit")])
+    usages = [x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]
+    builder = _builder(subject, ca.subject, public_key, days)
+    for extension, is_critical in (
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), True),
+        (x509.ExtendedKeyUsage(usages), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False),
+    ):
+        builder = builder.add_extension(extension, critical=is_critical)
+    return _pem(_sign(builder, ca_key))
+
+
+def requested(csr_pem: bytes) -> tuple[tuple[str, ...], Any]:
+    """The DNS names and the public key of a request, which its key's owner has signed."""
+    x509, _ = cryptography()
+    try:
+        request = x509.load_pem_x509_csr(csr_pem)
+        extension = request.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = tuple(extension.value.get_values_for_type(x509.DNSName))
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise InvalidArgumentError(f"the certificate request means nothing: {error}") from None
+    if not request.is_signature_valid:
+        raise InvalidArgumentError("the certificate request is not signed by its own key")
+    return names, request.public_key()
+
+
+def renew_at(pem: bytes) -> datetime.datetime:
+    """When two thirds of the certificate's life are over."""
+    x509, _ = cryptography()
+    certificate = x509.load_pem_x509_certificate(pem)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    moment: datetime.datetime = begin + (end - begin) * 2 / 3
+    return moment
+
+
+def cryptography() -> tuple[Any, Any]:
+    """Its modules x509 and serialization."""
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+    except ModuleNotFoundError:
+        raise FailedPreconditionError(
+            "certificates need the Python package cryptography; install grit-runtime[agent]"
+        ) from None
+    return x509, serialization
+
+
+def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> Any:
+    x509, _ = cryptography()
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _sign(builder: Any, key: Any) -> Any:
+    from cryptography.hazmat.primitives import hashes
+
+    return builder.sign(key, hashes.SHA256())
+
+
+def _new_key() -> Any:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _pem(thing: Any) -> bytes:
+    """A certificate or a private key."""
+    _, serialization = cryptography()
+    pem = serialization.Encoding.PEM
+    if hasattr(thing, "public_bytes"):
+        return bytes(thing.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    return bytes(thing.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))

@@ -1,0 +1,300 @@
+"""What is said to objects before they exist: which pod goes on from a checkpoint, what is refused.
+
+Each function gets an AdmissionReview's request (admission.k8s.io/v1) and returns its answer. What
+they know they ask the API server: a cache would be behind when a pod is deleted and made anew.
+"""
+
+from __future__ import annotations
+
+from grit_runtime.errors import (
+    ConflictError,
+    FailedPreconditionError,
+    GritError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    PodDiffersError,
+    one_line,
+)
+from grit_runtime.manager import api, moves, pods, restores, storage
+from grit_runtime.manager import cluster as kube
+from grit_runtime.model import placement, pod_template
+from grit_runtime.model.selectors import selects
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from grit_runtime.manager.api import Checkpoint, Restore
+    from grit_runtime.manager.cluster import Cluster, Object
+    from grit_runtime.manager.nodes import Nodes
+
+SPEC_HASH = "grit.dev/pod-spec-hash"  # of a Restore, as upstream has it
+
+_WAITING = (None, api.CREATED)
+
+
+class Answer(NamedTuple):
+    """Allowed, unless an error says why not."""
+
+    patch: tuple[dict[str, Any], ...] = ()  # JSON patch
+    warnings: tuple[str, ...] = ()  # kubectl shows them
+    error: GritError | None = None
+
+
+class Admission:
+    """The decisions; *checkpoint_root* is that of the nodes."""
+
+    def __init__(self, cluster: Cluster, nodes: Nodes, checkpoint_root: str) -> None:
+        self._cluster = cluster
+        self._nodes = nodes
+        self._checkpoint_root = checkpoint_root
+
+    async def pod(self, request: Object) -> Answer:
+        """A new pod: whether it is to go on from a checkpoint, and where it can."""
+        pod = request["object"]
+        if pod["spec"].get("runtimeClassName") != pods.RUNTIME_CLASS:
+            return Answer()
+        if pods.CHECKPOINT in (pod["metadata"].get("annotations") or {}):
+            return Answer()  # somebody has decided already
+        namespace = request["namespace"]
+        is_dry = bool(request.get("dryRun"))
+        warnings: list[str] = []
+        for restore in await self._waiting(namespace, pod):
+            try:
+                checkpoint = await self._checkpoint(namespace, restore, pod)
+                if not is_dry:
+                    await self._claim(restore)
+            except ConflictError:
+                continue  # another pod was quicker
+            except GritError as error:
+                warnings.append(f"not restored by Restore {restore.metadata.name}: {error}")
+                continue
+            return Answer(self._patch(pod, restore, checkpoint), tuple(warnings))
+        return await self._of_deleted_source(namespace, pod, is_dry=is_dry)
+
+    async def _waiting(self, namespace: str, pod: Object) -> list[Restore]:
+        """The Restores that the pod may be meant by, oldest first."""
+        owner = pods.owner(pod) or {}
+        labels = pod["metadata"].get("labels") or {}
+        found = []
+        for one in await self._cluster.list(kube.RESTORES, namespace):
+            restore = api.read(api.Restore, one)
+            if restore.status.phase not in _WAITING or restores.SELECTED in (
+                restore.metadata.annotations
+            ):
+                continue
+            spec = restore.spec
+            is_owners = spec.owner is not None and spec.owner.uid == owner.get("uid")
+            if is_owners or (spec.selector is not None and selects(spec.selector, labels)):
+                found.append(restore)
+        return sorted(found, key=lambda one: one.metadata.creation_timestamp)
+
+    async def _checkpoint(self, namespace: str, restore: Restore, pod: Object) -> Checkpoint:
+        """The Checkpoint of a Restore. PodDiffersError if the pod is not as the source was."""
+        found = await restores.sealed(self._cluster, namespace, restore.spec)
+        checkpoint = api.read(api.Checkpoint, found)
+        if pod_template.digest(pod["spec"]) != checkpoint.status.pod_spec_hash:
+            source = checkpoint.status.pod_template.get("spec") or {}
+            differs = "; ".join(pod_template.differences(pod["spec"], source)[:3])
+            raise PodDiffersError(
+                f"the pod is not as Checkpoint {checkpoint.metadata.name} needs it: {differs}"
+            )
+        return checkpoint
+
+    async def _claim(self, restore: Restore) -> None:
+        """Take the Restore for one pod. ConflictError if another has it."""
+        meta = restore.metadata
+        patch = {
+            "metadata": {
+                "resourceVersion": meta.resource_version,
+                "annotations": {restores.SELECTED: "true"},
+            }
+        }
+        await self._cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+
+    async def _of_deleted_source(self, namespace: str, pod: Object, *, is_dry: bool) -> Answer:
+        """The pod that an owner makes in place of a deleted one goes on from its checkpoint.
+
+        So it is with upstream: a Checkpoint is enough, and nobody has to make a Restore.
+        """
+        owner = pods.owner(pod)
+        if owner is None:
+            return Answer()
+        taken = {
+            one["spec"].get("checkpointName")
+            for one in await self._cluster.list(kube.RESTORES, namespace)
+        }
+        digest = pod_template.digest(pod["spec"])
+        found = []
+        for one in await self._cluster.list(kube.CHECKPOINTS, namespace):
+            checkpoint = api.read(api.Checkpoint, one)
+            now = checkpoint.status
+            owners = (now.pod_template.get("metadata") or {}).get("ownerReferences") or ()
+            if (
+                now.phase == api.CHECKPOINTED
+                and checkpoint.metadata.name not in taken
+                and now.pod_spec_hash == digest
+                and not _is_part(checkpoint)
+                and any(reference["uid"] == owner["uid"] for reference in owners)
+                and await self._is_gone(namespace, now.pod_name, now.pod_uid)
+            ):
+                found.append(checkpoint)
+        if not found:
+            return Answer()
+        newest = max(found, key=lambda one: one.status.completion_time)
+        restore = api.Restore(
+            api.Metadata(name=newest.metadata.name, namespace=namespace),
+            api.RestoreSpec(newest.metadata.name, owner_ref=None),
+        )
+        if not is_dry:
+            made = {
+                "apiVersion": api.API_VERSION,
+                "kind": "Restore",
+                "metadata": {
+                    "name": restore.metadata.name,
+                    "namespace": namespace,
+                    "annotations": {restores.SELECTED: "true"},
+                },
+                "spec": {"checkpointName": newest.metadata.name, "ownerRef": owner},
+            }
+            await self._cluster.create(kube.RESTORES, made)
+        return Answer(self._patch(pod, restore, newest))
+
+    async def _is_gone(self, namespace: str, name: str, uid: str) -> bool:
+        pod = await self._cluster.find(kube.PODS, namespace, name)
+        return pod is None or pod["metadata"]["uid"] != uid or pods.is_ending(pod)
+
+    def _patch(
+        self, pod: Object, restore: Restore, checkpoint: Checkpoint
+    ) -> tuple[dict[str, Any], ...]:
+        """What makes the pod one that is restored, on a node that can."""
+        meta = checkpoint.metadata
+        annotations = {
+            **(pod["metadata"].get("annotations") or {}),
+            pods.RESTORE_NAME: restore.metadata.name,
+            pods.CHECKPOINT: f"{self._checkpoint_root}/{restore.metadata.namespace}/{meta.name}",
+            pods.MANIFEST_DIGEST: checkpoint.status.manifest_digest,
+        }
+        if restore.spec.on_failure == "coldStart":
+            annotations[pods.ON_FAILURE] = "cold-start"
+        labels = {
+            **(pod["metadata"].get("labels") or {}),
+            pods.RESTORE_LABEL: restore.metadata.name,
+        }
+        patch = [
+            {"op": "add", "path": "/metadata/annotations", "value": annotations},
+            {"op": "add", "path": "/metadata/labels", "value": labels},
+        ]
+        only = restore.metadata.annotations.get(moves.NODE)
+        names = [only] if only else self._nodes.that_can(checkpoint.status.needs)
+        if names:
+            affinity = placement.with_nodes(pod["spec"].get("affinity"), names)
+            patch.append({"op": "add", "path": "/spec/affinity", "value": affinity})
+        return tuple(patch)
+
+    async def checkpoint(self, request: Object) -> Answer:
+        """A new Checkpoint: refused if its pod could not be checkpointed now."""
+        checkpoint = api.read(api.Checkpoint, request["object"])
+        if answer := _unchanged(request):
+            return answer
+        spec, namespace = checkpoint.spec, request["namespace"]
+        pod = await pods.source(
+            self._cluster, namespace, spec.pod_name, spec.selector, spec.source_pod_uid
+        )
+        if spec.auto_migration:
+            moves.refuse(pod)
+        await storage.store_of(self._cluster, namespace, spec.stored)
+        return Answer()
+
+    async def migration(self, request: Object) -> Answer:
+        """A new Migration: as a Checkpoint; whoever makes it must be allowed what it does."""
+        migration = api.read(api.Migration, request["object"])
+        if answer := _unchanged(request):
+            return answer
+        spec, namespace = migration.spec, request["namespace"]
+        await self._may(request, "create", "checkpoints", migration.metadata.name)
+        await self._may(request, "restore", "checkpoints", migration.metadata.name)
+        pod = await pods.source(
+            self._cluster, namespace, spec.pod_name, spec.selector, spec.source_pod_uid
+        )
+        moves.refuse(pod)
+        await storage.store_of(self._cluster, namespace, spec.storage)
+        return Answer()
+
+    async def restore(self, request: Object) -> Answer:
+        """A new Restore: its Checkpoint is sealed, and whoever makes it may restore from it."""
+        restore = api.read(api.Restore, request["object"])
+        if answer := _unchanged(request):
+            return answer
+        spec = restore.spec
+        if spec.owner is None and spec.selector is None:
+            raise InvalidArgumentError(
+                f"Restore {restore.metadata.name}: expected an ownerRef or a selector; without "
+                "either no pod is meant"
+            )
+        await self._may(request, "restore", "checkpoints", spec.checkpoint_name)
+        await restores.sealed(self._cluster, request["namespace"], spec)
+        return Answer()
+
+    async def hashed_restore(self, request: Object) -> Answer:
+        """A new Restore gets its Checkpoint's hash as an annotation, as from upstream."""
+        restore = api.read(api.Restore, request["object"])
+        found = await restores.sealed(self._cluster, request["namespace"], restore.spec)
+        annotations = {
+            **restore.metadata.annotations,
+            SPEC_HASH: found["status"].get("podSpecHash", ""),
+        }
+        return Answer(({"op": "add", "path": "/metadata/annotations", "value": annotations},))
+
+    async def _may(self, request: Object, verb: str, resource: str, name: str) -> None:
+        """PermissionDeniedError if whoever made the request may not do that too."""
+        user = request["userInfo"]
+        attributes = {
+            "namespace": request["namespace"],
+            "verb": verb,
+            "group": api.GROUP,
+            "resource": resource,
+            "name": name,
+        }
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "metadata": {},
+            "spec": {
+                "user": user.get("username", ""),
+                "uid": user.get("uid", ""),
+                "groups": user.get("groups") or [],
+                "extra": user.get("extra") or {},
+                "resourceAttributes": attributes,
+            },
+        }
+        reviewed = await self._cluster.create(kube.REVIEWS, review)
+        if not reviewed["status"].get("allowed"):
+            raise PermissionDeniedError(
+                f"user {user.get('username')!r} may not {verb} {resource} {name} in namespace "
+                f"{request['namespace']}; a Role has to give the verb {verb} on {resource}.{api.GROUP}"
+            )
+
+
+def _is_part(checkpoint: Checkpoint) -> bool:
+    """Whether it is a Migration's, which makes its own Restore."""
+    return any(reference.controller for reference in checkpoint.metadata.owner_references)
+
+
+def _unchanged(request: Object) -> Answer | None:
+    """The answer to an update: the spec stays as it is."""
+    old = request.get("oldObject")
+    if old is None:
+        return None
+    if old.get("spec") != request["object"].get("spec"):
+        kind = request["kind"]["kind"]
+        raise FailedPreconditionError(
+            f"{kind} {request['name']}: its spec cannot be changed; make another one"
+        )
+    return Answer()
+
+
+def refusal(error: GritError) -> Answer:
+    """The answer that refuses."""
+    return Answer(error=type(error)(one_line(error)))

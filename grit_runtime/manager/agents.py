@@ -1,0 +1,138 @@
+"""The agents of the nodes, as the manager calls them: gRPC over TLS, with its own token."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+
+from grit_runtime.errors import (
+    INTERRUPTED,
+    CancelledError,
+    DeadlineExceededError,
+    GritError,
+    UnavailableError,
+    of_reason,
+)
+from grit_runtime.manager import cluster as kube
+from grit_runtime.proto import agent_pb2
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from typing import Any
+
+    from google.protobuf.message import Message
+
+    from grit_runtime.manager.cluster import Cluster, Object
+
+SERVICE = "grit.agent.v1.Agent"
+LABEL = "app.kubernetes.io/name=grit-agent"
+
+_REASON = "grit-reason"
+_TIMEOUT_S = 20.0
+
+
+class Access(NamedTuple):
+    """How agents are reached."""
+
+    namespace: str  # theirs
+    port: int
+    ca_pem: bytes
+    token_path: str  # of a ServiceAccount's token for the audience grit-agent
+
+
+class Agents:
+    """The agents of a cluster."""
+
+    def __init__(self, cluster: Cluster, access: Access) -> None:
+        self._cluster = cluster
+        self._access = access
+
+    async def nodes(self) -> dict[str, str]:
+        """The addresses of agents that are ready, by their nodes."""
+        pods = await self._cluster.list(kube.PODS, self._access.namespace, labels=LABEL)
+        return {pod["spec"]["nodeName"]: pod["status"]["podIP"] for pod in pods if _is_ready(pod)}
+
+    async def at(self, node: str) -> Agent:
+        """The agent of *node*. UnavailableError if it has none that is ready."""
+        address = (await self.nodes()).get(node)
+        if address is None:
+            raise UnavailableError(
+                f"node {node} has no agent that is ready; look at the pods of namespace "
+                f"{self._access.namespace} there"
+            )
+        return Agent(node, address, self._access)
+
+
+class Agent:
+    """The agent of one node. Errors are raised here as they were there."""
+
+    def __init__(self, node: str, address: str, access: Access) -> None:
+        self.node = node
+        self.address = address
+        self._access = access
+
+    async def ask(self, method: str, request: Message, reply: Any) -> Any:
+        """The agent's *reply*, which is the class of it, to *request*."""
+        async with self._called() as (channel, metadata):
+            call = channel.unary_unary(
+                f"/{SERVICE}/{method}", type(request).SerializeToString, reply.FromString
+            )
+            return await call(request, timeout=_TIMEOUT_S, metadata=metadata)
+
+    async def stream(self, method: str, request: Message, reply: Any) -> AsyncIterator[Any]:
+        """The agent's replies to *request*, for as long as it has any."""
+        async with self._called() as (channel, metadata):
+            call = channel.unary_stream(
+                f"/{SERVICE}/{method}", type(request).SerializeToString, reply.FromString
+            )
+            async for one in call(request, metadata=metadata):
+                yield one
+
+    async def followed(self, job: agent_pb2.Job) -> AsyncIterator[agent_pb2.Job]:
+        """A job, until it is done. The error that it has ended with, if it has not gone well."""
+        last = job
+        if not last.ended:
+            request = agent_pb2.JobRequest(id=job.id)
+            async for last in self.stream("Follow", request, agent_pb2.Job):
+                yield last
+        if last.state == "cancelled":
+            raise CancelledError(f"job {last.id} on node {self.node} was cancelled")
+        if last.reason == INTERRUPTED:
+            raise UnavailableError(f"node {self.node}: {last.text}")
+        if last.state == "failed":
+            kind = of_reason(last.reason) if last.reason else GritError
+            raise kind(f"node {self.node}: {last.text}")
+
+    @asynccontextmanager
+    async def _called(self) -> AsyncIterator[tuple[grpc.aio.Channel, Any]]:
+        token = Path(self._access.token_path).read_text().strip()
+        credentials = grpc.ssl_channel_credentials(self._access.ca_pem)
+        options = [("grpc.ssl_target_name_override", self.node)]
+        target = f"{self.address}:{self._access.port}"
+        try:
+            async with grpc.aio.secure_channel(target, credentials, options) as channel:
+                yield channel, (("authorization", f"Bearer {token}"),)
+        except grpc.aio.AioRpcError as error:
+            raise self._told(error) from None
+
+    def _told(self, error: grpc.aio.AioRpcError) -> GritError:
+        for key, value in error.trailing_metadata() or ():
+            if key == _REASON:
+                return of_reason(str(value))(f"node {self.node}: {error.details()}")
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceededError(
+                f"the agent of node {self.node} has not answered for {_TIMEOUT_S:g} s; look at it"
+            )
+        return UnavailableError(
+            f"the agent of node {self.node} does not answer at {self.address}: {error.details()}"
+        )
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions") or ()
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return ready and "deletionTimestamp" not in pod["metadata"] and "podIP" in pod["status"]

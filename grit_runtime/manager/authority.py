@@ -1,0 +1,163 @@
+"""The cluster's own CA: the webhooks' certificates, and those of the agents, are of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+import tempfile
+from datetime import UTC, datetime
+
+from grit_runtime import certificates, log
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    GritError,
+    PermissionDeniedError,
+    one_line,
+)
+from grit_runtime.manager import cluster as kube
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.manager.cluster import Cluster, Object
+
+NAME = "grit-ca"  # of the Secret with both, and of the ConfigMap with the certificate
+CA, CA_KEY = "ca.pem", "ca.key"
+SIGNER = "grit.dev/agent"
+AGENT_ACCOUNT = "grit-agent"
+
+_WEBHOOK_DAYS = 30
+_AGENT_DAYS = 90
+_LOOK_EVERY_S = 60.0
+_POD_NAME = "authentication.kubernetes.io/pod-name"  # of whoever has a bound token
+
+
+class Authority(NamedTuple):
+    pem: bytes
+    key_pem: bytes
+
+
+async def ensured(cluster: Cluster, namespace: str) -> Authority:
+    """The CA of the cluster, made now if there is none; one of several managers makes it."""
+    found = await cluster.find(kube.SECRETS, namespace, NAME)
+    if found is None:
+        pem, key_pem = certificates.new_ca("grit")
+        data = {CA: _base64(pem), CA_KEY: _base64(key_pem)}
+        try:
+            found = await cluster.create(kube.SECRETS, _named("Secret", namespace, data))
+        except AlreadyExistsError:
+            found = await cluster.get(kube.SECRETS, namespace, NAME)
+    authority = Authority(*(base64.b64decode(found["data"][key]) for key in (CA, CA_KEY)))
+    told = {CA: authority.pem.decode()}
+    if await cluster.find(kube.CONFIG_MAPS, namespace, NAME) is None:
+        try:
+            await cluster.create(kube.CONFIG_MAPS, _named("ConfigMap", namespace, told))
+        except AlreadyExistsError:
+            pass
+    return authority
+
+
+class Serving:
+    """The webhooks' certificate, in a TLS context that is given a new one before it ends."""
+
+    def __init__(self, authority: Authority, names: tuple[str, ...]) -> None:
+        self._authority = authority
+        self._names = names
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2  # API servers before 1.23 need it
+        self._renew_at = datetime.now(UTC)
+        self.renew()
+
+    def renew(self) -> None:
+        """Load a new certificate if two thirds of the old one's life are over."""
+        if datetime.now(UTC) < self._renew_at:
+            return
+        pem, key_pem = certificates.new_signed(
+            self._names, self._authority.pem, self._authority.key_pem, _WEBHOOK_DAYS
+        )
+        with tempfile.NamedTemporaryFile() as file:  # ssl takes files only
+            file.write(pem + key_pem)
+            file.flush()
+            self.context.load_cert_chain(file.name)
+        self._renew_at = certificates.renew_at(pem)
+
+    async def keep(self) -> None:
+        """Renew it whenever it is time."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            self.renew()
+
+
+async def keep_bundles(cluster: Cluster, authority: Authority, name: str) -> None:
+    """Have the webhook configurations of this name trust the CA, also when they are applied anew."""
+    bundle = _base64(authority.pem)
+    while True:
+        for kind in (kube.MUTATING, kube.VALIDATING):
+            found = await cluster.find(kind, "", name)
+            hooks = (found or {}).get("webhooks") or []
+            if any(hook["clientConfig"].get("caBundle") != bundle for hook in hooks):
+                for hook in hooks:
+                    hook["clientConfig"]["caBundle"] = bundle
+                await cluster.patch(kind, "", name, {"webhooks": hooks})
+                log.info("webhooks are trusted", name=name)
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+async def sign_agents(cluster: Cluster, authority: Authority, namespace: str) -> None:
+    """Sign what agents ask for, each for its own node and nobody else."""
+    async for found in cluster.watched(kube.REQUESTS, ""):
+        for name, request in list(found.items()):
+            if request["spec"].get("signerName") != SIGNER or _is_answered(request):
+                continue
+            try:
+                await _sign(cluster, authority, namespace, request)
+            except GritError as error:
+                log.warning("a certificate is refused", request=name, reason=one_line(error))
+                await _answer(cluster, request, "Denied", one_line(error))
+
+
+async def _sign(
+    cluster: Cluster, authority: Authority, namespace: str, request: Object
+) -> None:
+    spec = request["spec"]
+    account = f"system:serviceaccount:{namespace}:{AGENT_ACCOUNT}"
+    if spec.get("username") != account:
+        raise PermissionDeniedError(f"asked for by {spec.get('username')!r}, expected {account}")
+    names, public_key = certificates.requested(base64.b64decode(spec["request"]))
+    (pod_name,) = (spec.get("extra") or {}).get(_POD_NAME) or ("",)
+    pod = await cluster.find(kube.PODS, namespace, pod_name) if pod_name else None
+    node = pod["spec"].get("nodeName") if pod else None
+    if node is None or names != (node,):
+        raise PermissionDeniedError(
+            f"asked for names {', '.join(names) or 'none'} by pod {pod_name or 'none'}, which is "
+            f"on node {node or 'none'}: expected that name alone"
+        )
+    await _answer(cluster, request, "Approved", f"it is the agent of node {node}")
+    pem = certificates.sign(
+        public_key, names, authority.pem, authority.key_pem, _AGENT_DAYS
+    )
+    name = request["metadata"]["name"]
+    status = {"status": {"certificate": _base64(pem)}}
+    await cluster.patch(kube.REQUESTS, "", name, status, status=True)
+
+
+async def _answer(cluster: Cluster, request: Object, kind: str, message: str) -> None:
+    condition = {"type": kind, "status": "True", "reason": "GritManager", "message": message}
+    status = request.setdefault("status", {})
+    status["conditions"] = [*(status.get("conditions") or ()), condition]
+    await cluster.approve(request)
+
+
+def _is_answered(request: Object) -> bool:
+    status = request.get("status") or {}
+    return bool(status.get("conditions") or status.get("certificate"))
+
+
+def _named(kind: str, namespace: str, data: dict[str, str]) -> Object:
+    meta = {"name": NAME, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": kind, "metadata": meta, "data": data}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

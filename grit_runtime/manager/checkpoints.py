@@ -1,0 +1,213 @@
+"""A Checkpoint, from its creation to its end. Every step can be taken again after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from grit_runtime import log
+from grit_runtime.errors import (
+    DeadlineExceededError,
+    GritError,
+    NotFoundError,
+    UnavailableError,
+    one_line,
+)
+from grit_runtime.manager import api, moves, patience, pods, storage
+from grit_runtime.manager import cluster as kube
+from grit_runtime.manager.status import Status
+from grit_runtime.model import pod_template, sizes
+from grit_runtime.proto import agent_pb2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.manager.agents import Agent
+    from grit_runtime.manager.api import Checkpoint
+    from grit_runtime.manager.cluster import Object
+    from grit_runtime.manager.world import World
+
+ENDED = (api.SUBMITTED, api.FAILED)
+
+_TELL_EVERY_S = 2.0
+
+
+async def run(world: World, namespace: str, name: str) -> None:
+    """Bring the Checkpoint to its end, from where it is."""
+    found = await world.cluster.find(kube.CHECKPOINTS, namespace, name)
+    if found is None:
+        return
+    status = Status(world.cluster, kube.CHECKPOINTS, found)
+    try:
+        checkpoint = api.read(api.Checkpoint, found)
+        limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
+        async with asyncio.timeout(limit_s):
+            await _advance(world, checkpoint, status)
+    except TimeoutError:
+        await _cancel(world, namespace, name, status.now.get("nodeName", ""))
+        await _let_run(world, namespace, status.now)
+        await status.fail(
+            DeadlineExceededError(
+                f"not sealed within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
+                f"{status.phase}; the pod runs on"
+            )
+        )
+    except GritError as error:
+        if status.phase == api.CHECKPOINTING:  # it may be sealed and held, and not be where it should
+            await _let_run(world, namespace, status.now)
+        await status.fail(error)
+
+
+async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None:
+    if not status.phase:
+        await status.enter(api.CREATED, "CheckpointIsCreated", startTime=_now())
+    if status.phase == api.CREATED:
+        await _look(world, checkpoint, status)
+    if status.phase == api.PENDING:
+        # Before the pod is touched: where it is to go must be there.
+        await storage.store_of(world.cluster, checkpoint.metadata.namespace, checkpoint.spec.stored)
+        await world.agents.at(status.now["nodeName"])
+        await status.enter(api.CHECKPOINTING, "GritAgentIsCreated")
+    if status.phase == api.CHECKPOINTING:
+        await patience.repeated(lambda: _take(world, checkpoint, status))
+    if checkpoint.spec.auto_migration:
+        await moves.submit(world, checkpoint, status)
+
+
+async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
+    spec, namespace = checkpoint.spec, checkpoint.metadata.namespace
+    pod = await pods.source(
+        world.cluster, namespace, spec.pod_name, spec.selector, spec.source_pod_uid
+    )
+    if spec.auto_migration:
+        moves.refuse(pod)
+    await status.enter(
+        api.PENDING,
+        "InitializingCompleted",
+        nodeName=pod["spec"]["nodeName"],
+        podName=pod["metadata"]["name"],
+        podUID=pod["metadata"]["uid"],
+        podSpecHash=pod_template.digest(pod["spec"]),
+        podTemplate=pods.template(pod),
+    )
+
+
+async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
+    meta, spec = checkpoint.metadata, checkpoint.spec
+    agent = await world.agents.at(status.now["nodeName"])
+    store = await storage.store_of(world.cluster, meta.namespace, spec.stored)
+    # A name that is taken is refused, so what is there once there was a job is this object's.
+    sealed = await _sealed(agent, meta.namespace, meta.name) if status.now.get("job") else None
+    if sealed is None:
+        request = agent_pb2.CheckpointRequest(
+            target=f"{meta.namespace}/{status.now['podName']}",
+            name=meta.name,
+            after="frozen" if spec.auto_migration else spec.after,
+            uid=status.now["podUID"],
+            capture=spec.capture,
+            push=store,
+        )
+        job = await agent.ask("Checkpoint", request, agent_pb2.Job)
+        await status.note(job=job.id)
+        await _followed(agent, job, status)
+        sealed = await _sealed(agent, meta.namespace, meta.name)
+    elif store:
+        push = agent_pb2.PushRequest(namespace=meta.namespace, name=meta.name, target=store)
+        await _followed(agent, await agent.ask("Push", push, agent_pb2.Job), status)
+    if sealed is None:
+        raise UnavailableError(
+            f"the agent of node {agent.node} has taken checkpoint {meta.namespace}/{meta.name}, and "
+            "it is not there; look at the agent's log"
+        )
+    end = status.enter if spec.auto_migration else status.succeed
+    await end(
+        api.CHECKPOINTED,
+        "GritAgentJobCompleted",
+        dataPath=await storage.data_path(world.cluster, meta.namespace, spec.stored, meta.name),
+        manifestDigest=f"sha256:{sealed.sha256}",
+        sizeBytes=sealed.size_bytes,
+        gpuBytes=sealed.gpu_bytes,
+        size=sizes.shown(sealed.size_bytes),
+        duration=_since(status.now["startTime"]),
+        needs=json.loads(sealed.needs),
+        containers=list(sealed.containers),
+        warnings=list(sealed.warnings),
+    )
+
+
+async def _sealed(agent: Agent, namespace: str, name: str) -> agent_pb2.Description | None:
+    """What there is on the node; None if there is nothing that is sealed."""
+    reference = agent_pb2.CheckpointRef(namespace=namespace, name=name)
+    with suppress(NotFoundError):
+        found: agent_pb2.Description = await agent.ask(
+            "Describe", reference, agent_pb2.Description
+        )
+        return found
+    return None
+
+
+async def _followed(agent: Agent, job: agent_pb2.Job, status: Status) -> None:
+    """Wait until the job is done, and say how far it is."""
+    loop = asyncio.get_running_loop()
+    next_s = loop.time() + _TELL_EVERY_S
+    async for now in agent.followed(job):
+        if loop.time() >= next_s and now.size_bytes:
+            next_s = loop.time() + _TELL_EVERY_S
+            done = f"{sizes.shown(now.done_bytes)} of {sizes.shown(now.size_bytes)}"
+            await status.note(message=f"{now.phase}: {done}")
+
+
+async def forget(world: World, namespace: str, name: str) -> None:
+    """What the end of a Checkpoint takes with it: its job, its hold, and its data on the node."""
+    found = await world.cluster.find(kube.CHECKPOINTS, namespace, name)
+    now = (found or {}).get("status") or {}
+    node = now.get("nodeName", "")
+    if not node:
+        return
+    await _cancel(world, namespace, name, node)
+    await _let_run(world, namespace, now)
+    try:
+        agent = await world.agents.at(node)
+        reference = agent_pb2.CheckpointRef(namespace=namespace, name=name)
+        await agent.ask("Remove", reference, agent_pb2.RemoveReply)
+    except GritError as error:
+        # The node may be gone for good, and then so is the data: a deletion always works.
+        log.warning("a checkpoint is left on its node", node=node, reason=one_line(error))
+
+
+async def _let_run(world: World, namespace: str, now: Object) -> None:
+    """Let a pod run on that is held for its checkpoint, if it is still there."""
+    if not now.get("nodeName"):
+        return
+    pod = await world.cluster.find(kube.PODS, namespace, now["podName"])
+    if pod is None or pod["metadata"]["uid"] != now["podUID"]:
+        return
+    request = agent_pb2.ResumeRequest(target=f"{namespace}/{now['podName']}", uid=now["podUID"])
+    try:
+        agent = await world.agents.at(now["nodeName"])
+        await agent.ask("Resume", request, agent_pb2.ResumeReply)
+    except GritError as error:
+        log.warning("a pod may be held still", pod=now["podName"], reason=one_line(error))
+
+
+async def _cancel(world: World, namespace: str, name: str, node: str) -> None:
+    """End the job that takes the checkpoint, if there is one; what it has begun is undone."""
+    if not node:
+        return
+    try:
+        agent = await world.agents.at(node)
+        jobs = await agent.ask("Status", agent_pb2.StatusRequest(), agent_pb2.StatusReply)
+        for job in jobs.jobs:
+            if (job.namespace, job.name) == (namespace, name) and not job.ended:
+                await agent.ask("Cancel", agent_pb2.JobRequest(id=job.id), agent_pb2.Job)
+    except GritError as error:
+        log.warning("a job is not cancelled", node=node, reason=one_line(error))
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _since(start: str) -> str:
+    return patience.for_people((datetime.now(UTC) - datetime.fromisoformat(start)).total_seconds())

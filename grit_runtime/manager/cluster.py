@@ -1,0 +1,223 @@
+"""Kubernetes' API. Objects are dicts, as the server has them: nothing that it knows is lost.
+
+Every call is repeated for a while if the server does not answer or is busy; a create that is
+repeated may find its own object, as any other that is there already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+
+import httpx2 as httpx
+from lightkube import ApiError
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.resources.certificates_v1 import CertificateSigningRequest
+from lightkube.types import PatchType
+
+from grit_runtime import log
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    GritError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from typing import Any, TypeVar
+
+    from lightkube import AsyncClient
+
+    Object = dict[str, Any]
+    Kind = Any  # a class of lightkube's
+    Answer = TypeVar("Answer")
+
+GROUP, VERSION = "kaito.sh", "v1alpha1"
+
+CHECKPOINTS = create_namespaced_resource(GROUP, VERSION, "Checkpoint", "checkpoints")
+RESTORES = create_namespaced_resource(GROUP, VERSION, "Restore", "restores")
+MIGRATIONS = create_namespaced_resource(GROUP, VERSION, "Migration", "migrations")
+SCHEDULES = create_namespaced_resource(
+    GROUP, VERSION, "CheckpointSchedule", "checkpointschedules"
+)
+PODS = create_namespaced_resource("", "v1", "Pod", "pods")
+CLAIMS = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+CONFIG_MAPS = create_namespaced_resource("", "v1", "ConfigMap", "configmaps")
+SECRETS = create_namespaced_resource("", "v1", "Secret", "secrets")
+LEASES = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
+JOBS = create_namespaced_resource("batch", "v1", "Job", "jobs")
+REPLICA_SETS = create_namespaced_resource("apps", "v1", "ReplicaSet", "replicasets")
+NODES = create_global_resource("", "v1", "Node", "nodes")
+VOLUMES = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
+REQUESTS = create_global_resource(
+    "certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests"
+)
+REVIEWS = create_global_resource(
+    "authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews"
+)
+MUTATING, VALIDATING = (
+    create_global_resource("admissionregistration.k8s.io", "v1", kind, f"{kind.lower()}s")
+    for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
+)
+
+_PATIENCE_S = 90.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_BUSY = (429, 500, 502, 503, 504)
+_WATCH_S = 300  # a watch that is quietly dead is renewed then
+
+
+class Cluster:
+    """The API server, by a client of lightkube's."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def find(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """The object, or None if there is none."""
+        with suppress(NotFoundError):
+            return await self.get(kind, namespace, name)
+        return None
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        """The object. NotFoundError if there is none."""
+        place = _place(namespace)
+        return dict(await _answered(lambda: self._client.get(kind, name, **place)))
+
+    async def list(
+        self, kind: Kind, namespace: str = "*", *, labels: str = "", fields: str = ""
+    ) -> list[Object]:
+        """All objects of the namespace, or of all namespaces, that the selectors select."""
+        return (await self._listed(kind, namespace, labels, fields))[0]
+
+    async def create(self, kind: Kind, made: Object) -> Object:
+        """The object as it is then. AlreadyExistsError if one has its name."""
+        place = _place(made["metadata"].get("namespace", ""))
+        return dict(await _answered(lambda: self._client.create(kind(made), **place)))
+
+    async def patch(
+        self, kind: Kind, namespace: str, name: str, patch: Object, *, status: bool = False
+    ) -> Object:
+        """Merge *patch* into the object, or into its status.
+
+        ConflictError if the patch names a uid or a resource version that it does not have.
+        """
+        target = kind.Status if status else kind
+        place = _place(namespace)
+        return dict(
+            await _answered(
+                lambda: self._client.patch(
+                    target, name, patch, patch_type=PatchType.MERGE, **place
+                )
+            )
+        )
+
+    async def replace(self, kind: Kind, changed: Object) -> Object:
+        """The object as it is then. ConflictError if somebody has changed it since it was read."""
+        return dict(await _answered(lambda: self._client.replace(kind(changed))))
+
+    async def approve(self, request: Object) -> None:
+        """Write the conditions of a CertificateSigningRequest, which no other way changes."""
+        name = request["metadata"]["name"]
+        approval = CertificateSigningRequest.Approval.from_dict(request)
+        await _answered(lambda: self._client.replace(approval, name=name))
+
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, uid: str = "", *, grace_s: int | None = None
+    ) -> None:
+        """Delete the object, if it is there and, if that is said, of this uid."""
+        place = _place(namespace)
+        with suppress(NotFoundError, ConflictError):
+            if uid:  # the server compares it, and another of that name is left alone
+                await self.patch(kind, namespace, name, {"metadata": {"uid": uid}})
+            await _answered(
+                lambda: self._client.delete(kind, name, grace_period=grace_s, **place)
+            )
+
+    async def watched(
+        self, kind: Kind, namespace: str, *, labels: str = "", fields: str = ""
+    ) -> AsyncIterator[dict[str, Object]]:
+        """All that is selected, by name: now, and whenever any of it has changed."""
+        while True:
+            found, version = await self._listed(kind, namespace, labels, fields)
+            current = {one["metadata"]["name"]: one for one in found}
+            yield current
+            try:
+                async for change, one in self._client.watch(
+                    kind,
+                    **_place(namespace),
+                    labels=_selector(labels),
+                    fields=_selector(fields),
+                    resource_version=version,
+                    server_timeout=_WATCH_S,
+                ):
+                    if change == "DELETED":
+                        current.pop(one["metadata"]["name"], None)
+                    else:
+                        current[one["metadata"]["name"]] = dict(one)
+                    yield current
+            except (httpx.HTTPError, ApiError) as error:
+                log.info("a watch is begun anew", kind=kind.__name__, reason=error)
+
+    async def _listed(
+        self, kind: Kind, namespace: str, labels: str, fields: str
+    ) -> tuple[list[Object], str]:
+        async def read() -> tuple[list[Object], str]:
+            listing = self._client.list(
+                kind, **_place(namespace), labels=_selector(labels), fields=_selector(fields)
+            )
+            found = [dict(one) async for one in listing]
+            return found, str(listing.resourceVersion)
+
+        return await _answered(read)
+
+
+def _place(namespace: str) -> dict[str, Any]:
+    return {"namespace": namespace} if namespace else {}
+
+
+def _selector(text: str) -> dict[str, Any] | None:
+    """What lightkube makes ``a=b,c`` of."""
+    pairs = (part.partition("=") for part in text.split(",") if part)
+    return {key: value if sign else True for key, sign, value in pairs} or None
+
+
+async def _answered(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer; asked again until the server gives one, for as long as patience lasts."""
+    end = time.monotonic() + _PATIENCE_S
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return await ask()
+        except ApiError as error:
+            if error.status.code not in _BUSY or time.monotonic() > end:
+                raise _told(error) from None
+        except httpx.HTTPError as error:
+            if time.monotonic() > end:
+                raise UnavailableError(
+                    f"the API server has not answered for {_PATIENCE_S:g} s: {error}; look at it"
+                ) from None
+        await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+_KINDS: dict[tuple[int, str], type[GritError]] = {
+    (404, "NotFound"): NotFoundError,
+    (409, "AlreadyExists"): AlreadyExistsError,
+    (409, "Conflict"): ConflictError,
+    (403, "Forbidden"): PermissionDeniedError,
+    (422, "Invalid"): InvalidArgumentError,
+    (400, "BadRequest"): InvalidArgumentError,
+}
+
+
+def _told(error: ApiError) -> GritError:
+    status = error.status
+    kind = _KINDS.get((status.code or 0, status.reason or ""), UnavailableError)
+    return kind(f"the API server refuses: {status.message}")

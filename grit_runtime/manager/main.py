@@ -1,0 +1,200 @@
+"""The manager, from its start to SIGTERM: webhooks at once, controllers when it leads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import kopf
+from lightkube import AsyncClient
+from lightkube.config.kubeconfig import KubeConfig
+
+from grit_runtime import log
+from grit_runtime.manager import (
+    admission,
+    api,
+    authority,
+    checkpoints,
+    lease,
+    metrics,
+    migrations,
+    nodes,
+    restores,
+    webhooks,
+)
+from grit_runtime.manager import cluster as kube
+from grit_runtime.manager.agents import Access, Agents
+from grit_runtime.manager.cluster import Cluster
+from grit_runtime.manager.world import World
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any
+
+    Run = Callable[[World, str, str], Awaitable[None]]
+
+SERVICE = "grit-webhook"
+CONFIGURATION = "grit-webhook"  # of webhooks
+FINALIZER = "manager.grit.dev/finalizer"
+
+_RETRY_S = 2.0
+_AT_ONCE = 500  # objects that are worked on
+
+
+class Options(NamedTuple):
+    namespace: str
+    webhook_port: int
+    metrics_port: int
+    agent_port: int
+    agent_token: str  # a file
+    checkpoint_root: str
+
+
+async def run(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT. UnavailableError when it leads no longer."""
+    stopping = asyncio.get_running_loop().create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(
+            number, lambda: stopping.done() or stopping.set_result(None)
+        )
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(AsyncClient(KubeConfig.from_env()))
+        cluster = Cluster(client)
+        own = await authority.ensured(cluster, options.namespace)
+        access = Access(options.namespace, options.agent_port, own.pem, options.agent_token)
+        agents = Agents(cluster, access)
+        known = nodes.Nodes(cluster)
+        told = metrics.Metrics()
+        serving = authority.Serving(own, _names(options.namespace))
+        await stack.enter_async_context(metrics.served(told, options.metrics_port))
+        decisions = admission.Admission(cluster, known, options.checkpoint_root)
+        await stack.enter_async_context(
+            webhooks.served(decisions, told, serving.context, options.webhook_port)
+        )
+        identity = f"{os.uname().nodename}-{os.getpid()}"
+
+        async def lead() -> None:
+            told.leads(1)
+            await _together(
+                _operate(World(cluster, agents), told),
+                authority.keep_bundles(cluster, own, CONFIGURATION),
+                authority.sign_agents(cluster, own, options.namespace),
+                nodes.keep_noted(cluster, agents),
+            )
+
+        log.info("the manager serves", port=options.webhook_port)
+        await _together(
+            known.watch(),
+            serving.keep(),
+            lease.led(cluster, options.namespace, identity, lead),
+            until=stopping,
+        )
+        await lease.release(cluster, options.namespace, identity)
+
+
+async def _together(*work: Awaitable[None], until: asyncio.Future[None] | None = None) -> None:
+    """All of *work* until the first of it has ended or failed, or *until* is done."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    ending = [*tasks, until] if until else tasks
+    try:
+        done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _names(namespace: str) -> tuple[str, ...]:
+    return (f"{SERVICE}.{namespace}.svc", f"{SERVICE}.{namespace}.svc.cluster.local")
+
+
+async def _operate(world: World, told: metrics.Metrics) -> None:
+    """Run the controllers, each object by a task of its own."""
+    registry = kopf.OperatorRegistry()
+    settings = kopf.OperatorSettings()
+    settings.persistence.finalizer = FINALIZER
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
+        prefix="manager.grit.dev"
+    )
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
+        prefix="manager.grit.dev"
+    )
+    settings.posting.reporting_component = "grit-manager"
+    settings.posting.level = 100  # only what the controllers tell themselves
+    settings.scanning.disabled = True
+    settings.process.ultimate_exiting_timeout = None
+    slots = asyncio.Semaphore(_AT_ONCE)
+    for kind, plural, run_one, ended in (
+        ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED),
+        ("Restore", "restores", restores.run, restores.ENDED),
+        ("Migration", "migrations", migrations.run, migrations.ENDED),
+    ):
+        _control(registry, plural, ended, _daemon(world, told, slots, kind, run_one))
+    for plural, forget in (
+        ("checkpoints", checkpoints.forget),
+        ("migrations", migrations.forget),
+    ):
+        _on_deletion(registry, plural, world, forget)
+    await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
+
+
+def _daemon(
+    world: World, told: metrics.Metrics, slots: asyncio.Semaphore, kind: str, run_one: Run
+) -> Callable[..., Awaitable[None]]:
+    resource = {
+        "Checkpoint": kube.CHECKPOINTS,
+        "Restore": kube.RESTORES,
+        "Migration": kube.MIGRATIONS,
+    }[kind]
+
+    async def work(name: str, namespace: str, meta: Any, **_: object) -> None:
+        begun = datetime.fromisoformat(meta["creationTimestamp"])
+        told.begun(kind)
+        phase = reason = ""
+        try:
+            async with slots:
+                await run_one(world, namespace, name)
+            now = ((await world.cluster.find(resource, namespace, name)) or {}).get("status") or {}
+            phase, reason = now.get("phase", ""), now.get("reason", "")
+        finally:
+            took_s = (datetime.now(UTC) - begun).total_seconds()
+            told.ended(kind, phase, reason, took_s)
+
+    return work
+
+
+def _control(
+    registry: kopf.OperatorRegistry,
+    plural: str,
+    ended: tuple[str, ...],
+    work: Callable[..., Awaitable[None]],
+) -> None:
+    def is_open(status: Any, **_: object) -> bool:
+        return status.get("phase") not in ended
+
+    kopf.daemon(
+        *(api.GROUP, api.VERSION, plural),
+        registry=registry,
+        id=plural,
+        when=is_open,
+        backoff=_RETRY_S,
+        cancellation_timeout=1.0,
+    )(work)
+
+
+def _on_deletion(
+    registry: kopf.OperatorRegistry, plural: str, world: World, forget: Run
+) -> None:
+    async def end(name: str, namespace: str, **_: object) -> None:
+        await forget(world, namespace, name)
+
+    kopf.on.delete(
+        *(api.GROUP, api.VERSION, plural), registry=registry, id=f"{plural}-end", backoff=_RETRY_S
+    )(end)

@@ -1,0 +1,197 @@
+"""A Migration, from its creation to its end: a pod goes on elsewhere, or runs on where it is."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from grit_runtime.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    GritError,
+    NotFoundError,
+    of_reason,
+    one_line,
+)
+from grit_runtime.manager import api, fields, moves, patience, pods
+from grit_runtime.manager import cluster as kube
+
+from grit_runtime.manager.status import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from grit_runtime.manager.api import Migration
+    from grit_runtime.manager.cluster import Object
+    from grit_runtime.manager.moves import Move
+    from grit_runtime.manager.world import World
+
+ENDED = (api.SUCCEEDED, api.FAILED)
+# From here on there is a source to be given back.
+_HELD = (api.PLACING, api.RESTORING, api.ROLLING_BACK)
+
+
+async def run(world: World, namespace: str, name: str) -> None:
+    """Bring the Migration to its end, from where it is."""
+    found = await world.cluster.find(kube.MIGRATIONS, namespace, name)
+    if found is None:
+        return
+    status = Status(world.cluster, kube.MIGRATIONS, found)
+    try:
+        migration = api.read(api.Migration, found)
+        limit_s = patience.left_s(migration.spec.timeout_seconds, found)
+        try:
+            async with asyncio.timeout(limit_s):
+                await _advance(world, migration, status)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"not verified within {migration.spec.timeout_seconds} s (timeoutSeconds), in "
+                f"phase {status.phase}"
+            ) from None
+    except GritError as error:
+        await _undo(world, found, status, error)
+
+
+async def _advance(world: World, migration: Migration, status: Status) -> None:
+    if not status.phase:
+        await status.enter(api.PENDING, "MigrationIsCreated", startTime=_now())
+    if status.phase == api.PENDING:
+        await _look(world, migration, status)
+    if status.phase == api.CHECKPOINTING:
+        await _checkpointed(world, migration, status)
+    if status.phase == api.ROLLING_BACK:
+        raise of_reason(status.now.get("reason", ""))(status.now.get("message", ""))
+    move = await _move(world, migration, status)
+    if status.phase == api.PLACING:
+        await moves.place(world, move)
+        await status.enter(api.RESTORING, "RestoreIsCreated")
+    if status.phase == api.RESTORING:
+        now = await moves.restored(world, move)
+        await status.enter(
+            api.VERIFIED,
+            "TargetIsVerified",
+            targetNode=now["nodeName"],
+            targetPod=now["targetPod"],
+            targetPodUID=now["targetPodUID"],
+        )
+    await moves.commit(world, move)
+    took_s = (datetime.now(UTC) - datetime.fromisoformat(status.now["startTime"])).total_seconds()
+    await status.succeed(
+        api.SUCCEEDED, "SourceIsDeleted", duration=patience.for_people(took_s)
+    )
+
+
+async def _look(world: World, migration: Migration, status: Status) -> None:
+    """Refuse what cannot be moved before the pod is touched."""
+    spec, meta = migration.spec, migration.metadata
+    pod = await pods.source(
+        world.cluster, meta.namespace, spec.pod_name, spec.selector, spec.source_pod_uid
+    )
+    moves.refuse(pod)
+    node = pod["spec"]["nodeName"]
+    if spec.node_name == node:
+        raise FailedPreconditionError(
+            f"pod {meta.namespace}/{pod['metadata']['name']} is on node {node} already"
+        )
+    await world.agents.at(node)
+    if spec.node_name:
+        await world.agents.at(spec.node_name)
+    await status.enter(
+        api.CHECKPOINTING,
+        "InitializingCompleted",
+        sourceNode=node,
+        sourcePod=pod["metadata"]["name"],
+        sourcePodUID=pod["metadata"]["uid"],
+        checkpointName=meta.name,
+    )
+
+
+async def _checkpointed(world: World, migration: Migration, status: Status) -> None:
+    """Make the Checkpoint that carries the pod, and wait until it is sealed."""
+    meta = migration.metadata
+    if await world.cluster.find(kube.CHECKPOINTS, meta.namespace, meta.name) is None:
+        spec: dict[str, Any] = {
+            "podName": status.now["sourcePod"],
+            "sourcePodUID": status.now["sourcePodUID"],
+            "after": "frozen",
+        }
+        if migration.spec.storage:
+            spec["storage"] = fields.plain(migration.spec.storage)
+        made = {
+            "apiVersion": api.API_VERSION,
+            "kind": "Checkpoint",
+            "metadata": {
+                "name": meta.name,
+                "namespace": meta.namespace,
+                "ownerReferences": [_reference(migration)],
+            },
+            "spec": spec,
+        }
+        await world.cluster.create(kube.CHECKPOINTS, made)
+    fields = f"metadata.name={meta.name}"
+    async for found in world.cluster.watched(kube.CHECKPOINTS, meta.namespace, fields=fields):
+        if meta.name not in found:
+            raise NotFoundError(f"Checkpoint {meta.namespace}/{meta.name} was deleted")
+        now: Object = found[meta.name].get("status") or {}
+        if now.get("phase") == api.FAILED:
+            raise of_reason(now["reason"])(now["message"])
+        if now.get("phase") == api.CHECKPOINTED:
+            await status.enter(api.PLACING, "CheckpointIsSealed", size=now.get("size", ""))
+            return
+
+
+async def _move(world: World, migration: Migration, status: Status) -> Move:
+    meta = migration.metadata
+    found = await world.cluster.get(kube.CHECKPOINTS, meta.namespace, status.now["checkpointName"])
+    now = found["status"]
+    return moves.Move(
+        namespace=meta.namespace,
+        name=meta.name,
+        checkpoint=found["metadata"]["name"],
+        source=moves.source_of(now, meta.namespace),
+        source_node=now["nodeName"],
+        target_node=migration.spec.node_name,
+        parent=_reference(migration),
+    )
+
+
+async def _undo(world: World, found: Object, status: Status, error: GritError) -> None:
+    """Have the source go on, and say so with what has failed."""
+    if status.phase not in _HELD:
+        await status.fail(error)
+        return
+    if status.phase != api.ROLLING_BACK:
+        await status.enter(api.ROLLING_BACK, error.reason or "Failed", one_line(error))
+    try:
+        migration = api.read(api.Migration, found)
+        became = await moves.roll_back(world, await _move(world, migration, status))
+    except GritError as other:
+        became = f"and the source does not run on: {one_line(other)}"
+    await status.fail(type(error)(f"{one_line(error)}; {became}"))
+
+
+def _reference(migration: Migration) -> Object:
+    meta = migration.metadata
+    return {
+        "apiVersion": api.API_VERSION,
+        "kind": "Migration",
+        "name": meta.name,
+        "uid": meta.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def forget(world: World, namespace: str, name: str) -> None:
+    """What the end of a Migration takes with it: a source that is held runs on."""
+    found = await world.cluster.find(kube.MIGRATIONS, namespace, name)
+    now = (found or {}).get("status") or {}
+    if found is not None and now.get("phase") in _HELD:
+        status = Status(world.cluster, kube.MIGRATIONS, found)
+        migration = api.read(api.Migration, found)
+        await moves.roll_back(world, await _move(world, migration, status))

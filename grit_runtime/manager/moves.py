@@ -1,0 +1,221 @@
+"""The second half of a migration: a pod goes on elsewhere from a checkpoint that it is held for.
+
+The source is frozen, and stays so, until the target is verified. Then it is deleted; if the target
+does not come, it runs on. An owner that would make no second pod beside the source is the exception:
+its source is deleted first, and comes back from the checkpoint if the target does not.
+"""
+
+from __future__ import annotations
+
+from grit_runtime import log
+from grit_runtime.errors import (
+    FailedPreconditionError,
+    GritError,
+    NotRestoredError,
+    of_reason,
+    one_line,
+)
+from grit_runtime.manager import api, patience, pods
+from grit_runtime.manager import cluster as kube
+from grit_runtime.proto import agent_pb2
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from grit_runtime.manager.api import Checkpoint
+    from grit_runtime.manager.cluster import Object
+    from grit_runtime.manager.status import Status
+    from grit_runtime.manager.world import World
+
+NODE = "manager.grit.dev/node"  # of a Restore: the only node that its pod may go to
+BACK = "-back"  # of a Restore's name: of the one that brings a deleted source back
+
+_REFUSED_OWNERS = {
+    "DaemonSet": "its pods belong to their nodes",
+    "Node": "a static pod belongs to its node",
+}
+_GRACE_S = 1  # a frozen pod does not hear that it is to end
+
+
+class Move(NamedTuple):
+    """A pod that is to go on elsewhere."""
+
+    namespace: str
+    name: str  # of the Restore, and what a bare pod's replacement is called after
+    checkpoint: str
+    source: Object  # the pod, as it was checkpointed: metadata and spec
+    source_node: str
+    target_node: str = ""  # "": whichever the scheduler takes of those that can
+    parent: Object | None = None  # the reference to the object that the Restore goes with
+
+    @property
+    def uid(self) -> str:
+        return str(self.source["metadata"]["uid"])
+
+    @property
+    def pod(self) -> str:
+        return str(self.source["metadata"]["name"])
+
+
+def refuse(pod: Object) -> None:
+    """FailedPreconditionError for a pod that can go nowhere."""
+    reference = pods.owner(pod)
+    why = _REFUSED_OWNERS.get(reference["kind"]) if reference else None
+    if why:
+        meta = pod["metadata"]
+        raise FailedPreconditionError(
+            f"pod {meta['namespace']}/{meta['name']} is of a {reference['kind']}, and is not "  # type: ignore[index]
+            f"moved: {why}"
+        )
+
+
+async def place(world: World, move: Move) -> None:
+    """Have a new pod come that goes on from the checkpoint. Harmless if it is there."""
+    await _make_restore(world, move, move.name, move.target_node)
+    if pods.owner(move.source) is None:
+        await _make_pod(world, move)
+    elif pods.can_detach(move.source):
+        await pods.detach(world.cluster, move.source)
+    else:
+        await _delete_source(world, move)
+
+
+async def restored(world: World, move: Move, name: str = "") -> Object:
+    """The status of the Restore, once its pod is verified. The error that it has failed with."""
+    name = name or move.name
+    fields = f"metadata.name={name}"
+    async for found in world.cluster.watched(kube.RESTORES, move.namespace, fields=fields):
+        if name not in found:
+            raise NotRestoredError(f"Restore {move.namespace}/{name} was deleted")
+        now: Object = found[name].get("status") or {}
+        if now.get("phase") == api.RESTORED:
+            return now
+        if now.get("phase") == api.FAILED:
+            raise of_reason(now.get("reason", ""))(now.get("message", ""))
+    raise AssertionError  # a watch has no end
+
+
+async def commit(world: World, move: Move) -> None:
+    """Delete the source: the target has taken its place."""
+    await _delete_source(world, move)
+
+
+async def roll_back(world: World, move: Move) -> str:
+    """Have the source go on, and the target go. What has become of the source, in words."""
+    target = await _target(world, move)
+    if pods.owner(move.source) is not None and not pods.can_detach(move.source):
+        return await _bring_back(world, move, target)
+    if target:
+        # Its owner must not see two, of which it would end one, and none for a moment at most.
+        await _let_go(world, target)
+    await pods.attach(world.cluster, move.namespace, move.pod, move.uid)
+    if target:
+        meta = target["metadata"]
+        await world.cluster.delete(
+            kube.PODS, move.namespace, meta["name"], meta["uid"], grace_s=_GRACE_S
+        )
+    request = agent_pb2.ResumeRequest(target=f"{move.namespace}/{move.pod}", uid=move.uid)
+
+    async def resume() -> None:
+        agent = await world.agents.at(move.source_node)
+        await agent.ask("Resume", request, agent_pb2.ResumeReply)
+
+    await patience.repeated(resume)
+    return f"pod {move.namespace}/{move.pod} runs on, on node {move.source_node}"
+
+
+async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
+    """The second half of a Checkpoint with autoMigration."""
+    meta = checkpoint.metadata
+    move = Move(
+        namespace=meta.namespace,
+        name=meta.name,
+        checkpoint=meta.name,
+        source=source_of(status.now, meta.namespace),
+        source_node=status.now["nodeName"],
+    )
+    if status.phase == api.CHECKPOINTED:
+        await status.enter(api.SUBMITTING, "CheckpointedCompleted")
+    try:
+        await place(world, move)
+        await restored(world, move)
+    except GritError as error:
+        became = await roll_back(world, move)
+        raise type(error)(f"{one_line(error)}; {became}") from None
+    await commit(world, move)
+    await status.succeed(api.SUBMITTED, "SubmittingCompleted")
+
+
+def source_of(now: Object, namespace: str) -> Object:
+    """The source of a Checkpoint with the status *now*, as a pod."""
+    template = now["podTemplate"]
+    meta = template["metadata"] | {
+        "namespace": namespace,
+        "name": now["podName"],
+        "uid": now["podUID"],
+    }
+    return {"metadata": meta, "spec": template["spec"]}
+
+
+async def _make_restore(world: World, move: Move, name: str, node: str) -> None:
+    reference = pods.owner(move.source)
+    spec: dict[str, Any] = {"checkpointName": move.checkpoint}
+    if reference:
+        spec["ownerRef"] = reference
+    else:
+        spec["selector"] = {"matchLabels": {pods.RESTORE_LABEL: name}}
+    meta: dict[str, Any] = {"name": name, "namespace": move.namespace}
+    if node:
+        meta["annotations"] = {NODE: node}
+    if move.parent:
+        meta["ownerReferences"] = [move.parent]
+    if await world.cluster.find(kube.RESTORES, move.namespace, name) is None:
+        made = {"apiVersion": api.API_VERSION, "kind": "Restore", "metadata": meta, "spec": spec}
+        await world.cluster.create(kube.RESTORES, made)
+
+
+async def _make_pod(world: World, move: Move) -> None:
+    """A bare pod's replacement, which the webhook sees to as to any other."""
+    if await _target(world, move) is not None:
+        return
+    pod = pods.replacement(move.source, f"{move.pod[:240]}-{move.uid[:5]}")
+    pod["metadata"]["labels"][pods.RESTORE_LABEL] = move.name
+    await world.cluster.create(kube.PODS, pod)
+
+
+async def _target(world: World, move: Move) -> Object | None:
+    labels = f"{pods.RESTORE_LABEL}={move.name}"
+    found = await world.cluster.list(kube.PODS, move.namespace, labels=labels)
+    return next((pod for pod in found if not pods.is_ending(pod)), None)
+
+
+async def _let_go(world: World, target: Object) -> None:
+    """Have the owner of the target forget it."""
+    if pods.can_detach(target):
+        await pods.detach(world.cluster, target)
+
+
+async def _bring_back(world: World, move: Move, target: Object | None) -> str:
+    """Have the owner make the source anew, on its node, from the checkpoint."""
+    name = f"{move.name}{BACK}"
+    await _make_restore(world, move, name, move.source_node)
+    if target:
+        meta = target["metadata"]
+        await world.cluster.delete(
+            kube.PODS, move.namespace, meta["name"], meta["uid"], grace_s=_GRACE_S
+        )
+    try:
+        back = await restored(world, move, name)
+    except GritError as error:
+        log.warning("a source does not come back", pod=move.pod, reason=one_line(error))
+        return (
+            f"pod {move.namespace}/{move.pod} is not back: {one_line(error)}; its state is in "
+            f"Checkpoint {move.checkpoint}"
+        )
+    return f"pod {move.namespace}/{back['targetPod']} goes on, on node {move.source_node}"
+
+
+async def _delete_source(world: World, move: Move) -> None:
+    await world.cluster.delete(kube.PODS, move.namespace, move.pod, move.uid, grace_s=_GRACE_S)

@@ -1,0 +1,97 @@
+"""The nodes of the cluster: what their agents say of them, and which can go on from a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from grit_runtime import log
+from grit_runtime.errors import GritError, InvalidArgumentError, one_line
+from grit_runtime.manager import cluster as kube
+from grit_runtime.model import compatibility
+from grit_runtime.proto import agent_pb2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from grit_runtime.manager.agents import Agents
+    from grit_runtime.manager.cluster import Cluster, Object
+    from grit_runtime.model.compatibility import Facts
+
+FACTS = "manager.grit.dev/facts"  # an annotation of a node
+LABELS = ("grit.dev/criu", "grit.dev/driver", "grit.dev/gpu-model")
+
+_ASK_EVERY_S = 60.0
+_VALUE_LIMIT = 63
+
+
+class Nodes:
+    """What is known of the nodes; `watch` keeps it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._facts: dict[str, Facts] = {}
+
+    async def watch(self) -> None:
+        """Read the facts that are noted at nodes, now and whenever one changes."""
+        async for nodes in self._cluster.watched(kube.NODES, ""):
+            self._facts = {
+                name: facts for name, node in nodes.items() if (facts := _noted(node)) is not None
+            }
+
+    def that_can(self, needs: dict[str, Any]) -> list[str]:
+        """The nodes that could restore what has these *needs*; empty if nothing is known."""
+        if not needs:
+            return []
+        wanted = compatibility.parse_facts(json.dumps(needs).encode(), "needs")
+        return sorted(
+            name for name, facts in self._facts.items() if not compatibility.verdict(wanted, facts)
+        )
+
+
+async def keep_noted(cluster: Cluster, agents: Agents) -> None:
+    """Ask agents about their nodes, again and again, and note it at these."""
+    while True:
+        for name in await agents.nodes():
+            try:
+                agent = await agents.at(name)
+                reply = await agent.ask("Facts", agent_pb2.FactsRequest(), agent_pb2.FactsReply)
+                await _note(cluster, name, reply.facts)
+            except GritError as error:
+                log.warning("a node's facts are not known", node=name, reason=one_line(error))
+        await asyncio.sleep(_ASK_EVERY_S)
+
+
+async def _note(cluster: Cluster, name: str, facts: str) -> None:
+    read = compatibility.parse_facts(facts.encode(), f"facts of node {name}")
+    model = read.gpus[0].model if read.gpus else None
+    values = (read.node.criu, read.node.driver or None, model)
+    compact = json.dumps(json.loads(facts), separators=(",", ":"))
+    node = await cluster.get(kube.NODES, "", name)
+    labels = {key: _value(value) for key, value in zip(LABELS, values, strict=True)}
+    there = node["metadata"].get("labels") or {}
+    if _noted_text(node) != compact or any(there.get(k) != v for k, v in labels.items()):
+        patch = {"metadata": {"labels": labels, "annotations": {FACTS: compact}}}
+        await cluster.patch(kube.NODES, "", name, patch)
+
+
+def _value(text: str | None) -> str | None:
+    """*text* as a label's value."""
+    if text is None:
+        return None
+    kept = "".join(one if one.isalnum() or one in "-_." else "-" for one in text)
+    return kept[:_VALUE_LIMIT].strip("-_.")
+
+
+def _noted(node: Object) -> Facts | None:
+    text = _noted_text(node)
+    try:
+        return compatibility.parse_facts(text.encode(), FACTS) if text else None
+    except InvalidArgumentError as error:
+        log.warning("a node's facts mean nothing", node=node["metadata"]["name"], reason=error)
+        return None
+
+
+def _noted_text(node: Object) -> str:
+    return str((node["metadata"].get("annotations") or {}).get(FACTS, ""))

@@ -1,0 +1,61 @@
+"""How long things may take, and when to try again."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from grit_runtime import log
+from grit_runtime.errors import (
+    DeadlineExceededError,
+    GritError,
+    StoreBusyError,
+    UnavailableError,
+    one_line,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import TypeVar
+
+    from grit_runtime.manager.cluster import Object
+
+    Answer = TypeVar("Answer")
+
+_PASSING = (UnavailableError, DeadlineExceededError, StoreBusyError)
+_PAUSES_S = (0.5, 1, 2, 5, 10, 20, 30, 30, 30)
+
+
+def passes(error: GritError) -> bool:
+    """Whether the same may go well a little later."""
+    return isinstance(error, _PASSING)
+
+
+async def repeated(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+    """What *attempt* returns; tried again after what passes, with longer and longer pauses."""
+    for pause_s in _PAUSES_S:
+        try:
+            return await attempt()
+        except GritError as error:
+            if not passes(error):
+                raise
+            log.info("tried again later", pause_s=pause_s, reason=one_line(error))
+            await asyncio.sleep(pause_s)
+    return await attempt()
+
+
+def left_s(timeout_s: int | None, body: Object) -> float | None:
+    """What is left of a time that began when the object was made; None for no end."""
+    if timeout_s is None:
+        return None
+    begun = datetime.fromisoformat(body["metadata"]["creationTimestamp"])
+    return max(0.0, timeout_s - (datetime.now(UTC) - begun).total_seconds())
+
+
+def for_people(seconds: float) -> str:
+    """As ``0.8s``, ``42s`` or ``3m7s``."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

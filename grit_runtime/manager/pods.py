@@ -1,0 +1,174 @@
+"""The pods that are checkpointed, and those that go on from checkpoints."""
+
+from __future__ import annotations
+
+import copy
+
+from grit_runtime.errors import FailedPreconditionError, NotFoundError, PodStateError
+from grit_runtime.manager import cluster as kube
+from grit_runtime.model.selectors import selects
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from grit_runtime.manager.cluster import Cluster, Object
+    from grit_runtime.model.selectors import LabelSelector
+
+RUNTIME_CLASS = "grit"
+RESTORE_LABEL = "manager.grit.dev/restore"  # of a restored pod: the Restore's name
+DETACHED = "manager.grit.dev/detached"  # of a source: the label that its owner knew it by
+RESTORE_NAME = "grit.dev/restore-name"
+CHECKPOINT = "grit.dev/checkpoint"
+MANIFEST_DIGEST = "grit.dev/manifest-digest"
+ON_FAILURE = "grit.dev/on-failure"
+
+# What an owner selects its pods by, and no other owner's.
+_OWNER_LABELS = {"ReplicaSet": "pod-template-hash", "Job": "controller-uid"}
+_OWN_ANNOTATIONS = (RESTORE_NAME, CHECKPOINT, MANIFEST_DIGEST, ON_FAILURE)
+
+
+async def source(
+    cluster: Cluster, namespace: str, name: str, selector: LabelSelector | None, uid: str
+) -> Object:
+    """The running pod that a spec means. NotFoundError or PodStateError if it means none."""
+    if name:
+        pod = await cluster.find(kube.PODS, namespace, name)
+        if pod is None:
+            raise NotFoundError(f"pod {namespace}/{name} does not exist")
+    else:
+        pod = await _selected(cluster, namespace, selector)
+    where = f"pod {namespace}/{pod['metadata']['name']}"
+    if uid and pod["metadata"]["uid"] != uid:
+        raise PodStateError(
+            f"{where} has uid {pod['metadata']['uid']}, expected {uid}: it is another pod of that "
+            "name"
+        )
+    _refuse(pod, where)
+    return pod
+
+
+async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | None) -> Object:
+    found = [
+        pod
+        for pod in await cluster.list(kube.PODS, namespace)
+        if selector and selects(selector, pod["metadata"].get("labels") or {}) and _is_running(pod)
+    ]
+    if len(found) != 1:
+        names = ", ".join(pod["metadata"]["name"] for pod in found[:5]) or "none"
+        raise NotFoundError(
+            f"the selector selects {len(found)} running pods of namespace {namespace}, expected "
+            f"one: {names}"
+        )
+    return found[0]
+
+
+def _refuse(pod: Object, where: str) -> None:
+    if not _is_running(pod):
+        state = "ending" if is_ending(pod) else pod.get("status", {}).get("phase", "new")
+        raise PodStateError(f"{where} is {state}, expected Running")
+    runtime_class = pod["spec"].get("runtimeClassName", "")
+    if runtime_class != RUNTIME_CLASS:
+        raise FailedPreconditionError(
+            f"{where} has runtimeClassName {runtime_class!r}, expected {RUNTIME_CLASS!r}: a pod "
+            "like it could be restored under that one only"
+        )
+
+
+def _is_running(pod: Object) -> bool:
+    return pod.get("status", {}).get("phase") == "Running" and not is_ending(pod)
+
+
+def is_ending(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def owner(pod: Object) -> dict[str, Any] | None:
+    """The reference to the pod's controller."""
+    references = pod["metadata"].get("ownerReferences") or ()
+    return next((one for one in references if one.get("controller")), None)
+
+
+def template(pod: Object) -> Object:
+    """What of a pod is kept with its checkpoint."""
+    meta = pod["metadata"]
+    kept = ("labels", "annotations", "ownerReferences")
+    return {
+        "metadata": {key: meta[key] for key in kept if key in meta},
+        "spec": pod["spec"],
+    }
+
+
+def replacement(pod: Object, name: str, node: str = "") -> Object:
+    """A pod like a bare one, to be made in its place; on *node*, if one is named."""
+    spec = copy.deepcopy(pod["spec"])
+    for key in ("nodeName", "serviceAccount", "priority"):  # the server's own to fill in
+        spec.pop(key, None)
+    token = "kube-api-access-"  # noqa: S105  the name of a volume that admission adds
+    added = {v["name"] for v in spec.get("volumes") or () if v["name"].startswith(token)}
+    added |= {v["name"] for v in spec.get("volumes") or () if _is_token(v, spec)}
+    spec["volumes"] = [v for v in spec.get("volumes") or () if v["name"] not in added]
+    for container in (*spec.get("containers", ()), *spec.get("initContainers", ())):
+        mounts = container.get("volumeMounts") or ()
+        container["volumeMounts"] = [one for one in mounts if one["name"] not in added]
+    if node:
+        spec["nodeName"] = node
+    meta = pod["metadata"]
+    annotations = meta.get("annotations") or {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": meta["namespace"],
+            "labels": dict(meta.get("labels") or {}),
+            "annotations": {k: v for k, v in annotations.items() if k not in _OWN_ANNOTATIONS},
+        },
+        "spec": spec,
+    }
+
+
+def _is_token(volume: Object, spec: Object) -> bool:
+    """Whether admission has added it: the Secret of the pod's ServiceAccount, before 1.21."""
+    account = spec.get("serviceAccountName", "default")
+    return str(volume.get("secret", {}).get("secretName", "")).startswith(f"{account}-token-")
+
+
+def can_detach(pod: Object) -> bool:
+    """Whether its owner lets go of the pod, and makes another, without its being deleted."""
+    reference = owner(pod)
+    return reference is not None and reference["kind"] in _OWNER_LABELS
+
+
+async def detach(cluster: Cluster, pod: Object) -> None:
+    """Have the owner let go of *pod* and make another in its place. Harmless if it has."""
+    reference = owner(pod)
+    assert reference is not None  # noqa: S101  can_detach
+    label = _OWNER_LABELS[reference["kind"]]
+    meta = pod["metadata"]
+    value = (meta.get("labels") or {}).get(label)
+    if value is None:
+        return
+    patch = {
+        "metadata": {
+            "uid": meta["uid"],
+            "labels": {label: None},
+            "annotations": {DETACHED: f"{label}={value}"},
+        }
+    }
+    await cluster.patch(kube.PODS, meta["namespace"], meta["name"], patch)
+
+
+async def attach(cluster: Cluster, namespace: str, name: str, uid: str) -> None:
+    """Give a detached pod back to its owner. Harmless if it is not detached, or gone."""
+    pod = await cluster.find(kube.PODS, namespace, name)
+    if pod is None or pod["metadata"]["uid"] != uid:
+        return
+    detached = (pod["metadata"].get("annotations") or {}).get(DETACHED)
+    if detached is None:
+        return
+    label, _, value = detached.partition("=")
+    patch = {
+        "metadata": {"uid": uid, "labels": {label: value}, "annotations": {DETACHED: None}}
+    }
+    await cluster.patch(kube.PODS, namespace, name, patch)

@@ -1,0 +1,263 @@
+"""A Restore, from its creation to its end: a pod that goes on from a checkpoint, and is verified."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+
+from grit_runtime.errors import (
+    ArrivalFailedError,
+    FailedPreconditionError,
+    GritError,
+    NotArrivedError,
+    NotFoundError,
+    NotRestoredError,
+    UnavailableError,
+    of_reason,
+)
+from grit_runtime.manager import api, moves, patience, pods, storage
+from grit_runtime.manager import cluster as kube
+from grit_runtime.manager.status import Status
+from grit_runtime.proto import agent_pb2
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from grit_runtime.manager.agents import Agent
+    from grit_runtime.manager.api import Restore
+    from grit_runtime.manager.cluster import Cluster, Object
+    from grit_runtime.manager.world import World
+
+ENDED = (api.RESTORED, api.FAILED)
+SELECTED = "grit.dev/pod-selected"  # of a Restore: a pod has been found for it, as upstream has it
+# A pod that was selected and does not come was never made: another admission has refused it.
+UNUSED_S = 20.0
+
+_SEALED_PHASES = (api.CHECKPOINTED, api.SUBMITTING, api.SUBMITTED)
+_PASSING = (NotArrivedError, ArrivalFailedError, NotFoundError, UnavailableError)
+_LABEL = pods.RESTORE_LABEL
+
+
+class Source(NamedTuple):
+    """A Checkpoint as a restore needs it."""
+
+    name: str
+    sha256: str
+    node: str
+    store: str
+    containers: tuple[str, ...]
+
+
+async def run(world: World, namespace: str, name: str) -> None:
+    """Bring the Restore to its end, from where it is."""
+    found = await world.cluster.find(kube.RESTORES, namespace, name)
+    if found is None:
+        return
+    status = Status(world.cluster, kube.RESTORES, found)
+    limit_s: float | None = None
+    try:
+        restore = api.read(api.Restore, found)
+        limit_s = patience.left_s(restore.spec.timeout_seconds, found)
+        async with asyncio.timeout(limit_s):
+            await _advance(world, restore, status)
+    except TimeoutError:
+        what = status.now.get("message") or f"it is {status.phase}"
+        await status.fail(NotRestoredError(f"not restored in time (timeoutSeconds): {what}"))
+    except GritError as error:
+        await status.fail(error)
+
+
+async def _advance(world: World, restore: Restore, status: Status) -> None:
+    if not status.phase:
+        await status.enter(api.CREATED, "RestoreIsCreated", startTime=_now())
+    checkpoint = await sealed(world.cluster, restore.metadata.namespace, restore.spec)
+    source = await _source(world.cluster, checkpoint)
+    pod = await _selected(world.cluster, restore, status)
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    if status.phase == api.CREATED:
+        await status.enter(
+            api.PENDING, "RestorationPodSelected", targetPod=name, targetPodUID=uid
+        )
+    node = await _scheduled(world.cluster, restore.metadata.namespace, name, uid)
+    if status.phase == api.PENDING:
+        await status.enter(api.RESTORING, "GritAgentIsCreated", nodeName=node)
+    agent = await world.agents.at(node)
+    bringing = patience.repeated(lambda: _bring(world, agent, restore, source))
+    await _while_alive(world.cluster, pod, bringing)
+    verifying = patience.repeated(lambda: _verified(agent, restore, source, uid))
+    await _while_alive(world.cluster, pod, verifying)
+    took_s = (datetime.now(UTC) - datetime.fromisoformat(status.now["startTime"])).total_seconds()
+    await status.succeed(
+        api.RESTORED, "RestorationPodRunning", duration=patience.for_people(took_s)
+    )
+
+
+async def sealed(cluster: Cluster, namespace: str, spec: api.RestoreSpec) -> Object:
+    """The Checkpoint of a Restore. NotFoundError or FailedPreconditionError if it is no use."""
+    found = await cluster.find(kube.CHECKPOINTS, namespace, spec.checkpoint_name)
+    where = f"Checkpoint {namespace}/{spec.checkpoint_name}"
+    if found is None:
+        raise NotFoundError(f"{where} does not exist")
+    now = found.get("status") or {}
+    # One that was moved and could not be is sealed all the same.
+    if now.get("phase") not in _SEALED_PHASES and not now.get("manifestDigest"):
+        raise FailedPreconditionError(
+            f"{where} is {now.get('phase') or 'new'}, expected one of {', '.join(_SEALED_PHASES)}"
+        )
+    return found
+
+
+async def _source(cluster: Cluster, found: Object) -> Source:
+    checkpoint = api.read(api.Checkpoint, found)
+    now = checkpoint.status
+    return Source(
+        name=checkpoint.metadata.name,
+        sha256=now.manifest_digest.removeprefix("sha256:"),
+        node=now.node_name,
+        store=await storage.store_of(
+            cluster, checkpoint.metadata.namespace, checkpoint.spec.stored
+        ),
+        containers=now.containers,
+    )
+
+
+async def _selected(cluster: Cluster, restore: Restore, status: Status) -> Object:
+    """The pod that the webhook has selected, once there is one."""
+    meta = restore.metadata
+    known_uid = status.now.get("targetPodUID", "")
+    watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{_LABEL}={meta.name}")
+    unused = asyncio.create_task(_release_unused(cluster, restore))
+    try:
+        async for found in watched:
+            for pod in found.values():
+                if known_uid in ("", pod["metadata"]["uid"]):
+                    return pod
+            if known_uid:
+                raise NotRestoredError(
+                    f"pod {status.now['targetPod']} was deleted before it was restored"
+                )
+    finally:
+        unused.cancel()
+    raise AssertionError  # a watch has no end
+
+
+async def _release_unused(cluster: Cluster, restore: Restore) -> None:
+    """Let another pod be selected if the one that was does not come."""
+    meta = restore.metadata
+    fields = f"metadata.name={meta.name}"
+    async for found in cluster.watched(kube.RESTORES, meta.namespace, fields=fields):
+        annotations = (found.get(meta.name) or {"metadata": {}})["metadata"].get("annotations")
+        claim = (annotations or {}).get(SELECTED)
+        if claim is None:
+            continue
+        await asyncio.sleep(UNUSED_S)
+        patch = {"metadata": {"annotations": {SELECTED: None}}}
+        await cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+
+
+async def _scheduled(cluster: Cluster, namespace: str, name: str, uid: str) -> str:
+    """The node that the pod is put on, once it is."""
+    fields = f"metadata.name={name}"
+    async for found in cluster.watched(kube.PODS, namespace, fields=fields):
+        pod = found.get(name)
+        if pod is None or pod["metadata"]["uid"] != uid or pods.is_ending(pod):
+            raise NotRestoredError(f"pod {name} was deleted before it was restored")
+        if node := pod["spec"].get("nodeName"):
+            return str(node)
+    raise AssertionError  # a watch has no end
+
+
+async def _bring(world: World, agent: Agent, restore: Restore, source: Source) -> None:
+    """Have the checkpoint on the pod's node: it is there, or comes from a store or its node."""
+    namespace = restore.metadata.namespace
+    if await _is_on(agent, namespace, source):
+        return
+    request = agent_pb2.PrepareRequest(
+        namespace=namespace, name=source.name, sha256=source.sha256, source=source.store
+    )
+    if not source.store:
+        other = await world.agents.at(source.node)
+        request.source, request.host = f"peer://{source.node}", other.address
+    job = await agent.ask("Prepare", request, agent_pb2.Job)
+    async for _ in agent.followed(job):
+        pass
+
+
+async def _is_on(agent: Agent, namespace: str, source: Source) -> bool:
+    reference = agent_pb2.CheckpointRef(namespace=namespace, name=source.name)
+    try:
+        found = await agent.ask("Describe", reference, agent_pb2.Description)
+    except NotFoundError:
+        return False
+    return bool(found.sha256 == source.sha256)
+
+
+async def _verified(agent: Agent, restore: Restore, source: Source, uid: str) -> None:
+    """Wait until the node says that every container of the pod was restored and verified.
+
+    NotRestoredError if one was started cold; its own error if it could not be restored.
+    """
+    request = agent_pb2.RecordsRequest(pod_uid=uid, follow=True)
+    async for reply in agent.stream("Records", request, agent_pb2.RecordsReply):
+        newest = {one["container"]: one for one in json.loads(reply.records) if one["container"]}
+        for record in newest.values():
+            _refuse(record, restore)
+        restored = {name for name, one in newest.items() if _is_restored(one, source)}
+        if restored >= set(source.containers):
+            return
+    raise UnavailableError(f"node {agent.node} tells no more of pod {uid}; look at its agent")
+
+
+def _is_restored(record: dict[str, Any], source: Source) -> bool:
+    outcome, sha256 = record["outcome"], record["manifest_sha256"]
+    return outcome in ("restored", "skipped") and sha256 == source.sha256
+
+
+def _refuse(record: dict[str, Any], restore: Restore) -> None:
+    where = f"container {record['container']} of pod {record['pod']}"
+    if record["outcome"] == "cold" and restore.spec.on_failure != "coldStart":
+        raise NotRestoredError(f"{where} was started from its image: {record['reason']}")
+    if record["outcome"] == "cold":
+        raise NotRestoredError(f"{where} was started cold, as onFailure says: {record['reason']}")
+    kind = of_reason(record["error"])
+    if record["outcome"] == "failed" and not issubclass(kind, _PASSING):
+        raise kind(f"{where} is not restored: {record['reason']}")
+
+
+async def _while_alive(
+    cluster: Cluster, pod: Object, work: Coroutine[Any, Any, None]
+) -> None:
+    """Do *work*; NotRestoredError if the pod goes meanwhile."""
+    doing = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(cluster, pod))
+    try:
+        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            await doing
+            return
+        await gone
+    finally:
+        for task in (doing, gone):
+            task.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)
+
+
+async def _gone(cluster: Cluster, pod: Object) -> None:
+    meta = pod["metadata"]
+    name = meta["name"]
+    fields = f"metadata.name={name}"
+    async for found in cluster.watched(kube.PODS, meta["namespace"], fields=fields):
+        now = found.get(name)
+        if now is None or now["metadata"]["uid"] != meta["uid"] or pods.is_ending(now):
+            raise NotRestoredError(f"pod {name} was deleted before it was restored")
+        if now.get("status", {}).get("phase") == "Failed":
+            message = now["status"].get("message") or now["status"].get("reason") or "no reason"
+            raise NotRestoredError(f"pod {name} has failed before it was restored: {message}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

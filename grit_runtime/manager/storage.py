@@ -1,0 +1,63 @@
+"""Where the checkpoints of a cluster are kept: a claim or a URL, as an agent of a node opens it."""
+
+from __future__ import annotations
+
+from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from grit_runtime.manager import cluster as kube
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.manager.api import Storage
+    from grit_runtime.manager.cluster import Cluster, Object
+
+_FILE = "file://"
+_ON_NODES = ("hostPath", "local")  # types of volumes that are a directory of the node
+
+
+async def store_of(cluster: Cluster, namespace: str, storage: Storage | None) -> str:
+    """The store as `grit push` takes it on any node; "" without one.
+
+    NotFoundError or FailedPreconditionError if a claim leads nowhere that agents reach.
+    """
+    if storage is None:
+        return ""
+    if bool(storage.claim_name) == bool(storage.url):
+        raise InvalidArgumentError("storage: expected a claimName or a url, one of them")
+    if storage.url:
+        return storage.url.removeprefix(_FILE)
+    volume = await _volume(cluster, namespace, storage.claim_name)
+    spec = volume["spec"]
+    for kind in _ON_NODES:
+        if kind in spec:
+            return str(spec[kind]["path"])
+    kinds = sorted(key for key in spec if isinstance(spec[key], dict) and key != "claimRef")
+    raise FailedPreconditionError(
+        f"volume {volume['metadata']['name']} of claim {namespace}/{storage.claim_name} is of a "
+        f"type ({', '.join(kinds)}) that agents do not reach; give a store's url in storage instead"
+    )
+
+
+async def data_path(
+    cluster: Cluster, namespace: str, storage: Storage | None, name: str
+) -> str:
+    """Where the data is, as upstream's status has it: ``VOLUME://NAMESPACE/NAME``."""
+    if storage is None:
+        return ""
+    if storage.url:
+        return f"{storage.url.rstrip('/')}/{namespace}/{name}"
+    volume = await _volume(cluster, namespace, storage.claim_name)
+    return f"{volume['metadata']['name']}://{namespace}/{name}"
+
+
+async def _volume(cluster: Cluster, namespace: str, claim: str) -> Object:
+    found = await cluster.find(kube.CLAIMS, namespace, claim)
+    if found is None:
+        raise NotFoundError(
+            f"claim {namespace}/{claim} does not exist; make it, or name another one"
+        )
+    phase = found.get("status", {}).get("phase", "")
+    if phase != "Bound":
+        raise FailedPreconditionError(
+            f"claim {namespace}/{claim} is {phase or 'new'}, expected Bound: it has no volume yet"
+        )
+    return await cluster.get(kube.VOLUMES, "", found["spec"]["volumeName"])

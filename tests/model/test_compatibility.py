@@ -44,7 +44,7 @@ OTHER = H100._replace(uuid="GPU-9")
 
 
 def needs(*seen: Gpu) -> Facts:
-    """Those of a checkpoint of a container that was given cards *seen*, and holds memory on the first."""
+    """Those of a container that was given cards *seen*, and holds memory on the first."""
     devices = tuple(DeviceMemory(gpu.uuid, 1 << 30) for gpu in seen[:1])
     manifest = manifests.for_foreign_dump(["main"], {})
     container = manifest.containers[0]._replace(

@@ -159,8 +159,14 @@ class ConflictError(GritError):
     reason = "Conflict"
 
 
+class UnauthenticatedError(GritError):
+    """The caller has not shown who it is."""
+
+    reason = "Unauthenticated"
+
+
 class PermissionDeniedError(GritError):
-    """Whoever asks may not."""
+    """The caller may not do that."""
 
     reason = "PermissionDenied"
 

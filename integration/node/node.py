@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Self
 
-from integration.node import images, rootfs, supervisor
+from integration.node import cache, images, rootfs, supervisor
 from integration.node.cri import Cri
 
 TYPE_CHECKING = False
@@ -203,7 +203,7 @@ class Node:
 
     def _start_supervisor(self, lower: Path) -> int:
         """The pid of the node's first process, which its supervisor has started."""
-        node_dir = rootfs.CACHE / "nodes" / self.id
+        node_dir = cache.CACHE / "nodes" / self.id
         self._supervisor = subprocess.Popen(
             [
                 sys.executable,
@@ -326,7 +326,7 @@ def _pod_network(connection: Connection) -> dict[str, object]:
 
 def logs(root: Path) -> list[str]:
     """The ends of all logs of the node at *root* that may tell why something failed."""
-    found = [root / "var/log/containerd.log"]
+    found = sorted((root / "var/log").glob("*.log"))
     for below in ("var/log/grit", "var/log/pods"):
         found += sorted(path for path in (root / below).rglob("*") if path.is_file())
     for below in ("mnt/grit-agent", "run/containerd", "run/grit", "var/lib/grit"):

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from integration.node import images, rootfs
+from integration.node import cache, images, rootfs
 
 PREFIX = Path("/opt/grit-bundle")
 DEFAULT_PYTHON = "3.12"
@@ -33,7 +33,7 @@ def main() -> None:
     """Make the bundle; an argument names another version of Python than the usual one."""
     python = sys.argv[1] if len(sys.argv) > 1 else DEFAULT_PYTHON
     edition = rootfs.EDITIONS["forky"]
-    with rootfs.use(edition) as root, tempfile.TemporaryDirectory(dir=rootfs.CACHE) as scratch:
+    with rootfs.use(edition) as root, tempfile.TemporaryDirectory(dir=cache.CACHE) as scratch:
         tree = Path(scratch)
         _lay_programs(root, tree)
         image_dir = tree / PREFIX.relative_to("/") / "images"

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.node import rootfs
+from integration.node import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def ensure(edition: Edition, root: Path) -> list[Path]:
     """The image archives for *edition*, whose root filesystem is *root*."""
     sources = [Path(__file__), PAUSE_SOURCE, HOST_BUSYBOX]
     key = hashlib.sha256(root.name.encode() + b"".join(path.read_bytes() for path in sources))
-    directory = rootfs.CACHE / f"images-{edition.suite}-{key.hexdigest()[:16]}"
-    with rootfs.locked(rootfs.CACHE / f"images-{edition.suite}.lock"):
+    directory = cache.CACHE / f"images-{edition.suite}-{key.hexdigest()[:16]}"
+    with cache.locked(cache.CACHE / f"images-{edition.suite}.lock"):
         if not directory.exists():
-            for old in rootfs.CACHE.glob(f"images-{edition.suite}-*"):
+            for old in cache.CACHE.glob(f"images-{edition.suite}-*"):
                 shutil.rmtree(old)
-            building = Path(tempfile.mkdtemp(prefix=f"images-{edition.suite}-", dir=rootfs.CACHE))
+            building = Path(tempfile.mkdtemp(prefix=f"images-{edition.suite}-", dir=cache.CACHE))
             _build_into(building, edition, root)
             building.rename(directory)
     return sorted(directory.iterdir())

@@ -25,7 +25,10 @@ class Connection(NamedTuple):
 
 
 class Network:
-    """A router that nodes are connected to; their pods reach each other through it."""
+    """A router that nodes are connected to; their pods reach each other through it.
+
+    *namespace* is its network namespace.
+    """
 
     def __enter__(self) -> Self:
         self._router = subprocess.Popen(
@@ -36,7 +39,8 @@ class Network:
         assert self._router.stdout is not None
         self._router.stdout.readline()
         self._nodes = 0
-        with IPRoute(netns=_netns(self._router.pid)) as links:
+        self.namespace = f"/proc/{self._router.pid}/ns/net"
+        with IPRoute(netns=self.namespace) as links:
             # An address given, not taken from the first port, does not change with the ports.
             links.link("add", ifname="nodes", kind="bridge", address="02:00:00:00:00:01")
             self._bridge = links.link_lookup(ifname="nodes")[0]
@@ -54,19 +58,15 @@ class Network:
         self._nodes += 1
         port = f"node{self._nodes}"
         connection = Connection(f"10.99.0.{self._nodes}", f"10.244.{self._nodes}.0/24")
-        with IPRoute(netns=_netns(self._router.pid)) as links:
+        with IPRoute(netns=self.namespace) as links:
             links.link("add", ifname=port, kind="veth", peer={"ifname": "eth0", "net_ns_pid": pid})
             index = links.link_lookup(ifname=port)[0]
             links.link("set", index=index, master=self._bridge, state="up")
-        with IPRoute(netns=_netns(pid)) as links:
+        with IPRoute(netns=f"/proc/{pid}/ns/net") as links:
             index = links.link_lookup(ifname="eth0")[0]
             links.addr("add", index=index, address=connection.address, prefixlen=24)
             links.link("set", index=index, state="up")
             links.route("add", dst="default", gateway=ROUTER)
-        with IPRoute(netns=_netns(self._router.pid)) as links:
+        with IPRoute(netns=self.namespace) as links:
             links.route("add", dst=connection.pod_subnet, gateway=connection.address)
         return connection
-
-
-def _netns(pid: int) -> str:
-    return f"/proc/{pid}/ns/net"

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Self
 
-from integration.node import images, rootfs, supervisor
+from integration.node import cache, images, rootfs, supervisor
 from integration.node.cri import Cri
 
 TYPE_CHECKING = False
@@ -203,7 +203,7 @@ class Node:
 
     def _start_supervisor(self, lower: Path) -> int:
         """The pid of the node's first process, which its supervisor has started."""
-        node_dir = rootfs.CACHE / "nodes" / self.id
+        node_dir = cache.CACHE / "nodes" / self.id
         self._supervisor = subprocess.Popen(
             [
                 sys.executable,

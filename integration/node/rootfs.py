@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
+from integration.node import cache
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
 REPO = Path(__file__).parents[2]
-CACHE = Path(os.environ.get("GRIT_CACHE", "/var/cache/grit-runtime"))
 
 PACKAGES = (
     "ca-certificates",
@@ -73,22 +69,10 @@ EDITIONS = {
 }
 
 
-@contextmanager
-def use(edition: Edition) -> Iterator[Path]:
-    """The root filesystem of *edition*, built now if no earlier run left it; it stays for as long
-    as it is in use."""
-    path = CACHE / f"rootfs-{edition.suite}-{_key(edition)}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with locked(CACHE / f"rootfs-{edition.suite}.lock"):
-        if not path.exists():
-            _remove_unused(edition)
-            _build_into(path, edition)
-        user = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(user, fcntl.LOCK_SH)
-    try:
-        yield path
-    finally:
-        os.close(user)
+def use(edition: Edition) -> AbstractContextManager[Path]:
+    """The root filesystem of *edition*, built now if no earlier run left it."""
+    recipe = "\n".join([*BOOTSTRAP, *PLATFORMS, repr(edition), *_on_a_node()])
+    return cache.use(f"rootfs-{edition.suite}", recipe, lambda path: _build(path, edition))
 
 
 def site_packages(edition: Edition) -> Path:
@@ -115,44 +99,12 @@ def _on_a_node() -> list[str]:
     return [*dependencies(), *part("agent"), *part("object-store")]
 
 
-def _key(edition: Edition) -> str:
-    recipe = [*BOOTSTRAP, *PLATFORMS, repr(edition), *_on_a_node()]
-    return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
+def _build(root: Path, edition: Edition) -> None:
+    _run(*BOOTSTRAP, edition.suite, str(root), mirror())
+    _make_venv(root, edition)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other runs out of what the file *path* stands for."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_unused(edition: Edition) -> None:
-    for path in CACHE.glob(f"rootfs-{edition.suite}-*"):
-        user = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(user, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # a node of another checkout stands on it
-        finally:
-            os.close(user)
-        shutil.rmtree(path)
-
-
-def _build_into(path: Path, edition: Edition) -> None:
-    building = Path(tempfile.mkdtemp(prefix=f"rootfs-{edition.suite}-building.", dir=CACHE))
-    try:
-        _run(*BOOTSTRAP, edition.suite, str(building), _mirror())
-        _make_venv(building, edition)
-        building.chmod(0o755)
-        building.rename(path)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-
-
-def _mirror() -> str:
+def mirror() -> str:
     """The mirror this machine's own packages come from; it has the other editions too."""
     sites = _run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
     return next(site for site in sites.split() if site.rstrip("/").endswith("/debian"))

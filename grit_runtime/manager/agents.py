@@ -53,7 +53,7 @@ class Agents:
 
     async def nodes(self) -> dict[str, str]:
         """The addresses of agents that are ready, by their nodes."""
-        pods = await self._cluster.list(kube.PODS, self._access.namespace, labels=LABEL)
+        pods = await self._cluster.every(kube.PODS, self._access.namespace, labels=LABEL)
         return {pod["spec"]["nodeName"]: pod["status"]["podIP"] for pod in pods if _is_ready(pod)}
 
     async def at(self, node: str) -> Agent:
@@ -120,9 +120,9 @@ class Agent:
             raise self._told(error) from None
 
     def _told(self, error: grpc.aio.AioRpcError) -> GritError:
-        for key, value in error.trailing_metadata() or ():
-            if key == _REASON:
-                return of_reason(str(value))(f"node {self.node}: {error.details()}")
+        metadata: Any = error.trailing_metadata()  # not the type that the stubs have
+        if metadata and (why := metadata.get(_REASON)):
+            return of_reason(str(why))(f"node {self.node}: {error.details()}")
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceededError(
                 f"the agent of node {self.node} has not answered for {_TIMEOUT_S:g} s; look at it"

@@ -175,6 +175,8 @@ class CheckpointStatus(NamedTuple):
     node_name: Annotated[str, "The node that the pod was on."] = ""
     pod_name: Annotated[str, "The pod that was checkpointed."] = ""
     pod_uid: str = ""
+    job: Annotated[str, "The agent's that takes it."] = ""
+    containers: Annotated[tuple[str, ...], "Those that ran, and go on."] = ()
     pod_spec_hash: Annotated[str, "sha256 of what a pod must have to go on from it."] = ""
     pod_template: Annotated[
         dict[str, Any], "The pod that was checkpointed: metadata and spec."
@@ -190,6 +192,7 @@ class CheckpointStatus(NamedTuple):
     warnings: Annotated[tuple[str, ...], "What will come back different."] = ()
     start_time: Annotated[str, TIME] = ""
     completion_time: Annotated[str, TIME] = ""
+    phase_time: Annotated[str, "When the phase began.", TIME] = ""
     observed_generation: ObservedGeneration = 0
     reason: Reason = ""
     message: Message = ""
@@ -227,6 +230,7 @@ class RestoreStatus(NamedTuple):
     durations: Durations = {}  # noqa: RUF012
     start_time: Annotated[str, TIME] = ""
     completion_time: Annotated[str, TIME] = ""
+    phase_time: Annotated[str, "When the phase began.", TIME] = ""
     observed_generation: ObservedGeneration = 0
     reason: Reason = ""
     message: Message = ""
@@ -268,6 +272,7 @@ class MigrationStatus(NamedTuple):
     durations: Durations = {}  # noqa: RUF012
     start_time: Annotated[str, TIME] = ""
     completion_time: Annotated[str, TIME] = ""
+    phase_time: Annotated[str, "When the phase began.", TIME] = ""
     observed_generation: ObservedGeneration = 0
     reason: Reason = ""
     message: Message = ""

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import ssl
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from grit_runtime import certificates, log
@@ -51,10 +52,8 @@ async def ensured(cluster: Cluster, namespace: str) -> Authority:
     authority = Authority(*(base64.b64decode(found["data"][key]) for key in (CA, CA_KEY)))
     told = {CA: authority.pem.decode()}
     if await cluster.find(kube.CONFIG_MAPS, namespace, NAME) is None:
-        try:
+        with suppress(AlreadyExistsError):
             await cluster.create(kube.CONFIG_MAPS, _named("ConfigMap", namespace, told))
-        except AlreadyExistsError:
-            pass
     return authority
 
 
@@ -90,7 +89,7 @@ class Serving:
 
 
 async def keep_bundles(cluster: Cluster, authority: Authority, name: str) -> None:
-    """Have the webhook configurations of this name trust the CA, also when they are applied anew."""
+    """Have the webhook configurations of this name trust the CA, also those applied anew."""
     bundle = _base64(authority.pem)
     while True:
         for kind in (kube.MUTATING, kube.VALIDATING):
@@ -117,9 +116,7 @@ async def sign_agents(cluster: Cluster, authority: Authority, namespace: str) ->
                 await _answer(cluster, request, "Denied", one_line(error))
 
 
-async def _sign(
-    cluster: Cluster, authority: Authority, namespace: str, request: Object
-) -> None:
+async def _sign(cluster: Cluster, authority: Authority, namespace: str, request: Object) -> None:
     spec = request["spec"]
     account = f"system:serviceaccount:{namespace}:{AGENT_ACCOUNT}"
     if spec.get("username") != account:
@@ -134,9 +131,7 @@ async def _sign(
             f"on node {node or 'none'}: expected that name alone"
         )
     await _answer(cluster, request, "Approved", f"it is the agent of node {node}")
-    pem = certificates.sign(
-        public_key, names, authority.pem, authority.key_pem, _AGENT_DAYS
-    )
+    pem = certificates.sign(public_key, names, authority.pem, authority.key_pem, _AGENT_DAYS)
     name = request["metadata"]["name"]
     status = {"status": {"certificate": _base64(pem)}}
     await cluster.patch(kube.REQUESTS, "", name, status, status=True)

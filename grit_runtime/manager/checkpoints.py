@@ -42,19 +42,19 @@ async def run(world: World, namespace: str, name: str) -> None:
     try:
         checkpoint = api.read(api.Checkpoint, found)
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
-        async with asyncio.timeout(limit_s):
-            await _advance(world, checkpoint, status)
-    except TimeoutError:
-        await _cancel(world, namespace, name, status.now.get("nodeName", ""))
-        await _let_run(world, namespace, status.now)
-        await status.fail(
-            DeadlineExceededError(
-                f"not sealed within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
+        try:
+            async with asyncio.timeout(limit_s):
+                await _advance(world, checkpoint, status)
+        except TimeoutError:
+            await _cancel(world, namespace, name, status.now.get("nodeName", ""))
+            raise DeadlineExceededError(
+                f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
                 f"{status.phase}; the pod runs on"
-            )
-        )
+            ) from None
     except GritError as error:
-        if status.phase == api.CHECKPOINTING:  # it may be sealed and held, and not be where it should
+        if (
+            status.phase == api.CHECKPOINTING
+        ):  # it may be sealed and held, and not be where it should
             await _let_run(world, namespace, status.now)
         await status.fail(error)
 
@@ -117,8 +117,8 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
         await _followed(agent, await agent.ask("Push", push, agent_pb2.Job), status)
     if sealed is None:
         raise UnavailableError(
-            f"the agent of node {agent.node} has taken checkpoint {meta.namespace}/{meta.name}, and "
-            "it is not there; look at the agent's log"
+            f"node {agent.node} has taken checkpoint {meta.namespace}/{meta.name}, and it is not "
+            "there; look at the agent's log"
         )
     end = status.enter if spec.auto_migration else status.succeed
     await end(
@@ -140,9 +140,7 @@ async def _sealed(agent: Agent, namespace: str, name: str) -> agent_pb2.Descript
     """What there is on the node; None if there is nothing that is sealed."""
     reference = agent_pb2.CheckpointRef(namespace=namespace, name=name)
     with suppress(NotFoundError):
-        found: agent_pb2.Description = await agent.ask(
-            "Describe", reference, agent_pb2.Description
-        )
+        found: agent_pb2.Description = await agent.ask("Describe", reference, agent_pb2.Description)
         return found
     return None
 

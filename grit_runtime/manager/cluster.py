@@ -44,9 +44,7 @@ GROUP, VERSION = "kaito.sh", "v1alpha1"
 CHECKPOINTS = create_namespaced_resource(GROUP, VERSION, "Checkpoint", "checkpoints")
 RESTORES = create_namespaced_resource(GROUP, VERSION, "Restore", "restores")
 MIGRATIONS = create_namespaced_resource(GROUP, VERSION, "Migration", "migrations")
-SCHEDULES = create_namespaced_resource(
-    GROUP, VERSION, "CheckpointSchedule", "checkpointschedules"
-)
+SCHEDULES = create_namespaced_resource(GROUP, VERSION, "CheckpointSchedule", "checkpointschedules")
 PODS = create_namespaced_resource("", "v1", "Pod", "pods")
 CLAIMS = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 CONFIG_MAPS = create_namespaced_resource("", "v1", "ConfigMap", "configmaps")
@@ -90,7 +88,7 @@ class Cluster:
         place = _place(namespace)
         return dict(await _answered(lambda: self._client.get(kind, name, **place)))
 
-    async def list(
+    async def every(
         self, kind: Kind, namespace: str = "*", *, labels: str = "", fields: str = ""
     ) -> list[Object]:
         """All objects of the namespace, or of all namespaces, that the selectors select."""
@@ -112,9 +110,7 @@ class Cluster:
         place = _place(namespace)
         return dict(
             await _answered(
-                lambda: self._client.patch(
-                    target, name, patch, patch_type=PatchType.MERGE, **place
-                )
+                lambda: self._client.patch(target, name, patch, patch_type=PatchType.MERGE, **place)
             )
         )
 
@@ -136,9 +132,7 @@ class Cluster:
         with suppress(NotFoundError, ConflictError):
             if uid:  # the server compares it, and another of that name is left alone
                 await self.patch(kind, namespace, name, {"metadata": {"uid": uid}})
-            await _answered(
-                lambda: self._client.delete(kind, name, grace_period=grace_s, **place)
-            )
+            await _answered(lambda: self._client.delete(kind, name, grace_period=grace_s, **place))
 
     async def watched(
         self, kind: Kind, namespace: str, *, labels: str = "", fields: str = ""

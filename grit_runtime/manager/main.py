@@ -57,11 +57,9 @@ class Options(NamedTuple):
 
 async def run(options: Options) -> None:
     """Serve until SIGTERM or SIGINT. UnavailableError when it leads no longer."""
-    stopping = asyncio.get_running_loop().create_future()
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(
-            number, lambda: stopping.done() or stopping.set_result(None)
-        )
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(AsyncClient(KubeConfig.from_env()))
         cluster = Cluster(client)
@@ -92,17 +90,16 @@ async def run(options: Options) -> None:
             known.watch(),
             serving.keep(),
             lease.led(cluster, options.namespace, identity, lead),
-            until=stopping,
+            stopping.wait(),
         )
         await lease.release(cluster, options.namespace, identity)
 
 
-async def _together(*work: Awaitable[None], until: asyncio.Future[None] | None = None) -> None:
-    """All of *work* until the first of it has ended or failed, or *until* is done."""
+async def _together(*work: Awaitable[object]) -> None:
+    """All of *work* until the first of it has ended or failed."""
     tasks = [asyncio.ensure_future(one) for one in work]
-    ending = [*tasks, until] if until else tasks
     try:
-        done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             await task
     finally:
@@ -189,10 +186,8 @@ def _control(
     )(work)
 
 
-def _on_deletion(
-    registry: kopf.OperatorRegistry, plural: str, world: World, forget: Run
-) -> None:
-    async def end(name: str, namespace: str, **_: object) -> None:
+def _on_deletion(registry: kopf.OperatorRegistry, plural: str, world: World, forget: Run) -> None:
+    async def end(name: str, namespace: Any, **_: Any) -> None:
         await forget(world, namespace, name)
 
     kopf.on.delete(

@@ -15,7 +15,6 @@ from grit_runtime.errors import (
 )
 from grit_runtime.manager import api, fields, moves, patience, pods
 from grit_runtime.manager import cluster as kube
-
 from grit_runtime.manager.status import Status
 
 TYPE_CHECKING = False
@@ -77,9 +76,7 @@ async def _advance(world: World, migration: Migration, status: Status) -> None:
         )
     await moves.commit(world, move)
     took_s = (datetime.now(UTC) - datetime.fromisoformat(status.now["startTime"])).total_seconds()
-    await status.succeed(
-        api.SUCCEEDED, "SourceIsDeleted", duration=patience.for_people(took_s)
-    )
+    await status.succeed(api.SUCCEEDED, "SourceIsDeleted", duration=patience.for_people(took_s))
 
 
 async def _look(world: World, migration: Migration, status: Status) -> None:
@@ -129,8 +126,8 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
             "spec": spec,
         }
         await world.cluster.create(kube.CHECKPOINTS, made)
-    fields = f"metadata.name={meta.name}"
-    async for found in world.cluster.watched(kube.CHECKPOINTS, meta.namespace, fields=fields):
+    only = f"metadata.name={meta.name}"
+    async for found in world.cluster.watched(kube.CHECKPOINTS, meta.namespace, fields=only):
         if meta.name not in found:
             raise NotFoundError(f"Checkpoint {meta.namespace}/{meta.name} was deleted")
         now: Object = found[meta.name].get("status") or {}

@@ -1,8 +1,8 @@
 """The second half of a migration: a pod goes on elsewhere from a checkpoint that it is held for.
 
-The source is frozen, and stays so, until the target is verified. Then it is deleted; if the target
-does not come, it runs on. An owner that would make no second pod beside the source is the exception:
-its source is deleted first, and comes back from the checkpoint if the target does not.
+The source stays frozen until the target is verified. Then it is deleted; if the target does not
+come, it runs on. An owner that would make no second pod beside the source is the exception: its
+source is deleted first, and comes back from the checkpoint if the target does not.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ async def _make_pod(world: World, move: Move) -> None:
 
 async def _target(world: World, move: Move) -> Object | None:
     labels = f"{pods.RESTORE_LABEL}={move.name}"
-    found = await world.cluster.list(kube.PODS, move.namespace, labels=labels)
+    found = await world.cluster.every(kube.PODS, move.namespace, labels=labels)
     return next((pod for pod in found if not pods.is_ending(pod)), None)
 
 

@@ -1,4 +1,4 @@
-"""The nodes of the cluster: what their agents say of them, and which can go on from a checkpoint."""
+"""The nodes of the cluster: what their agents say of them, and which can restore a checkpoint."""
 
 from __future__ import annotations
 

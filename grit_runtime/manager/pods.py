@@ -51,7 +51,7 @@ async def source(
 async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | None) -> Object:
     found = [
         pod
-        for pod in await cluster.list(kube.PODS, namespace)
+        for pod in await cluster.every(kube.PODS, namespace)
         if selector and selects(selector, pod["metadata"].get("labels") or {}) and _is_running(pod)
     ]
     if len(found) != 1:
@@ -168,7 +168,5 @@ async def attach(cluster: Cluster, namespace: str, name: str, uid: str) -> None:
     if detached is None:
         return
     label, _, value = detached.partition("=")
-    patch = {
-        "metadata": {"uid": uid, "labels": {label: value}, "annotations": {DETACHED: None}}
-    }
+    patch = {"metadata": {"uid": uid, "labels": {label: value}, "annotations": {DETACHED: None}}}
     await cluster.patch(kube.PODS, namespace, name, patch)

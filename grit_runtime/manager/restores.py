@@ -1,4 +1,4 @@
-"""A Restore, from its creation to its end: a pod that goes on from a checkpoint, and is verified."""
+"""A Restore, from its creation to its end: a pod goes on from a checkpoint, and is verified."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grit_runtime.errors import (
     UnavailableError,
     of_reason,
 )
-from grit_runtime.manager import api, moves, patience, pods, storage
+from grit_runtime.manager import api, patience, pods, storage
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.proto import agent_pb2
@@ -79,9 +79,7 @@ async def _advance(world: World, restore: Restore, status: Status) -> None:
     pod = await _selected(world.cluster, restore, status)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if status.phase == api.CREATED:
-        await status.enter(
-            api.PENDING, "RestorationPodSelected", targetPod=name, targetPodUID=uid
-        )
+        await status.enter(api.PENDING, "RestorationPodSelected", targetPod=name, targetPodUID=uid)
     node = await _scheduled(world.cluster, restore.metadata.namespace, name, uid)
     if status.phase == api.PENDING:
         await status.enter(api.RESTORING, "GritAgentIsCreated", nodeName=node)
@@ -228,9 +226,7 @@ def _refuse(record: dict[str, Any], restore: Restore) -> None:
         raise kind(f"{where} is not restored: {record['reason']}")
 
 
-async def _while_alive(
-    cluster: Cluster, pod: Object, work: Coroutine[Any, Any, None]
-) -> None:
+async def _while_alive(cluster: Cluster, pod: Object, work: Coroutine[Any, Any, None]) -> None:
     """Do *work*; NotRestoredError if the pod goes meanwhile."""
     doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(cluster, pod))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from typing import cast
 
 import kopf
 
@@ -49,14 +50,14 @@ class Status:
     async def enter(self, phase: str, why: str, message: str = "", **fields: object) -> None:
         """Begin *phase*; what the one before it has taken is noted."""
         await self._write(phase, [(phase, "True", why, message)], why, message, fields)
-        kopf.event(self._object, type="Normal", reason=why, message=message or f"now {phase}")
+        self._tell("Normal", why, message or f"now {phase}")
 
     async def succeed(self, phase: str, why: str, message: str = "", **fields: object) -> None:
         """Come to the good end *phase*."""
         conditions = [(phase, "True", why, message), (READY, "True", why, message)]
         ended = {"completionTime": _now().strftime("%Y-%m-%dT%H:%M:%SZ"), **fields}
         await self._write(phase, conditions, why, message, ended)
-        kopf.event(self._object, type="Normal", reason=why, message=message or f"now {phase}")
+        self._tell("Normal", why, message or f"now {phase}")
 
     async def fail(self, error: Exception, **fields: object) -> None:
         """Come to a bad end, for this reason."""
@@ -70,7 +71,11 @@ class Status:
         conditions = [(FAILED, "True", why, message), (READY, "False", why, message)]
         ended = {"completionTime": _now().strftime("%Y-%m-%dT%H:%M:%SZ"), **fields}
         await self._write(FAILED, conditions, why, message, ended)
-        kopf.event(self._object, type="Warning", reason=why, message=message)
+        self._tell("Warning", why, message)
+
+    def _tell(self, kind: str, why: str, message: str) -> None:
+        """Post an event, which is what `kubectl describe` shows."""
+        kopf.event(kopf.Body(cast("Any", self._object)), type=kind, reason=why, message=message)
 
     async def _write(
         self,

@@ -37,9 +37,7 @@ async def store_of(cluster: Cluster, namespace: str, storage: Storage | None) ->
     )
 
 
-async def data_path(
-    cluster: Cluster, namespace: str, storage: Storage | None, name: str
-) -> str:
+async def data_path(cluster: Cluster, namespace: str, storage: Storage | None, name: str) -> str:
     """Where the data is, as upstream's status has it: ``VOLUME://NAMESPACE/NAME``."""
     if storage is None:
         return ""

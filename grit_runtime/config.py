@@ -24,6 +24,7 @@ class Config(NamedTuple):
     trusted_keys: str = ""  # PEM file; only checkpoints signed by one of its keys are restored
     agent_dir: str = "/etc/grit/agent"  # the CA of all agents, this node's certificate and key
     agent_port: int = 9465  # where other nodes' agents read this node's checkpoints
+    agent_api_port: int = 9466  # of the agent's API, for callers in the cluster; 0: none
     agent_jobs: int = 2  # that move data at a time
     agent_quota_bytes: int = 0  # for the checkpoints that the agent has brought; 0: no limit
     agent_metrics: int = 9464  # the port of metrics and /healthz on 127.0.0.1; 0: none

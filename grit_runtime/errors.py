@@ -135,6 +135,18 @@ class ArrivalFailedError(FailedPreconditionError):
     reason = "ArrivalFailed"
 
 
+class UnauthenticatedError(GritError):
+    """The caller has not shown who it is."""
+
+    reason = "Unauthenticated"
+
+
+class PermissionDeniedError(GritError):
+    """The caller may not do that."""
+
+    reason = "PermissionDenied"
+
+
 class CancelledError(GritError):
     """Somebody has ended it on purpose."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from grit_runtime.shim import actions
+from grit_runtime.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ LAYERS = (
     {"config"},
     {"log"},
     {"paths"},
+    {"version"},
     {"errors"},
     {"startup"},
 )
@@ -312,9 +313,9 @@ def test_all_generated_code_has_its_proto() -> None:
     assert generated == {proto.removesuffix(".proto") for proto in PROTOS}
 
 
-def test_the_shim_says_the_version_that_is_packaged() -> None:
+def test_the_version_is_the_one_that_is_packaged() -> None:
     packaged = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
-    assert packaged == actions.VERSION
+    assert packaged == VERSION
 
 
 def test_nothing_else_lies_at_the_top() -> None:

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 
 from grit_runtime import log, paths
+from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.files import arrivals, checkpoint_dir, confine, verified
 from grit_runtime.host import journal
 from grit_runtime.host.descriptor import closing_fd
@@ -67,53 +68,76 @@ def evict(root: str, quota_bytes: int) -> None:
     for copy in copies:
         if over_bytes <= 0:
             return
-        if time.time() - copy.used_s < _RECENT_S or _is_used(root, copy):
+        if time.time() - copy.used_s < _RECENT_S or _use(root, copy, _RECENT_S):
             continue
-        if _remove(root, copy):
+        if not _remove(root, copy, _RECENT_S):
             log.info("a copy is removed", name=copy.name, size_bytes=copy.size_bytes)
             over_bytes -= copy.size_bytes
     if over_bytes > 0:
         log.warning("copies in use are over the quota", over_bytes=over_bytes)
 
 
-def _remove(root: str, copy: Copy) -> bool:
-    """Remove a copy and its record; whether it was there, and not in use after all."""
+def remove(root: str, namespace: str, name: str) -> None:
+    """Remove this node's checkpoint of that name, brought or taken here; nothing if it has none.
+
+    FailedPreconditionError if something still needs it.
+    """
+    path = f"{root}/{namespace}/{name}"
+    sha256 = ""
+    with suppress(FileNotFoundError), closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:
+        sha256 = checkpoint_dir.read_manifest(dir_fd, path).sha256
+    copy = Copy(namespace, name, sha256, 0, 0.0)
+    if use := _use(root, copy, 0.0) or _remove(root, copy, 0.0):
+        raise FailedPreconditionError(f"checkpoint {path} {use}: remove it when that is over")
+
+
+def _remove(root: str, copy: Copy, settled_s: float) -> str:
+    """Remove a copy and its record; what uses it after all, "" if it is gone."""
     gone = f".{copy.name}.evicted"
     path = f"{root}/{copy.namespace}/{copy.name}"
     try:
         parent_fd = confine.open_dir(root, copy.namespace)
     except FileNotFoundError:
-        os.unlink(_path(copy.namespace, copy.name))
-        return True
+        _forget(copy)
+        return ""
     with closing_fd(parent_fd):
         with suppress(FileNotFoundError), closing_fd(confine.descend(parent_fd, [copy.name])) as fd:
             if checkpoint_dir.read_manifest(fd, path).sha256 == copy.sha256:
                 confine.remove_tree(parent_fd, gone)
                 os.rename(copy.name, gone, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
-                if _is_used(root, copy):  # a restore has opened it in between
+                if use := _use(root, copy, settled_s):  # a restore has opened it in between
                     os.rename(gone, copy.name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
-                    return False
+                    return use
                 verified.forget(copy.sha256)
         confine.remove_tree(parent_fd, gone)
-    os.unlink(_path(copy.namespace, copy.name))
-    return True
+    _forget(copy)
+    return ""
 
 
-def _is_used(root: str, copy: Copy) -> bool:
+def _forget(copy: Copy) -> None:
+    with suppress(FileNotFoundError):  # it was taken here, not brought
+        os.unlink(_path(copy.namespace, copy.name))
+
+
+def _use(root: str, copy: Copy, settled_s: float) -> str:
+    """What the copy is in use for, if it is; a restore is over *settled_s* after the start."""
     if arrivals.of(root, copy.namespace, copy.name):
-        return True
-    if any(hold.manifest_sha256 == copy.sha256 for hold in held_pods.every()):
-        return True
-    if not lives.of(copy.sha256, but=""):
-        return False
-    return any(map(_is_new, journal.beneath(journal.PODS_DIR, f"*/*/{lives.ATTEMPT_JOURNAL}")))
+        return "is on its way to this node"
+    for hold in held_pods.every():
+        if hold.manifest_sha256 == copy.sha256:
+            return f"is what pod {hold.name} is held for"
+    attempts = journal.beneath(journal.PODS_DIR, f"*/*/{lives.ATTEMPT_JOURNAL}")
+    for life in lives.of(copy.sha256, but=""):
+        if any(_is_new(path, settled_s) for path in attempts):
+            return f"is what pod {life.pod} is just being restored from"
+    return ""
 
 
-def _is_new(path: str) -> bool:
+def _is_new(path: str, settled_s: float) -> bool:
     """Whether an attempt has not ended in a container that was started a while ago."""
     try:
         age_s = time.time() - os.stat(path).st_mtime
-        return age_s < _RECENT_S or not has(journal.read(path, STEPS), Started)
+        return age_s < settled_s or not has(journal.read(path, STEPS), Started)
     except FileNotFoundError:  # it has just ended
         return False
 

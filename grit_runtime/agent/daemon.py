@@ -9,15 +9,18 @@ from contextlib import ExitStack
 from threading import Event
 
 from grit_runtime import log, paths
-from grit_runtime.agent import copies, identity, metrics, service
+from grit_runtime.agent import copies, engine, enrolment, identity, metrics, service
 from grit_runtime.agent import job as job_files
+from grit_runtime.agent.access import Access
+from grit_runtime.agent.calls import Calls
 from grit_runtime.agent.identity import Identity
 from grit_runtime.agent.job import Job
 from grit_runtime.agent.jobs import Jobs
+from grit_runtime.agent.kubernetes import ApiServer
 from grit_runtime.agent.peers import SCHEME
 from grit_runtime.agent.serving import Server
 from grit_runtime.agent.work import Work
-from grit_runtime.errors import GritError, InvalidArgumentError, of_reason
+from grit_runtime.errors import GritError, InvalidArgumentError, of_reason, one_line
 from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.proto import peer_pb2
 
@@ -32,22 +35,31 @@ JOBS_DIR = f"{paths.STATE_DIR}/agent/jobs"
 _STOP_S = 10.0
 
 
-def run(config: Config) -> None:
+def run(config: Config, service_account: str = "") -> None:
     """Serve until SIGTERM or SIGINT; then running transfers stop at a chunk.
 
-    Does not return if one of them does not: they are gone on with at the next start.
+    With the directory of a *service_account* the cluster gives the certificate, and its callers
+    have a door. Does not return if a transfer does not stop: it is gone on with at the next start.
     """
     ended = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with ExitStack() as stack:
+        api = ApiServer(service_account) if service_account else None
+        node = os.environ.get("NODE_NAME") or socket.gethostname()
         service.take_over(service.SOCKET)
         jobs = _jobs(config, stack)
-        _serve_peers(config, jobs, stack)
-        jobs.resume()  # before anybody asks for the same again
-        stack.enter_context(service.served(jobs))
+        jobs.resume(_undo)  # before anybody asks for the same again
+        calls = Calls(jobs, config, node)
+        stack.enter_context(service.served(calls))
+        doors = _Doors(config, jobs, stack)
+        if api is None and doors.has_certificate:
+            doors.open()
         log.info("the agent serves", socket=service.SOCKET)
         _tell_systemd("READY=1")
+        if api:
+            for _ in enrolment.certified(config.agent_dir, node, api, ended):
+                doors.open(calls, api)
         ended.wait()
         _tell_systemd("STOPPING=1")
         has_stopped = jobs.stop(_STOP_S)
@@ -77,14 +89,44 @@ def _untold(*_: object) -> None:
     """Nobody measures."""
 
 
-def _serve_peers(config: Config, jobs: Jobs, stack: ExitStack) -> None:
-    if not os.path.exists(f"{config.agent_dir}/{identity.CERTIFICATE}"):
+def _undo() -> None:
+    try:
+        engine.recovered()
+    except (GritError, OSError) as error:
+        log.warning("what a killed checkpoint has left is not undone", reason=one_line(error))
+
+
+class _Doors:
+    """What needs a certificate: peers' door, and the cluster's."""
+
+    def __init__(self, config: Config, jobs: Jobs, stack: ExitStack) -> None:
+        self._config = config
+        self._jobs = jobs
+        self._stack = stack
+        self._own: Identity | None = None
+
+    @property
+    def has_certificate(self) -> bool:
+        if os.path.exists(f"{self._config.agent_dir}/{identity.CERTIFICATE}"):
+            return True
         log.warning("no peers: the node has no certificate; grit agent init makes one")
-        return
-    fetching = Fetching(jobs)
-    own = Identity(config.agent_dir)
-    server = Server(config.checkpoint_root, own, config.agent_port, fetch=fetching.fetch)
-    stack.enter_context(server)
+        return False
+
+    def open(self, calls: Calls | None = None, api: ApiServer | None = None) -> None:
+        """Open them, the cluster's if there is an *api*; once open, take another certificate."""
+        if self._own:
+            self._own.reload()
+            return
+        config = self._config
+        self._own = Identity(config.agent_dir)
+        fetch = Fetching(self._jobs).fetch
+        server = Server(config.checkpoint_root, self._own, config.agent_port, fetch=fetch)
+        self._stack.enter_context(server)
+        if calls and api and config.agent_api_port:
+            served = service.served_to_cluster(
+                calls, self._jobs, Access(api), config.agent_dir, config.agent_api_port
+            )
+            self._stack.enter_context(served)
 
 
 class Fetching:

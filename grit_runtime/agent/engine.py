@@ -1,4 +1,7 @@
-"""A checkpoint in a process of its own: the engine forks and traces, and threads bear neither."""
+"""What touches pods, in a process of its own: it forks and traces, and threads bear neither.
+
+Each call is a function of this module by its name, with a dict of strings and flags.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,13 @@ from grit_runtime.host.descriptor import closing_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from grit_runtime.agent.job import Job
     from grit_runtime.agent.progress import Progress
     from grit_runtime.config import Config
-
+    from grit_runtime.host.containerd import Pod
 
 _STDERR = 2
 
@@ -41,30 +45,57 @@ def take(progress: Progress, checkpoint_root: str) -> None:
     that was to be held runs on, and is not.
     """
     job = progress.job
-    wanted = {
-        name: getattr(job, name)
-        for name in ("target", "name", "after", "replace", "pod_is_going", "strict")
-    }
-    argv = process.python(__name__, json.dumps({**wanted, "parent": os.getpid()}))
+    names = ("target", "name", "after", "replace", "pod_is_going", "strict", "uid", "capture")
+    wanted = {name: getattr(job, name) for name in names}
+    status = _called("perform", wanted, progress.killing)
+    if status is None or (job.after == "running" and _is_sealed(job, checkpoint_root)):
+        return
+    progress.check()  # it ends so when it is told to
+    raise CommandError(f"the engine of checkpoint {job.name} ended with status {status}")
+
+
+def resumed(target: str, uid: str) -> None:
+    """Let the held pod run on; nothing if it runs. NotFoundError if this node has no such pod."""
+    _call_now("resume", target=target, uid=uid)
+
+
+def recovered() -> None:
+    """Undo what killed checkpoints and restores have left on this node."""
+    _call_now("recover")
+
+
+def _call_now(call: str, **wanted: str) -> None:
+    status = _called(call, wanted, lambda _: None)
+    if status is not None:
+        raise CommandError(f"the engine ended with status {status}; look at the agent's log")
+
+
+def _called(
+    call: str, wanted: dict[str, Any], killing: Callable[[Callable[[], None] | None], None]
+) -> int | None:
+    """Have a process do it, and raise its error; its status if it ended without an answer.
+
+    *killing* gets what ends it, while it runs.
+    """
+    argument = json.dumps({"call": call, "wanted": wanted, "parent": os.getpid()})
+    argv = process.python(__name__, argument)
     out_fd, write_fd = os.pipe()
     with closing_fd(write_fd), closing_fd(os.open(os.devnull, os.O_RDONLY)) as null_fd:
         # Not by fork: gRPC's threads have locks that a fork of this process would inherit held.
         pid = process.spawn_apart(argv, os.environ, null_fd, write_fd, _STDERR)
     with open(out_fd, "rb") as out:
         try:
-            progress.killing(lambda: os.kill(pid, signal.SIGTERM))
+            killing(lambda: os.kill(pid, signal.SIGTERM))
             printed = out.read()
         finally:
-            progress.killing(None)
+            killing(None)
             status = process.wait(pid)
     if not printed:
-        if job.after == "running" and _is_sealed(job, checkpoint_root):
-            return
-        progress.check()  # it ends so when it is told to
-        raise CommandError(f"the engine of checkpoint {job.name} ended with status {status}")
+        return status
     answer = json.loads(printed.splitlines()[-1])
     if "reason" in answer:
         raise of_reason(answer["reason"])(answer["text"])
+    return None
 
 
 def _is_sealed(job: Job, checkpoint_root: str) -> bool:
@@ -77,10 +108,15 @@ def _is_sealed(job: Job, checkpoint_root: str) -> bool:
 def main(argument: str) -> None:
     """What the process does: the last line that it prints says how it ended."""
     signal.signal(signal.SIGTERM, _terminate)
-    wanted = json.loads(argument)
-    linux.die_with_parent(wanted["parent"])
+    asked = json.loads(argument)
+    linux.die_with_parent(asked["parent"])
+    calls: dict[str, Callable[[dict[str, Any], Config], object]] = {
+        "perform": perform,
+        "resume": resume,
+        "recover": recover,
+    }
     try:
-        perform(wanted, configuration.load())
+        calls[asked["call"]](asked["wanted"], configuration.load())
         answer = {}
     except (GritError, OSError) as error:
         answer = {"reason": reason(error), "text": one_line(error)}
@@ -89,32 +125,61 @@ def main(argument: str) -> None:
 
 def perform(wanted: dict[str, Any], config: Config) -> str:
     """Take a checkpoint as `grit checkpoint` does; its directory."""
-    from grit_runtime.checkpoint import holds, take
+    from grit_runtime.checkpoint import take
     from grit_runtime.checkpoint.order import Order
     from grit_runtime.host.containerd import Containerd
-    from grit_runtime.restore import attempts
+    from grit_runtime.model.annotations import capture
 
-    holds.recover()
-    attempts.recover()
+    recover()
     with Containerd(config.containerd_address) as containerd:
         pod = containerd.find(wanted["target"])
         version = containerd.version()
-    if wanted.get("uid", pod.uid) != pod.uid:
-        raise PodStateError(
-            f"pod {wanted['target']} has uid {pod.uid}, expected {wanted['uid']}: it is another "
-            "pod of that name; ask for that one"
-        )
+    _require(pod, wanted["uid"])
     order = Order(
         pod=pod,
         name=wanted["name"],
         after=wanted["after"],
         replace=wanted["replace"],
         pod_is_going=wanted["pod_is_going"],
-        capture=frozenset(),
+        capture=capture(wanted["capture"]),
         containerd_version=version,
         strict=wanted["strict"],
     )
     return take.checkpoint(order, config).path
+
+
+def resume(wanted: dict[str, Any], config: Config) -> None:
+    """As `grit resume` does, but a pod that runs is none of its errors."""
+    from grit_runtime.checkpoint import holds
+    from grit_runtime.host.containerd import Containerd
+    from grit_runtime.pod import held_pods
+
+    recover()
+    target, uid = wanted["target"], wanted["uid"]
+    held = [hold for hold in held_pods.every() if hold.name == target]
+    for hold in held:
+        if uid in {"", hold.pod_uid}:
+            holds.resume(hold.pod_uid)
+            return
+    with Containerd(config.containerd_address) as containerd:
+        _require(containerd.find(target), uid)
+
+
+def recover(*_: object) -> None:
+    from grit_runtime.checkpoint import holds
+    from grit_runtime.restore import attempts
+
+    holds.recover()
+    attempts.recover()
+
+
+def _require(pod: Pod, uid: str) -> None:
+    """PodStateError unless the pod is the one that was meant."""
+    if uid not in {"", pod.uid}:
+        raise PodStateError(
+            f"pod {pod.namespace}/{pod.name} has uid {pod.uid}, expected {uid}: it is another "
+            "pod of that name; ask for that one"
+        )
 
 
 def _terminate(_number: int, _frame: object) -> NoReturn:

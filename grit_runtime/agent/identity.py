@@ -82,12 +82,12 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
         ) from None
     except ValueError as error:
         raise ConfigurationError(f"{ca_dir}: the CA means nothing: {error}") from None
-    key = _new_key()
+    key = new_key()
     signed = _signed_for(node, key.public_key(), ca, ca_key)
     if not os.path.lexists(f"{directory}/{CA}"):
-        written.append(_write(f"{directory}/{CA}", ca_pem))
-    written.append(_write(f"{directory}/{CERTIFICATE}", _pem(signed)))
-    written.append(_write(f"{directory}/{KEY}", _pem(key)))
+        written.append(write(f"{directory}/{CA}", ca_pem))
+    written.append(write(f"{directory}/{CERTIFICATE}", pem(signed)))
+    written.append(write(f"{directory}/{KEY}", pem(key)))
     return Made(tuple(written), f"{signed.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}")
 
 
@@ -99,6 +99,11 @@ class Identity:
         self.serving = self._context(ssl.PROTOCOL_TLS_SERVER)
         self.calling = self._context(ssl.PROTOCOL_TLS_CLIENT)
 
+    def reload(self) -> None:
+        """Take what was replaced in the directory, for the next connections."""
+        for context in (self.serving, self.calling):
+            self._load(context)
+
     def _context(self, side: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(side)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -108,6 +113,10 @@ class Identity:
                 raise ConfigurationError(
                     f"{self.directory} has no {name}; grit agent init makes it"
                 )
+        self._load(context)
+        return context
+
+    def _load(self, context: ssl.SSLContext) -> None:
         try:
             context.load_verify_locations(f"{self.directory}/{CA}")
             context.load_cert_chain(f"{self.directory}/{CERTIFICATE}", f"{self.directory}/{KEY}")
@@ -116,7 +125,6 @@ class Identity:
                 f"{self.directory}: {CA}, {CERTIFICATE} and {KEY} do not go together: "
                 f"{error.reason}; make them anew with grit agent init"
             ) from None
-        return context
 
 
 def name_in(certificate: dict[str, Any] | None) -> str:
@@ -129,7 +137,7 @@ def name_in(certificate: dict[str, Any] | None) -> str:
 
 def _make_ca(directory: str) -> list[str]:
     x509, _ = _cryptography()
-    key = _new_key()
+    key = new_key()
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "grit agents")])
     usage = x509.KeyUsage(
         digital_signature=False,
@@ -146,8 +154,8 @@ def _make_ca(directory: str) -> list[str]:
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(usage, critical=True)
     return [
-        _write(f"{directory}/{CA}", _pem(_sign(builder, key))),
-        _write(f"{directory}/{CA_KEY}", _pem(key)),
+        write(f"{directory}/{CA}", pem(_sign(builder, key))),
+        write(f"{directory}/{CA_KEY}", pem(key)),
     ]
 
 
@@ -187,13 +195,14 @@ def _sign(builder: Any, key: Any) -> Any:
     return builder.sign(key, hashes.SHA256())
 
 
-def _new_key() -> Any:
+def new_key() -> Any:
+    """A private key of the kind that all certificates have."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _pem(thing: Any) -> bytes:
+def pem(thing: Any) -> bytes:
     """A certificate or a private key."""
     _, serialization = _cryptography()
     pem = serialization.Encoding.PEM
@@ -203,7 +212,8 @@ def _pem(thing: Any) -> bytes:
     return bytes(thing.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
 
 
-def _write(path: str, data: bytes) -> str:
+def write(path: str, data: bytes) -> str:
+    """Write a new file for root alone; its path."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "wb") as file:
         file.write(data)

@@ -36,6 +36,8 @@ class Job(NamedTuple):
     replace: bool = False
     pod_is_going: bool = False
     strict: bool = False
+    uid: str = ""  # the pod's that is meant; any if empty
+    capture: str = ""  # as grit.dev/capture has it
     state: str = QUEUED
     phase: str = ""  # the kind of what it does
     begun: str = ""  # RFC 3339, UTC
@@ -51,6 +53,11 @@ class Job(NamedTuple):
     def key(self) -> tuple[str, str, str]:
         """What there is one job of at a time."""
         return self.kind, self.namespace, self.name
+
+    @property
+    def pod(self) -> tuple[str, str]:
+        """What a checkpoint is of."""
+        return self.target, self.uid
 
     @property
     def has_ended(self) -> bool:

@@ -10,6 +10,7 @@ from grit_runtime.agent import job as jobs
 from grit_runtime.agent.progress import Progress, Slots, StoppingError
 from grit_runtime.errors import (
     INTERRUPTED,
+    AlreadyExistsError,
     CancelledError,
     GritError,
     NotFoundError,
@@ -51,9 +52,15 @@ class Jobs:
         self._ended: dict[str, Job] = {}
         self._threads: list[Thread] = []
 
-    def resume(self) -> None:
-        """Go on with what a killed agent has left; a checkpoint that was cut has failed."""
-        for one in jobs.read(self._directory):
+    def resume(self, undo: Callable[[], None]) -> None:
+        """Go on with what a killed agent has left; a checkpoint that was cut has failed.
+
+        What that had begun is undone by *undo*, unless its supervisor has outlived the agent.
+        """
+        left = jobs.read(self._directory)
+        if any(one.phase == jobs.CHECKPOINT and not one.has_ended for one in left):
+            undo()
+        for one in left:
             if one.has_ended:
                 self._ended[one.id] = one
             elif one.phase == jobs.CHECKPOINT:
@@ -71,7 +78,7 @@ class Jobs:
                 raise UnavailableError("the agent ends: it takes no new jobs; ask again later")
             for progress in self._running.values():
                 if progress.job.key == job.key:
-                    return progress.job
+                    return _joined(progress.job, job)
             if len(self._running) >= _MAX_UNFINISHED:
                 raise ResourceExhaustedError(
                     f"{_MAX_UNFINISHED} jobs have not ended yet; wait, or cancel some"
@@ -168,6 +175,16 @@ class Jobs:
             jobs.write(self._directory, job)
             for old in jobs.drop_old(self._directory, list(self._ended.values())):
                 del self._ended[old.id]
+
+
+def _joined(running: Job, asked: Job) -> Job:
+    """The job that is *running*, for who has *asked* for the same."""
+    if running.pod != asked.pod:
+        raise AlreadyExistsError(
+            f"checkpoint {asked.namespace}/{asked.name} is just being taken of another pod, by job "
+            f"{running.id}; choose another name, or wait for that"
+        )
+    return running
 
 
 def journalled(directory: str, progress: Progress, **fields: object) -> None:

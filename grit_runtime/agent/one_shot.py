@@ -63,7 +63,8 @@ def checkpoint(pod: Pod, src_dir: str, dst_dir: str, config: Config) -> None:
                 "replace": True,  # of what was cut before it was moved up
                 "pod_is_going": False,
                 "strict": False,
-                **({"uid": pod.uid} if pod.uid else {}),
+                "uid": pod.uid,
+                "capture": "",
             }
             taking = config._replace(checkpoint_root=f"{src_dir}/{_TAKING}")
             taken = f"{taking.checkpoint_root}/{namespace}/{name}"

@@ -1,4 +1,7 @@
-"""The agent's API, which is grit_runtime/proto/agent.proto, on a unix socket for root alone."""
+"""The doors of the agent's API: a unix socket for root alone, and a port for the cluster.
+
+Whoever comes by the port shows a token, and finds the node's certificate.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from contextlib import contextmanager, suppress
 import grpc
 
 from grit_runtime import paths
-from grit_runtime.agent import job as jobs
-from grit_runtime.agent.job import Job
+from grit_runtime.agent import access, identity
 from grit_runtime.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     GritError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
     UnavailableError,
     one_line,
     reason,
 )
-from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.proto import agent_pb2
 
 TYPE_CHECKING = False
@@ -31,16 +34,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from grit_runtime.agent.access import Access
+    from grit_runtime.agent.calls import Calls
     from grit_runtime.agent.jobs import Jobs
+
+    Admit = Callable[[str, Any, grpc.ServicerContext], None]
 
 SOCKET = f"{paths.RUN_DIR}/agent.sock"
 SERVICE = "grit.agent.v1.Agent"
 REASON = "grit-reason"  # of an error, in the trailing metadata
 
-_THREADS = 16  # a follower takes one
+_THREADS = 64  # a follower takes one; who finds none is told so
 _STOP_S = 1.0
-_URLS = ("/", "s3://", "gs://", "az://", "peer://")
-_AFTER = ("running", "frozen", "stopped")
 
 _CODES = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -48,26 +53,52 @@ _CODES = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 
 @contextmanager
-def served(jobs: Jobs, path: str = SOCKET) -> Iterator[None]:
+def served(calls: Calls, path: str = SOCKET) -> Iterator[None]:
     """Serve the API at *path*, which is taken over already, while the block runs."""
-    server = grpc.server(ThreadPoolExecutor(_THREADS), options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers([_handlers(_Calls(jobs))])
+    server = _server(calls, _anyone)
     mask = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
     finally:
         os.umask(mask)
-    server.start()
     try:
-        yield
+        with _running(server):
+            yield
     finally:
-        server.stop(_STOP_S).wait()
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+
+@contextmanager
+def served_to_cluster(
+    calls: Calls, jobs: Jobs, allowed: Access, directory: str, port: int
+) -> Iterator[int]:
+    """Serve the API at a port while the block runs; which it is, if any would do.
+
+    The certificate is the one that *directory* has when somebody connects.
+    """
+
+    def admit(method: str, request: Any, context: grpc.ServicerContext) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        kind, _, token = str(metadata.get("authorization", "")).partition(" ")
+        wanted = access.needed(method, request, jobs.every())
+        allowed.require(token if kind == "Bearer" else "", wanted)
+
+    server = _server(calls, admit)
+    try:
+        bound = server.add_secure_port(f"[::]:{port}", _credentials(directory))
+    except RuntimeError:  # gRPC's, for any failure to bind
+        raise FailedPreconditionError(
+            f"port {port} cannot be listened at; set agent_api_port to one that is free"
+        ) from None
+    with _running(server):
+        yield bound
 
 
 def take_over(path: str) -> None:
@@ -94,74 +125,99 @@ def take_over(path: str) -> None:
     raise FailedPreconditionError(f"an agent listens at {path} already; stop that one first")
 
 
-class _Calls:
-    """The calls, each as a function of its request."""
+def _credentials(directory: str) -> grpc.ServerCredentials:
+    """Those in *directory*, read anew when the certificate was replaced."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
+    def changed() -> tuple[int, int]:
+        status = os.stat(f"{directory}/{identity.CERTIFICATE}")
+        return status.st_ino, status.st_mtime_ns
 
-    def checkpoint(self, request: agent_pb2.CheckpointRequest) -> agent_pb2.Job:
-        namespace, slash, pod = request.target.partition("/")
-        if not slash:
-            raise InvalidArgumentError(f"target {request.target[:80]!r}: expected NAMESPACE/POD")
-        if request.after not in _AFTER:
-            raise InvalidArgumentError(f"after {request.after[:80]!r}: expected one of {_AFTER}")
-        job = Job(
-            id="",
-            kind=jobs.CHECKPOINT,
-            namespace=checkpoint_name(namespace),
-            name=checkpoint_name(request.name or pod),
-            url=_url(request.push) if request.push else "",
-            target=request.target,
-            after=request.after,
-            replace=request.replace,
-            pod_is_going=request.pod_is_going,
-            strict=request.strict,
+    def read() -> grpc.ServerCertificateConfiguration:
+        key, certificate = (
+            _content(f"{directory}/{name}") for name in (identity.KEY, identity.CERTIFICATE)
         )
-        return _message(self._jobs.submit(job))
+        return grpc.ssl_server_certificate_configuration([(key, certificate)])
 
-    def prepare(self, request: agent_pb2.PrepareRequest) -> agent_pb2.Job:
-        names = checkpoint_name(request.namespace), checkpoint_name(request.name)
-        job = Job("", jobs.PREPARE, *names, url=_url(request.source), sha256=request.sha256)
-        return _message(self._jobs.submit(job))
+    served = changed()
 
-    def push(self, request: agent_pb2.PushRequest) -> agent_pb2.Job:
-        names = checkpoint_name(request.namespace), checkpoint_name(request.name)
-        return _message(self._jobs.submit(Job("", jobs.PUSH, *names, url=_url(request.target))))
+    def fetch() -> Any:
+        nonlocal served
+        now = changed()
+        if now == served:
+            return None
+        served = now
+        return read()
 
-    def status(self, _request: agent_pb2.StatusRequest) -> agent_pb2.StatusReply:
-        return agent_pb2.StatusReply(jobs=map(_message, self._jobs.every()))
-
-    def cancel(self, request: agent_pb2.JobRequest) -> agent_pb2.Job:
-        return _message(self._jobs.cancel(request.id))
-
-    def follow(self, request: agent_pb2.JobRequest) -> Iterator[agent_pb2.Job]:
-        return map(_message, self._jobs.follow(request.id))
+    return grpc.dynamic_ssl_server_credentials(read(), fetch)
 
 
-def _handlers(calls: _Calls) -> grpc.GenericRpcHandler[Any, Any]:
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _anyone(_method: str, _request: Any, _context: grpc.ServicerContext) -> None:
+    """The socket is for root alone."""
+
+
+def _server(calls: Calls, admit: Admit) -> grpc.Server:
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS),
+        options=[("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=_THREADS,
+    )
+    server.add_generic_rpc_handlers([_handlers(calls, admit)])
+    return server
+
+
+@contextmanager
+def _running(server: grpc.Server) -> Iterator[None]:
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop(_STOP_S).wait()
+
+
+def _handlers(calls: Calls, admit: Admit) -> grpc.GenericRpcHandler[Any, Any]:
     unary: dict[str, tuple[Callable[[Any], Any], Any]] = {
         "Checkpoint": (calls.checkpoint, agent_pb2.CheckpointRequest),
         "Prepare": (calls.prepare, agent_pb2.PrepareRequest),
         "Push": (calls.push, agent_pb2.PushRequest),
         "Status": (calls.status, agent_pb2.StatusRequest),
         "Cancel": (calls.cancel, agent_pb2.JobRequest),
+        "Facts": (calls.facts, agent_pb2.FactsRequest),
+        "Describe": (calls.describe, agent_pb2.CheckpointRef),
+        "Resume": (calls.resume, agent_pb2.ResumeRequest),
+        "Remove": (calls.remove, agent_pb2.CheckpointRef),
+    }
+    streams: dict[str, tuple[Callable[..., Iterator[Any]], Any]] = {
+        "Follow": (calls.follow, agent_pb2.JobRequest),
+        "Records": (calls.records, agent_pb2.RecordsRequest),
     }
     methods: dict[str, Any] = {
-        name: grpc.unary_unary_rpc_method_handler(_told(call), kind.FromString, _dumped)
+        name: grpc.unary_unary_rpc_method_handler(
+            _told(name, call, admit), kind.FromString, _dumped
+        )
         for name, (call, kind) in unary.items()
     }
-    methods["Follow"] = grpc.unary_stream_rpc_method_handler(
-        _told_stream(calls.follow), agent_pb2.JobRequest.FromString, _dumped
-    )
+    methods |= {
+        name: grpc.unary_stream_rpc_method_handler(
+            _told_stream(name, call, admit), kind.FromString, _dumped
+        )
+        for name, (call, kind) in streams.items()
+    }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
-def _told(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    """The call, with an error as gRPC has it."""
+def _told(
+    name: str, call: Callable[[Any], Any], admit: Admit
+) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """The call, of who is admitted, with an error as gRPC has it."""
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         try:
+            admit(name, request, context)
             return call(request)
         except (GritError, OSError) as error:
             _abort(context, error)
@@ -169,10 +225,13 @@ def _told(call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], A
     return answer
 
 
-def _told_stream(call: Callable[[Any], Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def _told_stream(
+    name: str, call: Callable[..., Iterator[Any]], admit: Admit
+) -> Callable[..., Iterator[Any]]:
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
-            yield from call(request)
+            admit(name, request, context)
+            yield from call(request, context.is_active)
         except (GritError, OSError) as error:
             _abort(context, error)
 
@@ -187,16 +246,3 @@ def _abort(context: grpc.ServicerContext, error: GritError | OSError) -> None:
 
 def _dumped(message: Any) -> bytes:
     return bytes(message.SerializeToString())
-
-
-def _url(url: str) -> str:
-    if not url.startswith(_URLS):
-        raise InvalidArgumentError(
-            f"{url[:200]!r} is neither a store nor a peer: expected one of {', '.join(_URLS)} first"
-        )
-    return url
-
-
-def _message(job: Job) -> agent_pb2.Job:
-    fields = agent_pb2.Job.DESCRIPTOR.fields_by_name
-    return agent_pb2.Job(**{name: getattr(job, name) for name in fields})

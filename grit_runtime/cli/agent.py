@@ -92,12 +92,19 @@ def init(directory: str | None, node: str, ca: str) -> None:
 
 
 @agent.command()
-def run() -> None:
+@click.option(
+    "--service-account",
+    metavar="DIR",
+    default="",
+    help="Where a pod has its ServiceAccount's token, ca.crt and namespace: the node's certificate "
+    "is the cluster's then, and its users may call, as far as RBAC lets them.",
+)
+def run(service_account: str) -> None:
     """Serve the node, in the foreground, until SIGTERM."""
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # read when gRPC is loaded; our children exec
     from grit_runtime.agent import daemon  # brings gRPC and TLS
 
-    daemon.run(config.load())
+    daemon.run(config.load(), service_account)
 
 
 @agent.command()

@@ -40,14 +40,13 @@ def compat(checkpoint: str | None, facts_path: str | None, as_facts: bool, as_js
     if not os.path.exists(path):
         path = f"{config.load().checkpoint_root}/{checkpoint}"
     with checkpoint_dir.opened(path) as (_, sealed):
-        manifest = sealed.manifest
+        needs = compatibility.needs_of(sealed.manifest)
     if facts_path:
         with open(facts_path, "rb") as file:
             facts = compatibility.parse_facts(file.read(), facts_path)
     else:
-        with_gpus = any(container.cuda for container in manifest.running)
-        facts = node_facts.here(config.load(), with_gpus=with_gpus)
-    reasons = compatibility.verdict(manifest, facts)
+        facts = node_facts.here(config.load(), with_gpus=bool(needs.gpus))
+    reasons = compatibility.verdict(needs, facts)
     if as_json:
         click.echo(json.dumps({"fits": not reasons, "reasons": reasons}))
     else:

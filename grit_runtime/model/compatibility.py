@@ -12,7 +12,10 @@ from grit_runtime.startup.named import NamedTuple
 
 
 class Facts(NamedTuple):
-    """What of a node decides whether a checkpoint can be restored there."""
+    """What of a node decides whether a checkpoint can be restored there.
+
+    Of a checkpoint: the node that it was taken on, and the cards that its processes saw.
+    """
 
     node: Node
     gpus: tuple[Gpu, ...]
@@ -48,19 +51,23 @@ def refusals(dumped: Node, here: Node) -> list[str]:
     return reasons
 
 
-def verdict(manifest: Manifest, facts: Facts) -> list[str]:
-    """The reasons why no pod of the node of *facts* could be restored from the checkpoint.
+def needs_of(manifest: Manifest) -> Facts:
+    """What `verdict` compares with a node: the driver wants all that a process saw, used or not."""
+    seen = {gpu.uuid: gpu for c in manifest.running if c.cuda for gpu in c.gpus}
+    return Facts(manifest.node, tuple(seen.values()))
+
+
+def verdict(needs: Facts, facts: Facts) -> list[str]:
+    """The reasons why no pod of the node of *facts* could be restored from a checkpoint.
 
     Whether a particular pod can depends on its spec too, which `grit inspect --against` looks at.
     """
-    reasons = refusals(manifest.node, facts.node)
-    # The driver wants all that a process saw, used or not.
-    needed = {gpu.uuid: gpu for c in manifest.running if c.cuda for gpu in c.gpus}
-    if needed and not facts.node.driver:
-        reasons.append(f"needs {len(needed)} GPUs, and this node has no NVIDIA driver")
-    elif needed:
+    reasons = refusals(needs.node, facts.node)
+    if needs.gpus and not facts.node.driver:
+        reasons.append(f"needs {len(needs.gpus)} GPUs, and this node has no NVIDIA driver")
+    elif needs.gpus:
         try:
-            device_map.plan(tuple(needed.values()), facts.gpus)
+            device_map.plan(needs.gpus, facts.gpus)
         except GpuError as error:
             reasons.append(str(error))
     return reasons

@@ -24,27 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egrit_runtime/proto/agent.proto\x12\rgrit.agent.v1\"\x85\x01\n\x11\x43heckpointRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x14\n\x0cpod_is_going\x18\x05 \x01(\x08\x12\x0e\n\x06strict\x18\x06 \x01(\x08\x12\x0c\n\x04push\x18\x07 \x01(\t\"Q\n\x0ePrepareRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\">\n\x0bPushRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\"\x0f\n\rStatusRequest\"/\n\x0bStatusReply\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.grit.agent.v1.Job\"\x18\n\nJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x89\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x11\n\tnamespace\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12\x0b\n\x03url\x18\x08 \x01(\t\x12\r\n\x05\x62\x65gun\x18\t \x01(\t\x12\r\n\x05\x65nded\x18\n \x01(\t\x12\x12\n\ndone_bytes\x18\x0b \x01(\x04\x12\x12\n\nsize_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\r \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\x0e \x01(\x01\x12\x0e\n\x06reason\x18\x0f \x01(\t\x12\x0c\n\x04text\x18\x10 \x01(\t2\xf9\x02\n\x05\x41gent\x12\x42\n\nCheckpoint\x12 .grit.agent.v1.CheckpointRequest\x1a\x12.grit.agent.v1.Job\x12<\n\x07Prepare\x12\x1d.grit.agent.v1.PrepareRequest\x1a\x12.grit.agent.v1.Job\x12\x36\n\x04Push\x12\x1a.grit.agent.v1.PushRequest\x1a\x12.grit.agent.v1.Job\x12\x42\n\x06Status\x12\x1c.grit.agent.v1.StatusRequest\x1a\x1a.grit.agent.v1.StatusReply\x12\x37\n\x06\x43\x61ncel\x12\x19.grit.agent.v1.JobRequest\x1a\x12.grit.agent.v1.Job\x12\x39\n\x06\x46ollow\x12\x19.grit.agent.v1.JobRequest\x1a\x12.grit.agent.v1.Job0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1egrit_runtime/proto/agent.proto\x12\rgrit.agent.v1\"\xa3\x01\n\x11\x43heckpointRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x14\n\x0cpod_is_going\x18\x05 \x01(\x08\x12\x0e\n\x06strict\x18\x06 \x01(\x08\x12\x0c\n\x04push\x18\x07 \x01(\t\x12\x0b\n\x03uid\x18\x08 \x01(\t\x12\x0f\n\x07\x63\x61pture\x18\t \x03(\t\"_\n\x0ePrepareRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\">\n\x0bPushRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\"\x0f\n\rStatusRequest\"/\n\x0bStatusReply\x12 \n\x04jobs\x18\x01 \x03(\x0b\x32\x12.grit.agent.v1.Job\"\x18\n\nJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x89\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x11\n\tnamespace\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12\x0b\n\x03url\x18\x08 \x01(\t\x12\r\n\x05\x62\x65gun\x18\t \x01(\t\x12\r\n\x05\x65nded\x18\n \x01(\t\x12\x12\n\ndone_bytes\x18\x0b \x01(\x04\x12\x12\n\nsize_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\r \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\x0e \x01(\x01\x12\x0e\n\x06reason\x18\x0f \x01(\t\x12\x0c\n\x04text\x18\x10 \x01(\t\"\x0e\n\x0c\x46\x61\x63tsRequest\"S\n\nFactsReply\x12\r\n\x05\x66\x61\x63ts\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x17\n\x0f\x63heckpoint_root\x18\x04 \x01(\t\"0\n\rCheckpointRef\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xf1\x01\n\x0b\x44\x65scription\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x11\n\tgpu_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63reated\x18\x04 \x01(\t\x12\x12\n\ncontainers\x18\x05 \x03(\t\x12\r\n\x05needs\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\x12\x36\n\x06phases\x18\x08 \x03(\x0b\x32&.grit.agent.v1.Description.PhasesEntry\x1a-\n\x0bPhasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\",\n\rResumeRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\"\r\n\x0bResumeReply\"\r\n\x0bRemoveReply\"1\n\x0eRecordsRequest\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"\x1f\n\x0cRecordsReply\x12\x0f\n\x07records\x18\x01 \x01(\t2\xd1\x05\n\x05\x41gent\x12\x42\n\nCheckpoint\x12 .grit.agent.v1.CheckpointRequest\x1a\x12.grit.agent.v1.Job\x12<\n\x07Prepare\x12\x1d.grit.agent.v1.PrepareRequest\x1a\x12.grit.agent.v1.Job\x12\x36\n\x04Push\x12\x1a.grit.agent.v1.PushRequest\x1a\x12.grit.agent.v1.Job\x12\x42\n\x06Status\x12\x1c.grit.agent.v1.StatusRequest\x1a\x1a.grit.agent.v1.StatusReply\x12\x37\n\x06\x43\x61ncel\x12\x19.grit.agent.v1.JobRequest\x1a\x12.grit.agent.v1.Job\x12\x39\n\x06\x46ollow\x12\x19.grit.agent.v1.JobRequest\x1a\x12.grit.agent.v1.Job0\x01\x12?\n\x05\x46\x61\x63ts\x12\x1b.grit.agent.v1.FactsRequest\x1a\x19.grit.agent.v1.FactsReply\x12\x44\n\x08\x44\x65scribe\x12\x1c.grit.agent.v1.CheckpointRef\x1a\x1a.grit.agent.v1.Description\x12\x42\n\x06Resume\x12\x1c.grit.agent.v1.ResumeRequest\x1a\x1a.grit.agent.v1.ResumeReply\x12\x42\n\x06Remove\x12\x1c.grit.agent.v1.CheckpointRef\x1a\x1a.grit.agent.v1.RemoveReply\x12G\n\x07Records\x12\x1d.grit.agent.v1.RecordsRequest\x1a\x1b.grit.agent.v1.RecordsReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'grit_runtime.proto.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DESCRIPTION_PHASESENTRY']._loaded_options = None
+  _globals['_DESCRIPTION_PHASESENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPOINTREQUEST']._serialized_start=50
-  _globals['_CHECKPOINTREQUEST']._serialized_end=183
-  _globals['_PREPAREREQUEST']._serialized_start=185
-  _globals['_PREPAREREQUEST']._serialized_end=266
-  _globals['_PUSHREQUEST']._serialized_start=268
-  _globals['_PUSHREQUEST']._serialized_end=330
-  _globals['_STATUSREQUEST']._serialized_start=332
-  _globals['_STATUSREQUEST']._serialized_end=347
-  _globals['_STATUSREPLY']._serialized_start=349
-  _globals['_STATUSREPLY']._serialized_end=396
-  _globals['_JOBREQUEST']._serialized_start=398
-  _globals['_JOBREQUEST']._serialized_end=422
-  _globals['_JOB']._serialized_start=425
-  _globals['_JOB']._serialized_end=690
-  _globals['_AGENT']._serialized_start=693
-  _globals['_AGENT']._serialized_end=1070
+  _globals['_CHECKPOINTREQUEST']._serialized_end=213
+  _globals['_PREPAREREQUEST']._serialized_start=215
+  _globals['_PREPAREREQUEST']._serialized_end=310
+  _globals['_PUSHREQUEST']._serialized_start=312
+  _globals['_PUSHREQUEST']._serialized_end=374
+  _globals['_STATUSREQUEST']._serialized_start=376
+  _globals['_STATUSREQUEST']._serialized_end=391
+  _globals['_STATUSREPLY']._serialized_start=393
+  _globals['_STATUSREPLY']._serialized_end=440
+  _globals['_JOBREQUEST']._serialized_start=442
+  _globals['_JOBREQUEST']._serialized_end=466
+  _globals['_JOB']._serialized_start=469
+  _globals['_JOB']._serialized_end=734
+  _globals['_FACTSREQUEST']._serialized_start=736
+  _globals['_FACTSREQUEST']._serialized_end=750
+  _globals['_FACTSREPLY']._serialized_start=752
+  _globals['_FACTSREPLY']._serialized_end=835
+  _globals['_CHECKPOINTREF']._serialized_start=837
+  _globals['_CHECKPOINTREF']._serialized_end=885
+  _globals['_DESCRIPTION']._serialized_start=888
+  _globals['_DESCRIPTION']._serialized_end=1129
+  _globals['_DESCRIPTION_PHASESENTRY']._serialized_start=1084
+  _globals['_DESCRIPTION_PHASESENTRY']._serialized_end=1129
+  _globals['_RESUMEREQUEST']._serialized_start=1131
+  _globals['_RESUMEREQUEST']._serialized_end=1175
+  _globals['_RESUMEREPLY']._serialized_start=1177
+  _globals['_RESUMEREPLY']._serialized_end=1190
+  _globals['_REMOVEREPLY']._serialized_start=1192
+  _globals['_REMOVEREPLY']._serialized_end=1205
+  _globals['_RECORDSREQUEST']._serialized_start=1207
+  _globals['_RECORDSREQUEST']._serialized_end=1256
+  _globals['_RECORDSREPLY']._serialized_start=1258
+  _globals['_RECORDSREPLY']._serialized_end=1289
+  _globals['_AGENT']._serialized_start=1292
+  _globals['_AGENT']._serialized_end=2013
 # @@protoc_insertion_point(module_scope)

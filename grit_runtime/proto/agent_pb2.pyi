@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckpointRequest(_message.Message):
-    __slots__ = ("target", "name", "after", "replace", "pod_is_going", "strict", "push")
+    __slots__ = ("target", "name", "after", "replace", "pod_is_going", "strict", "push", "uid", "capture")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,8 @@ class CheckpointRequest(_message.Message):
     POD_IS_GOING_FIELD_NUMBER: _ClassVar[int]
     STRICT_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
     target: str
     name: str
     after: str
@@ -22,19 +24,23 @@ class CheckpointRequest(_message.Message):
     pod_is_going: bool
     strict: bool
     push: str
-    def __init__(self, target: _Optional[str] = ..., name: _Optional[str] = ..., after: _Optional[str] = ..., replace: _Optional[bool] = ..., pod_is_going: _Optional[bool] = ..., strict: _Optional[bool] = ..., push: _Optional[str] = ...) -> None: ...
+    uid: str
+    capture: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, target: _Optional[str] = ..., name: _Optional[str] = ..., after: _Optional[str] = ..., replace: _Optional[bool] = ..., pod_is_going: _Optional[bool] = ..., strict: _Optional[bool] = ..., push: _Optional[str] = ..., uid: _Optional[str] = ..., capture: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
-    __slots__ = ("namespace", "name", "sha256", "source")
+    __slots__ = ("namespace", "name", "sha256", "source", "host")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     name: str
     sha256: str
     source: str
-    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+    host: str
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ..., source: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("namespace", "name", "target")
@@ -97,3 +103,84 @@ class Job(_message.Message):
     reason: str
     text: str
     def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., phase: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ..., url: _Optional[str] = ..., begun: _Optional[str] = ..., ended: _Optional[str] = ..., done_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., bytes_per_s: _Optional[float] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class FactsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FactsReply(_message.Message):
+    __slots__ = ("facts", "node", "version", "checkpoint_root")
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_ROOT_FIELD_NUMBER: _ClassVar[int]
+    facts: str
+    node: str
+    version: str
+    checkpoint_root: str
+    def __init__(self, facts: _Optional[str] = ..., node: _Optional[str] = ..., version: _Optional[str] = ..., checkpoint_root: _Optional[str] = ...) -> None: ...
+
+class CheckpointRef(_message.Message):
+    __slots__ = ("namespace", "name")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    name: str
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("sha256", "size_bytes", "gpu_bytes", "created", "containers", "needs", "warnings", "phases")
+    class PhasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    CONTAINERS_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    size_bytes: int
+    gpu_bytes: int
+    created: str
+    containers: _containers.RepeatedScalarFieldContainer[str]
+    needs: str
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    phases: _containers.ScalarMap[str, float]
+    def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., gpu_bytes: _Optional[int] = ..., created: _Optional[str] = ..., containers: _Optional[_Iterable[str]] = ..., needs: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., phases: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ("target", "uid")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    uid: str
+    def __init__(self, target: _Optional[str] = ..., uid: _Optional[str] = ...) -> None: ...
+
+class ResumeReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RemoveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RecordsRequest(_message.Message):
+    __slots__ = ("pod_uid", "follow")
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    pod_uid: str
+    follow: bool
+    def __init__(self, pod_uid: _Optional[str] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class RecordsReply(_message.Message):
+    __slots__ = ("records",)
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    records: str
+    def __init__(self, records: _Optional[str] = ...) -> None: ...

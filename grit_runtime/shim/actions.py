@@ -19,13 +19,13 @@ from grit_runtime.model import runtime_options
 from grit_runtime.proto import containerd_types_pb2 as types
 from grit_runtime.proto import task_pb2
 from grit_runtime.shim import bundle, sockets
+from grit_runtime.version import VERSION
 from grit_runtime.wire.well_known import timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.shim.request import Request
 
-VERSION = "0.1.0"  # as in pyproject.toml
 RUNTIME_NAME = "io.containerd.grit.v1"
 FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import json
 import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from integration.kubernetes import credentials, programs
+from integration.kubernetes import credentials, kubelet, programs
 from integration.kubernetes.control_plane import SERVER, ControlPlane
 from integration.node.network import Network
+from integration.node.node import RUNTIME_CONFIG, SHIM_HANDLER, Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from integration.node.rootfs import Edition
+
+NODES = ("node-a", "node-b")
+SHIM_CLASS = {
+    "apiVersion": "node.k8s.io/v1",
+    "kind": "RuntimeClass",
+    "metadata": {"name": SHIM_HANDLER},
+    "handler": SHIM_HANDLER,
+}
 WAIT_TIMEOUT_S = 60
 
 
 class Cluster:
     """What the tests ask of a cluster, as its administrator unless they say otherwise."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane, nodes: Sequence[Node] = ()) -> None:
         self.plane = plane
+        self.nodes = nodes
+
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes if node.name == name)
 
     def kubectl(
         self,
@@ -86,15 +101,34 @@ class Cluster:
 
     def collect_logs(self) -> str:
         """All that may tell why a test failed."""
-        return self.plane.collect_logs()
+        logs = [node.collect_logs() for node in self.nodes]
+        return "\n".join([self.plane.collect_logs(), *logs])
 
 
 @contextmanager
 def control_plane() -> Iterator[Cluster]:
-    """A cluster without nodes, in seconds: no pod is ever run, and objects are what they are."""
+    """A cluster without nodes: objects are kept and controlled, and no pod runs."""
     with (
         programs.use() as directory,
         Network() as network,
         ControlPlane(network, directory) as plane,
     ):
         yield Cluster(plane)
+
+
+@contextmanager
+def running(edition: Edition) -> Iterator[Cluster]:
+    """A cluster with the nodes NODES, ready for pods of the RuntimeClasses grit and grit-shim."""
+    with control_plane() as empty, ExitStack() as stack:
+        plane, nodes = empty.plane, []
+        for name in NODES:
+            node = stack.enter_context(Node(edition, name=name, network=plane.network))
+            stack.enter_context(kubelet.running(node, plane))
+            nodes.append(node)
+        cluster = Cluster(plane, nodes)
+        cluster.kubectl("apply", "-f", RUNTIME_CONFIG / "runtimeclass.yaml")
+        cluster.apply(SHIM_CLASS)
+        for name in NODES:
+            ready = ["wait", "--for=condition=Ready", f"node/{name}", "--timeout=10s"]
+            plane.wait_until(f"{name} is ready", *ready)
+        yield cluster

@@ -113,6 +113,17 @@ class ControlPlane:
         """What runs kubectl, as the administrator, with the words after it."""
         return [*self.enter_argv(), str(self.programs / "kubectl")]
 
+    def kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
+        """A kubeconfig file of *user*, for programs beside the control plane."""
+        return self.write(
+            f"{user.replace(':', '-')}.kubeconfig", self.kubeconfig_text(user, groups)
+        )
+
+    def kubeconfig_text(self, user: str, groups: Sequence[str]) -> str:
+        """A kubeconfig file's text, for wherever *user* may be."""
+        entry = credentials.by_certificate(self.authority.client(user, groups))
+        return credentials.kubeconfig(SERVER, self.authority.certificate, entry)
+
     def write(self, name: str, text: str) -> Path:
         """Keep *text* for as long as the control plane lives; where its neighbours find it."""
         self._path(HOME / name).write_text(text)
@@ -181,13 +192,6 @@ class ControlPlane:
         self.kubeconfig("admin", (credentials.ADMINISTRATORS,))
         for name in ("kube-controller-manager", "kube-scheduler"):
             self.kubeconfig(f"system:{name}")
-
-    def kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """A kubeconfig file of *user*, for its neighbours."""
-        credential = self.authority.client(user, groups)
-        entry = credentials.by_certificate(credential)
-        text = credentials.kubeconfig(SERVER, self.authority.certificate, entry)
-        return self.write(f"{user.replace(':', '-')}.kubeconfig", text)
 
 
 def _api_server_flags() -> list[str]:

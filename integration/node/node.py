@@ -326,7 +326,7 @@ def _pod_network(connection: Connection) -> dict[str, object]:
 
 def logs(root: Path) -> list[str]:
     """The ends of all logs of the node at *root* that may tell why something failed."""
-    found = [root / "var/log/containerd.log"]
+    found = sorted((root / "var/log").glob("*.log"))
     for below in ("var/log/grit", "var/log/pods"):
         found += sorted(path for path in (root / below).rglob("*") if path.is_file())
     for below in ("mnt/grit-agent", "run/containerd", "run/grit", "var/lib/grit"):

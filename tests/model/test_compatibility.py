@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.model import compatibility
 from grit_runtime.model import manifest as manifests
-from grit_runtime.model.compatibility import Facts, instruction_sets, refusals, verdict
-from grit_runtime.model.manifest import CudaProcess, DeviceMemory, Gpu, Manifest, Node
+from grit_runtime.model.compatibility import Facts, instruction_sets, needs_of, refusals, verdict
+from grit_runtime.model.manifest import CudaProcess, DeviceMemory, Gpu, Node
 
 HERE = Node("6.18", "x86_64", ("avx", "avx2", "sse2"), "4.2.1", "1.3.6", "2.1.9", "580.159")
 
@@ -43,19 +43,19 @@ H100 = Gpu("GPU-1", "NVIDIA H100", 80 << 30)
 OTHER = H100._replace(uuid="GPU-9")
 
 
-def taken_with(*seen: Gpu) -> Manifest:
-    """A checkpoint of a container that was given cards *seen*, and holds memory on the first."""
+def needs(*seen: Gpu) -> Facts:
+    """Those of a container that was given cards *seen*, and holds memory on the first."""
     devices = tuple(DeviceMemory(gpu.uuid, 1 << 30) for gpu in seen[:1])
     manifest = manifests.for_foreign_dump(["main"], {})
     container = manifest.containers[0]._replace(
         gpus=seen, cuda=(CudaProcess(1, devices),) if seen else ()
     )
-    return manifest._replace(node=HERE, containers=(container,))
+    return needs_of(manifest._replace(node=HERE, containers=(container,)))
 
 
 def test_a_node_with_such_a_card_can_restore() -> None:
     there = Facts(HERE, (OTHER,))
-    assert verdict(taken_with(H100), there) == []
+    assert verdict(needs(H100), there) == []
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def test_a_node_with_such_a_card_can_restore() -> None:
     ],
 )
 def test_a_node_without_such_a_card_is_refused_with_what_it_needs(facts: Facts, words: str) -> None:
-    (reason,) = verdict(taken_with(H100), facts)
+    (reason,) = verdict(needs(H100), facts)
     assert words in reason
 
 
 def test_a_card_that_was_seen_and_not_used_is_needed_too() -> None:
-    (reason,) = verdict(taken_with(H100, H100._replace(uuid="GPU-2")), Facts(HERE, (OTHER,)))
+    (reason,) = verdict(needs(H100, H100._replace(uuid="GPU-2")), Facts(HERE, (OTHER,)))
     assert "give it 2 of NVIDIA H100" in reason
 
 
 def test_a_container_without_gpus_needs_no_driver() -> None:
-    assert verdict(taken_with(), Facts(HERE._replace(driver=""), ())) == []
+    assert verdict(needs(), Facts(HERE._replace(driver=""), ())) == []
 
 
 def test_facts_come_back_as_they_were_written() -> None:

@@ -1,0 +1,49 @@
+"""Manifests of the pods that the tests run in a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from integration.node import images
+from integration.node.node import HANDLER
+from integration.pods import workload
+
+
+def counter(
+    name: str,
+    *,
+    node: str = "",
+    annotations: dict[str, str] | None = None,
+    runtime_class: str = HANDLER,
+) -> dict[str, Any]:
+    """A pod of one container that counts, on *node* or wherever the scheduler has it."""
+    container = {
+        "name": "counter",
+        "image": images.PYTHON,
+        "command": ["/usr/bin/python3", "-c", workload.COUNTER, "1"],
+        "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations or {}},
+        "spec": {
+            "runtimeClassName": runtime_class,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [container],
+            "volumes": [{"name": "scratch", "emptyDir": {}}],
+            **({"nodeName": node} if node else {}),
+        },
+    }
+
+
+def deployment(pod: dict[str, Any]) -> dict[str, Any]:
+    """A Deployment of one such *pod*, by the same name."""
+    metadata = pod["metadata"]
+    template = {"metadata": {**metadata, "name": None}, "spec": pod["spec"]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": metadata["name"]},
+        "spec": {"selector": {"matchLabels": metadata["labels"]}, "template": template},
+    }

@@ -94,9 +94,9 @@ class Admission:
         """The Checkpoint of a Restore. PodDiffersError if the pod is not as the source was."""
         found = await restores.sealed(self._cluster, namespace, restore.spec)
         checkpoint = api.read(api.Checkpoint, found)
-        if pod_template.digest(pod["spec"]) != checkpoint.status.pod_spec_hash:
-            source = checkpoint.status.pod_template.get("spec") or {}
-            differs = "; ".join(pod_template.differences(pod["spec"], source)[:3])
+        if pod_template.digest(pod) != checkpoint.status.pod_spec_hash:
+            source = checkpoint.status.pod_template
+            differs = "; ".join(pod_template.differences(pod, source)[:3])
             raise PodDiffersError(
                 f"the pod is not as Checkpoint {checkpoint.metadata.name} needs it: {differs}"
             )
@@ -125,7 +125,7 @@ class Admission:
             one["spec"].get("checkpointName")
             for one in await self._cluster.every(kube.RESTORES, namespace)
         }
-        digest = pod_template.digest(pod["spec"])
+        digest = pod_template.digest(pod)
         found = []
         for one in await self._cluster.every(kube.CHECKPOINTS, namespace):
             checkpoint = api.read(api.Checkpoint, one)

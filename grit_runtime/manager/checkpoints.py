@@ -88,7 +88,7 @@ async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
         nodeName=pod["spec"]["nodeName"],
         podName=pod["metadata"]["name"],
         podUID=pod["metadata"]["uid"],
-        podSpecHash=pod_template.digest(pod["spec"]),
+        podSpecHash=pod_template.digest(pod),
         podTemplate=pods.template(pod),
     )
 

@@ -127,6 +127,13 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     settings.posting.level = 100  # only what the controllers tell themselves
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None
+    # Whichever there is, as lightkube does it.
+    kopf.on.login(registry=registry, id="kubeconfig", errors=kopf.ErrorsMode.IGNORED)(
+        kopf.login_with_kubeconfig
+    )
+    kopf.on.login(registry=registry, id="account", errors=kopf.ErrorsMode.IGNORED)(
+        kopf.login_with_service_account
+    )
     slots = asyncio.Semaphore(_AT_ONCE)
     for kind, plural, run_one, ended in (
         ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED),

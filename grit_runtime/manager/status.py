@@ -37,8 +37,9 @@ class Status:
         return str(self.now.get("phase", ""))
 
     async def note(self, **fields: object) -> None:
-        """Write fields that say something new."""
-        new = {name: value for name, value in fields.items() if self.now.get(name) != value}
+        """Write fields that say something new. What is empty is not there."""
+        wanted = {name: None if value in ("", [], {}) else value for name, value in fields.items()}
+        new = {name: value for name, value in wanted.items() if self.now.get(name) != value}
         if not new:
             return
         self.now |= new
@@ -121,7 +122,7 @@ def _set(
         conditions.append(there)
     if there.get("status") != state:
         there["lastTransitionTime"] = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-    there |= {"status": state, "reason": why, "message": message}
+    there |= {"status": state, "reason": why, "message": message or kind}
 
 
 def _now() -> datetime.datetime:

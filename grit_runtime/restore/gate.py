@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from grit_runtime.model.arrival import Arrival
     from grit_runtime.restore.attempts import Request
 
+_ANNOUNCED_S = 10.0  # a controller sees where the pod is when kubelet does, and asks for it then
 _NAMESPACE = re.compile(r"/proc/(\d+)/ns/\w+")
 
 
@@ -48,18 +49,19 @@ def passed(request: Request, timeline: log.Timeline) -> Request:
     """The request, of the checkpoint that was announced, once that is here, but for its memory.
 
     Blocks for up to `restore_wait_s`, and no longer than the pod's sandbox lives; errors as of
-    `wait`. Without an announcement of a checkpoint that the pod may have, nothing is waited for.
+    `wait`. Without an announcement of a checkpoint that the pod may have, nothing is waited for;
+    if the pod names its digest, somebody knows of it, and may announce it in a moment.
     """
     if len(request.order.path) != 2:  # what is announced is <namespace>/<name>
         return request
     place = _place(request)
-    arrival = _acceptable(place)
-    if arrival is None:
-        return request
-    log.info("waiting until it has arrived", checkpoint=place.path, source=arrival.source)
     begin = time.monotonic()
     with ExitStack() as stack:
         sandbox_fd = _sandbox(request.spec, stack)
+        arrival = _announced(place, sandbox_fd)
+        if arrival is None:
+            return request
+        log.info("waiting until it has arrived", checkpoint=place.path, source=arrival.source)
         arrived = _wait(place, request.restore_wait_s, sandbox_fd, but_memory=True)
     timeline.add("arrival", seconds=time.monotonic() - begin)
     if not arrived.manifest_sha256:
@@ -97,6 +99,25 @@ def _acceptable(place: Place) -> Arrival | None:
     return arrival if arrival and wanted in ("", arrival.manifest_sha256) else None
 
 
+def _announced(place: Place, sandbox_fd: int) -> Arrival | None:
+    """The announcement, if there is one; waited for if the checkpoint is known and not here."""
+    end = time.monotonic() + (_ANNOUNCED_S if place.manifest_sha256 else 0)
+    with Changes() as changes:
+        while True:
+            changes.watch(_nearest(arrivals.directory(place.namespace, place.name)))
+            arrival = _acceptable(place)
+            left_s = end - time.monotonic()
+            if arrival or left_s <= 0 or _has(place, place.manifest_sha256):
+                return arrival
+            _wait_for(changes, left_s, sandbox_fd, place)
+
+
+def _wait_for(changes: Changes, left_s: float, sandbox_fd: int, place: Place) -> None:
+    """Until something may have changed; PodStateError if the sandbox ends meanwhile."""
+    if changes.wait(left_s, [sandbox_fd]):
+        raise PodStateError(f"the pod has ended while it waited for checkpoint {place.path}")
+
+
 class Arrived(NamedTuple):
     """What there is: the manifest's digest, "" if any will do, and where, if not in its place."""
 
@@ -131,10 +152,7 @@ def _wait(place: Place, wait_s: float, sandbox_fd: int, *, but_memory: bool) -> 
             left_s = end - time.monotonic()
             if arrival.failed or left_s <= 0:
                 raise _not_here(place, arrival, wait_s)
-            if changes.wait(left_s, [sandbox_fd]):
-                raise PodStateError(
-                    f"the pod has ended while it waited for checkpoint {place.path}"
-                )
+            _wait_for(changes, left_s, sandbox_fd, place)
 
 
 def _sandbox(spec: dict[str, Any], stack: ExitStack) -> int:

@@ -44,7 +44,7 @@ async def source(
             f"{where} has uid {pod['metadata']['uid']}, expected {uid}: it is another pod of that "
             "name"
         )
-    _refuse(pod, where)
+    refuse(pod)
     return pod
 
 
@@ -63,7 +63,9 @@ async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | 
     return found[0]
 
 
-def _refuse(pod: Object, where: str) -> None:
+def refuse(pod: Object) -> None:
+    """PodStateError or FailedPreconditionError for a pod that is not one to be checkpointed now."""
+    where = f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
     if not _is_running(pod):
         state = "ending" if is_ending(pod) else pod.get("status", {}).get("phase", "new")
         raise PodStateError(f"{where} is {state}, expected Running")

@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 
 from grit_runtime.startup.named import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class LabelRequirement(NamedTuple):
     key: Annotated[str, {"maxLength": 317}]
@@ -18,7 +22,7 @@ class LabelSelector(NamedTuple):
     match_expressions: Annotated[tuple[LabelRequirement, ...], {"maxItems": 100}] = ()
 
 
-def selects(selector: LabelSelector, labels: dict[str, str]) -> bool:
+def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
     """Whether an object with *labels* is meant. An empty selector means all, as in Kubernetes."""
     wanted = selector.match_labels.items()
     return wanted <= labels.items() and all(
@@ -26,7 +30,7 @@ def selects(selector: LabelSelector, labels: dict[str, str]) -> bool:
     )
 
 
-def meets(labels: dict[str, str], key: str, operator: str, values: tuple[str, ...]) -> bool:
+def meets(labels: Mapping[str, str], key: str, operator: str, values: tuple[str, ...]) -> bool:
     """Whether *labels* meet one requirement; nodes' have Gt and Lt too, of whole numbers."""
     value = labels.get(key)
     if operator in {"Exists", "DoesNotExist"}:

@@ -205,13 +205,13 @@ CONTAINERS = st.lists(
         optional={
             "env": st.lists(
                 st.fixed_dictionaries({"name": NAMES}, optional={"value": VALUES}),
-                unique_by=lambda item: item["name"],
+                unique_by=lambda item: str(item["name"]),
             ),
             "volumeMounts": st.lists(
                 st.fixed_dictionaries(
                     {"name": NAMES, "mountPath": NAMES}, optional={"readOnly": st.booleans()}
                 ),
-                unique_by=lambda item: item["mountPath"],
+                unique_by=lambda item: str(item["mountPath"]),
             ),
             "args": st.lists(VALUES),
             "tty": st.booleans(),
@@ -224,7 +224,7 @@ VOLUMES = st.lists(
     st.tuples(NAMES, st.sampled_from(["emptyDir", "hostPath"]), st.dictionaries(NAMES, VALUES)).map(
         lambda parts: {"name": parts[0], parts[1]: parts[2]}
     ),
-    unique_by=lambda item: item["name"],
+    unique_by=lambda item: str(item["name"]),
 )
 PODS = st.fixed_dictionaries(
     {"containers": CONTAINERS, "initContainers": CONTAINERS, "volumes": VOLUMES}

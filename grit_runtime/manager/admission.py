@@ -11,13 +11,14 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     GritError,
     InvalidArgumentError,
+    NoNodeError,
     PermissionDeniedError,
     PodDiffersError,
     one_line,
 )
-from grit_runtime.manager import api, moves, pods, restores, storage
+from grit_runtime.manager import api, moves, placement, pods, restores, storage
 from grit_runtime.manager import cluster as kube
-from grit_runtime.model import placement, pod_template
+from grit_runtime.model import pod_template
 from grit_runtime.model.selectors import selects
 from grit_runtime.startup.named import NamedTuple
 
@@ -63,14 +64,17 @@ class Admission:
         for restore in await self._waiting(namespace, pod):
             try:
                 checkpoint = await self._checkpoint(namespace, restore, pod)
+                patch = self._patch(pod, restore, checkpoint)
                 if not is_dry:
                     await self._claim(restore)
             except ConflictError:
                 continue  # another pod was quicker
+            except NoNodeError:
+                raise  # it would start without its state; its owner tries again
             except GritError as error:
                 warnings.append(f"not restored by Restore {restore.metadata.name}: {error}")
                 continue
-            return Answer(self._patch(pod, restore, checkpoint), tuple(warnings))
+            return Answer(patch, tuple(warnings))
         return await self._of_deleted_source(namespace, pod, is_dry=is_dry)
 
     async def _waiting(self, namespace: str, pod: Object) -> list[Restore]:
@@ -147,6 +151,7 @@ class Admission:
             api.Metadata(name=newest.metadata.name, namespace=namespace),
             api.RestoreSpec(newest.metadata.name, owner_ref=None),
         )
+        patch = self._patch(pod, restore, newest)
         if not is_dry:
             made = {
                 "apiVersion": api.API_VERSION,
@@ -159,7 +164,7 @@ class Admission:
                 "spec": {"checkpointName": newest.metadata.name, "ownerRef": owner},
             }
             await self._cluster.create(kube.RESTORES, made)
-        return Answer(self._patch(pod, restore, newest))
+        return Answer(patch)
 
     async def _is_gone(self, namespace: str, name: str, uid: str) -> bool:
         pod = await self._cluster.find(kube.PODS, namespace, name)
@@ -187,11 +192,10 @@ class Admission:
             {"op": "add", "path": "/metadata/labels", "value": labels},
         ]
         only = restore.metadata.annotations.get(moves.NODE)
-        names = [only] if only else self._nodes.that_can(checkpoint.status.needs)
-        if names:
-            affinity = placement.with_nodes(pod["spec"].get("affinity"), names)
-            patch.append({"op": "add", "path": "/spec/affinity", "value": affinity})
-        return tuple(patch)
+        needs = checkpoint.status.needs
+        names = [only] if only else self._nodes.that_can(pod["spec"], needs)
+        affinity = placement.affinity(pod["spec"], names)
+        return (*patch, {"op": "add", "path": "/spec/affinity", "value": affinity})
 
     async def checkpoint(self, request: Object) -> Answer:
         """A new Checkpoint: refused if its pod could not be checkpointed now."""

@@ -6,8 +6,9 @@ import asyncio
 import json
 
 from grit_runtime import log
-from grit_runtime.errors import GritError, InvalidArgumentError, one_line
+from grit_runtime.errors import GritError, InvalidArgumentError, NoNodeError, one_line
 from grit_runtime.manager import cluster as kube
+from grit_runtime.manager import placement
 from grit_runtime.model import compatibility
 from grit_runtime.proto import agent_pb2
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.manager.agents import Agents
     from grit_runtime.manager.cluster import Cluster, Object
+    from grit_runtime.manager.placement import Node
     from grit_runtime.model.compatibility import Facts
 
 FACTS = "manager.grit.dev/facts"  # an annotation of a node
@@ -24,6 +26,7 @@ LABELS = ("grit.dev/criu", "grit.dev/driver", "grit.dev/gpu-model")
 
 _ASK_EVERY_S = 60.0
 _VALUE_LIMIT = 63
+_TOLD_LIMIT = 1000
 
 
 class Nodes:
@@ -31,23 +34,24 @@ class Nodes:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._facts: dict[str, Facts] = {}
+        self._known: list[Node] = []
 
     async def watch(self) -> None:
-        """Read the facts that are noted at nodes, now and whenever one changes."""
+        """Read what is said and noted of nodes, now and whenever it changes."""
         async for nodes in self._cluster.watched(kube.NODES, ""):
-            self._facts = {
-                name: facts for name, node in nodes.items() if (facts := _noted(node)) is not None
-            }
+            self._known = [placement.node(body, _noted(body)) for body in nodes.values()]
 
-    def that_can(self, needs: dict[str, Any]) -> list[str]:
-        """The nodes that could restore what has these *needs*; empty if nothing is known."""
-        if not needs:
-            return []
+    def that_can(self, pod_spec: Object, needs: dict[str, Any]) -> list[str]:
+        """The nodes that the pod could go on at from a checkpoint with these *needs*.
+
+        NoNodeError if there is none, with what each lacks.
+        """
         wanted = compatibility.parse_facts(json.dumps(needs).encode(), "needs")
-        return sorted(
-            name for name, facts in self._facts.items() if not compatibility.verdict(wanted, facts)
-        )
+        refusals = {node.name: placement.refusals(node, pod_spec, wanted) for node in self._known}
+        if names := sorted(name for name, reasons in refusals.items() if not reasons):
+            return names
+        told = "; ".join(f"{name}: {reasons[0]}" for name, reasons in refusals.items())
+        raise NoNodeError(f"no node can take the pod: {told[:_TOLD_LIMIT] or 'none is known'}")
 
 
 async def keep_noted(cluster: Cluster, agents: Agents) -> None:

@@ -51,20 +51,28 @@ class Agents:
         self._cluster = cluster
         self._access = access
 
-    async def nodes(self) -> dict[str, str]:
-        """The addresses of agents that are ready, by their nodes."""
-        pods = await self._cluster.every(kube.PODS, self._access.namespace, labels=LABEL)
-        return {pod["spec"]["nodeName"]: pod["status"]["podIP"] for pod in pods if _is_ready(pod)}
+    async def watched(self) -> AsyncIterator[dict[str, Agent]]:
+        """All agents that are ready, by their pods' uids: now, and whenever that changes."""
+        namespace = self._access.namespace
+        async for pods in self._cluster.watched(kube.PODS, namespace, labels=LABEL):
+            ready = [pod for pod in pods.values() if _is_ready(pod)]
+            yield {pod["metadata"]["uid"]: self._of(pod) for pod in ready}
 
     async def at(self, node: str) -> Agent:
         """The agent of *node*. UnavailableError if it has none that is ready."""
-        address = (await self.nodes()).get(node)
-        if address is None:
-            raise UnavailableError(
-                f"node {node} has no agent that is ready; look at the pods of namespace "
-                f"{self._access.namespace} there"
-            )
-        return Agent(node, address, self._access)
+        pods = await self._cluster.every(
+            kube.PODS, self._access.namespace, labels=LABEL, fields=f"spec.nodeName={node}"
+        )
+        for pod in pods:
+            if _is_ready(pod):
+                return self._of(pod)
+        raise UnavailableError(
+            f"node {node} has no agent that is ready; look at the pods of namespace "
+            f"{self._access.namespace} there"
+        )
+
+    def _of(self, pod: Object) -> Agent:
+        return Agent(pod["spec"]["nodeName"], pod["status"]["podIP"], self._access)
 
 
 class Agent:

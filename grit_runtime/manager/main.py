@@ -82,7 +82,7 @@ async def run(options: Options) -> None:
                 _operate(World(cluster, agents), told),
                 authority.keep_bundles(cluster, own, CONFIGURATION),
                 authority.sign_agents(cluster, own, options.namespace),
-                nodes.keep_noted(cluster, agents),
+                nodes.keep_noted(agents, cluster),
             )
 
         log.info("the manager serves", port=options.webhook_port)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import time
 
 from grit_runtime import log
 from grit_runtime.errors import GritError, InvalidArgumentError, NoNodeError, one_line
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FACTS = "manager.grit.dev/facts"  # an annotation of a node
 LABELS = ("grit.dev/criu", "grit.dev/driver", "grit.dev/gpu-model")
 
-_ASK_EVERY_S = 60.0
+_ASK_EVERY_S = 240.0  # a watch is renewed as often, more or less
 _VALUE_LIMIT = 63
 _TOLD_LIMIT = 1000
 
@@ -54,17 +54,20 @@ class Nodes:
         raise NoNodeError(f"no node can take the pod: {told[:_TOLD_LIMIT] or 'none is known'}")
 
 
-async def keep_noted(cluster: Cluster, agents: Agents) -> None:
-    """Ask agents about their nodes, again and again, and note it at these."""
-    while True:
-        for name in await agents.nodes():
+async def keep_noted(agents: Agents, cluster: Cluster) -> None:
+    """Ask agents about their nodes as soon as they are there, and now and then; note it there."""
+    asked_s: dict[str, float] = {}
+    async for nodes in agents.watched():
+        asked_s = {uid: moment for uid, moment in asked_s.items() if uid in nodes}
+        for uid, agent in nodes.items():
+            if time.monotonic() - asked_s.get(uid, -_ASK_EVERY_S) < _ASK_EVERY_S:
+                continue
             try:
-                agent = await agents.at(name)
                 reply = await agent.ask("Facts", agent_pb2.FactsRequest(), agent_pb2.FactsReply)
-                await _note(cluster, name, reply.facts)
+                await _note(cluster, agent.node, reply.facts)
+                asked_s[uid] = time.monotonic()
             except GritError as error:
-                log.warning("a node's facts are not known", node=name, reason=one_line(error))
-        await asyncio.sleep(_ASK_EVERY_S)
+                log.warning("facts are not known", node=agent.node, reason=one_line(error))
 
 
 async def _note(cluster: Cluster, name: str, facts: str) -> None:

@@ -1,39 +1,54 @@
 """The command grit. Each of its commands is a module beside this one, without logic of its own."""
 
+import importlib
 import signal
 import sys
 from typing import NoReturn
 
 import click
 
-from grit_runtime.cli.agent import agent
-from grit_runtime.cli.checkpoint import checkpoint
-from grit_runtime.cli.compat import compat
-from grit_runtime.cli.gpu import gpu
-from grit_runtime.cli.inspect import inspect
-from grit_runtime.cli.manager import manager
-from grit_runtime.cli.recover import recover
-from grit_runtime.cli.resume import resume
-from grit_runtime.cli.status import status
-from grit_runtime.cli.store import gc, ls, pull, push, rm
-from grit_runtime.cli.verify import verify
 from grit_runtime.errors import GritError, told
 
+# The module of each command, the only one that is loaded: a pull need not know how to checkpoint.
+_MODULES = {
+    "agent": "agent",
+    "checkpoint": "checkpoint",
+    "compat": "compat",
+    "gc": "store",
+    "gpu": "gpu",
+    "inspect": "inspect",
+    "ls": "store",
+    "manager": "manager",
+    "pull": "store",
+    "push": "store",
+    "recover": "recover",
+    "resume": "resume",
+    "rm": "store",
+    "status": "status",
+    "verify": "verify",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _MODULES:
+            return None
+        command: click.Command = getattr(
+            importlib.import_module(f"grit_runtime.cli.{_MODULES[name]}"), name
+        )
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def grit() -> None:
     """Checkpoint running pods and look after checkpoints.
 
     A checkpoint is restored by giving a new pod the runtime class "grit" and the annotation
     grit.dev/restore-name: NAME; no command is needed for that.
     """
-
-
-_ABOUT_PODS = (checkpoint, resume, recover, status, gpu)
-_ABOUT_CHECKPOINTS = (inspect, verify, compat, ls, push, pull, rm, gc)
-
-for _command in (*_ABOUT_PODS, *_ABOUT_CHECKPOINTS, agent, manager):
-    grit.add_command(_command)
 
 
 def main() -> None:

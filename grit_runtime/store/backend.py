@@ -12,19 +12,15 @@ from grit_runtime.errors import NewerFormatError, NoStoreError, NotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol, Self
+    from contextlib import AbstractContextManager
+    from typing import Protocol
 
     from grit_runtime.store.listed import Stored
 
     class Writing(Protocol):
-        """An object that is being written; whole and durable once the block has ended."""
+        """An object that is being written."""
 
         def write(self, data: bytes | memoryview) -> None: ...
-
-        def __enter__(self) -> Self: ...
-
-        def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-            """Give the object its name, or remove what was written if the block has raised."""
 
     class Backend(Protocol):
         """Every method may be called from any thread, blocks, and raises OSError for the medium."""
@@ -32,8 +28,12 @@ if TYPE_CHECKING:
         url: str
         pack_bytes: int  # what an object should have to be written quickly
 
-        def writing(self, name: str) -> Writing:
-            """An object of that name, in place of one that is there."""
+        def writing(self, name: str) -> AbstractContextManager[Writing]:
+            """An object of that name, in place of one that is there.
+
+            It is whole, durable and has its name once the block has ended, and is no more if that
+            raises.
+            """
 
         def read(self, name: str, offset: int = 0, size_bytes: int | None = None) -> bytes:
             """A part of the object, shorter only where that ends; NotFoundError without it."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 
 from grit_runtime.errors import NoStoreError, NotFoundError
-from grit_runtime.files import confine, fdcopy
+from grit_runtime.files import confine, fdcopy, room
 from grit_runtime.host import linux, process
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.store.listed import Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
-
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _LARGE_BYTES = 1 << 20
@@ -39,9 +40,11 @@ class Directory:
                 f"{path} is no directory; is the store's volume mounted on this node?"
             ) from None
 
-    def writing(self, name: str) -> _File:
+    @contextmanager
+    def writing(self, name: str) -> Iterator[_File]:
         *parents, last = name.split("/")
-        return _File(self._made(parents), last)
+        with room.named_if_full(f"store {self.url}"), _File(self._made(parents), last) as file:
+            yield file
 
     def read(self, name: str, offset: int = 0, size_bytes: int | None = None) -> bytes:
         try:

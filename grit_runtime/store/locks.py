@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 
 from grit_runtime import log
-from grit_runtime.errors import StoreBusyError
+from grit_runtime.errors import RoomError, StoreBusyError
 from grit_runtime.host import process
 from grit_runtime.store import backend
 
@@ -89,10 +89,14 @@ def _held(store: Backend, kind: str, purpose: str) -> Iterator[str]:
         while not ended.wait(_RENEW_EVERY_S):
             try:
                 backend.put(store, name, text.encode())
-            except OSError as error:  # the next time may do
+            except (OSError, RoomError) as error:  # the next time may do
                 log.warning("a lock could not be renewed", name=name, reason=error)
 
-    backend.put(store, name, text.encode())
+    try:
+        backend.put(store, name, text.encode())
+    except RoomError:  # what makes room needs a lock too, and an empty file takes none
+        text = ""
+        backend.put(store, name, b"")
     renewing = Thread(target=renew, daemon=True)
     renewing.start()
     try:

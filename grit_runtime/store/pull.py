@@ -19,7 +19,7 @@ from grit_runtime.errors import (
     TamperedError,
     WrongKeyError,
 )
-from grit_runtime.files import checkpoint_dir, confine, digest, verified
+from grit_runtime.files import checkpoint_dir, confine, digest, room, verified
 from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
@@ -91,7 +91,10 @@ def bring(
             f"most {digest.MAX_FILE_BYTES}; {source.remedy}"
         )
     final = f"{root}/{entry.namespace}/{entry.name}"
-    with _staging(root, entry) as (parent_fd, staging_fd, staging):
+    with (
+        room.named_if_full(f"checkpoint {final}"),
+        _staging(root, entry) as (parent_fd, staging_fd, staging),
+    ):
         if _is_here(parent_fd, final, entry, replace=replace):
             confine.remove_tree(parent_fd, staging)  # a killed pull may have left something
             return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
@@ -122,10 +125,11 @@ def fill(source: Source, files: Sequence[File], dir_fd: int, path: str, told: To
         if confine.is_file(entry.stat) and entry.path not in listed:
             with closing_fd(confine.descend(dir_fd, entry.path.split("/")[:-1])) as parent_fd:
                 os.unlink(entry.name, dir_fd=parent_fd)
-    received_bytes = _receive(source, files, dir_fd, path, told, lambda: None)
-    linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
-    _write_manifest(dir_fd, source)
-    linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
+    with room.named_if_full(f"checkpoint {path}"):
+        received_bytes = _receive(source, files, dir_fd, path, told, lambda: None)
+        linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
+        _write_manifest(dir_fd, source)
+        linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
     return received_bytes
 
 
@@ -195,8 +199,8 @@ def _is_here(parent_fd: int, final: str, entry: Entry, *, replace: bool) -> bool
 
 
 def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
-    room = os.statvfs(staging_fd)
-    free_bytes = room.f_bavail * room.f_frsize
+    disk = os.statvfs(staging_fd)
+    free_bytes = disk.f_bavail * disk.f_frsize
     if free_bytes < size_bytes + _SPARE_BYTES:
         raise RoomError(
             f"{final}: {size_bytes / (1 << 20):.0f} MiB have to be written, and the filesystem has "

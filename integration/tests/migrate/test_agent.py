@@ -57,6 +57,39 @@ def test_a_pod_is_taken_carried_and_restored_by_agents(nodes: Nodes, run_pod: Ru
     assert len(list(nodes.b.path(Path("/run/grit/verified")).iterdir())) == 1
 
 
+def once(node: Node, action: str, source: Path, target: Path, *words: str) -> None:
+    """A job of upstream's manager."""
+    directories = ("--src-dir", str(source), "--dst-dir", str(target))
+    node.run(["grit", "agent", "--action", action, *directories, *words])
+
+
+def test_a_pod_is_moved_by_two_jobs_of_upstream_s_manager(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, workload.counter_pod("by-jobs", ballast_mib=64))
+    workload.wait_for_count(source, 10)
+    here, volume = checkpoints.ROOT / "default/by-jobs", Path("/mnt/volume/default/by-jobs")
+    nodes.a.run(["mkdir", "-p", str(here)])
+    nodes.a.run(["mount", "--bind", str(here), str(here)])  # as the job has it
+    words = ["--target-pod-namespace", "default", "--target-pod-name", "by-jobs"]
+    try:
+        with pytest.raises(AssertionError, match="it is another pod of that name"):
+            once(nodes.a, "checkpoint", here, volume, *words, "--target-pod-uid", "another")
+        once(nodes.a, "checkpoint", here, volume, *words, "--target-pod-uid", source.spec.uid)
+        taken = made.content(nodes.a.path(volume))
+        assert made.content(nodes.a.path(here)) == taken
+        once(nodes.a, "checkpoint", here, volume, *words)
+        assert made.content(nodes.a.path(volume)) == taken
+    finally:
+        nodes.a.run(["umount", str(here)])
+    lines = len(taken["counter/container.log"].splitlines())
+    workload.wait_for_count(source, lines + 10)
+
+    shutil.copytree(nodes.a.path(volume), nodes.b.path(volume))
+    once(nodes.b, "restore", volume, here)
+    annotations = (("grit.dev/restore-name", "by-jobs"),)
+    target = run_pod(nodes.b, workload.counter_pod("from-jobs", annotations=annotations))
+    workload.assert_goes_on_from(target, lines, node=nodes.b)
+
+
 @pytest.mark.usefixtures("joined")
 def test_a_checkpoint_that_is_cancelled_leaves_the_pod_as_it_was(
     nodes: Nodes, run_pod: RunPod

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -45,6 +47,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", disk], check=True)
     yield disk
     subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 480 MiB on a disk of its own."""
+    image, disk = tmp_path / "image", tmp_path / "ext4"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(512 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all that is left of *disk*."""
+    with (disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(MIB))
+    return disk / "filler"
 
 
 def enlarge(disk: Path) -> None:
@@ -109,7 +132,8 @@ def test_a_store_on_a_full_disk_is_one_line_and_gone_on_with(
 ) -> None:
     checkpoint(source, "one", 100 * MIB)
     line = source.fails("push", "default/one", str(small_disk / "store"))
-    assert "No space left on device" in line
+    assert f"store {small_disk}/store: its filesystem has become full; make room" in line
+    assert "(NoRoom)" in line
     assert list(small_disk.rglob(".*")) == []
     enlarge(small_disk)
     source.run("push", "default/one", str(small_disk / "store"))
@@ -127,6 +151,55 @@ def test_a_node_without_room_receives_nothing(
     enlarge(small_disk)
     target.run("pull", "default/one", str(tmp_path / "store"))
     assert made.content(target.root / "default/one") == made.content(path)
+
+
+def test_a_pull_whose_disk_becomes_full_goes_on_when_there_is_room(
+    source: Commands, tmp_path: Path, ext4: Path
+) -> None:
+    store, target = str(tmp_path / "store"), Commands(ext4 / "root")
+    path = checkpoint(source, "one", 300 * MIB)
+    source.run("push", "default/one", store)
+    with target.start("pull", "default/one", store) as pulling:
+        while not any(file.stat().st_blocks for file in ext4.rglob("*.pull/main/pages")):
+            assert pulling.poll() is None
+        pulling.send_signal(signal.SIGSTOP)
+        try:
+            filler = fill(ext4)
+        finally:
+            pulling.send_signal(signal.SIGCONT)
+        _, line = pulling.communicate(timeout=120)
+    assert pulling.returncode == 1
+    assert line.startswith(
+        "grit: checkpoint /mnt/grit-agent/default/one: its filesystem has become"
+    )
+    assert line.count("\n") == 1
+    assert not (target.root / "default/one").exists()
+    assert "(NoRoom)" in target.fails("pull", "default/one", store)
+    filler.unlink()
+    target.run("pull", "default/one", store)
+    assert made.content(target.root / "default/one") == made.content(path)
+    assert [entry.name for entry in (target.root / "default").iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("disk", ["small_disk", "ext4"])
+def test_a_store_whose_disk_is_full_is_read_and_collected(
+    source: Commands, target: Commands, disk: str, request: pytest.FixtureRequest
+) -> None:
+    full: Path = request.getfixturevalue(disk)
+    store = str(full / "store")
+    path = checkpoint(source, "one", 10 * MIB)
+    for name in ("one", "two"):
+        checkpoint(source, name, 10 * MIB)
+        source.run("push", f"default/{name}", store)
+    filler = fill(full)
+    checkpoint(source, "three", 20 * MIB)
+    assert "(NoRoom)" in source.fails("push", "default/three", store)
+    target.run("pull", "default/one", store)
+    assert made.content(target.root / "default/one") == made.content(path)
+    source.run("rm", "default/one", store)
+    filler.unlink()
+    source.run("push", "default/three", store)
+    target.run("pull", "default/three", store)
 
 
 def test_a_store_that_is_read_only_is_read(

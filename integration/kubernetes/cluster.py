@@ -108,27 +108,35 @@ class Cluster:
 @contextmanager
 def control_plane() -> Iterator[Cluster]:
     """A cluster without nodes: objects are kept and controlled, and no pod runs."""
-    with (
-        programs.use() as directory,
-        Network() as network,
-        ControlPlane(network, directory) as plane,
-    ):
+    with _starting() as plane:
+        plane.become_ready()
         yield Cluster(plane)
 
 
 @contextmanager
 def running(edition: Edition) -> Iterator[Cluster]:
     """A cluster with the nodes NODES, ready for pods of the RuntimeClasses grit and grit-shim."""
-    with control_plane() as empty, ExitStack() as stack:
-        plane, nodes = empty.plane, []
-        for name in NODES:
-            node = stack.enter_context(Node(edition, name=name, network=plane.network))
-            stack.enter_context(kubelet.running(node, plane))
-            nodes.append(node)
+    with _starting() as plane, ExitStack() as stack:
+        nodes = [
+            stack.enter_context(Node(edition, name=name, network=plane.network)) for name in NODES
+        ]
         cluster = Cluster(plane, nodes)
+        plane.become_ready()
+        for node in nodes:
+            stack.enter_context(kubelet.running(node, plane))
         cluster.kubectl("apply", "-f", RUNTIME_CONFIG / "runtimeclass.yaml")
         cluster.apply(SHIM_CLASS)
         for name in NODES:
             ready = ["wait", "--for=condition=Ready", f"node/{name}", "--timeout=10s"]
             plane.wait_until(f"{name} is ready", *ready)
         yield cluster
+
+
+@contextmanager
+def _starting() -> Iterator[ControlPlane]:
+    with (
+        programs.use() as directory,
+        Network() as network,
+        ControlPlane(network, directory) as plane,
+    ):
+        yield plane

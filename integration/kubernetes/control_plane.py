@@ -52,7 +52,7 @@ class LostClusterError(Exception):
 
 
 class ControlPlane:
-    """A control plane, from entering its context to leaving it."""
+    """A control plane, from entering its context, which begins to start it, to leaving it."""
 
     def __init__(self, network: Network, programs: Path) -> None:
         self.network = network
@@ -74,16 +74,18 @@ class ControlPlane:
                 "--log-level=warn",
             )
             self._start("kube-apiserver", *_api_server_flags())
-            self.wait_until("the API server is ready", "get", "--raw", "/readyz")
-            self._start("kube-controller-manager", *_controller_flags())
-            self._start("kube-scheduler", *_client_flags("kube-scheduler"))
-            # No pod can be made before.
-            self.wait_until("there is a service account", "get", "serviceaccount", "default")
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def become_ready(self) -> None:
+        """Wait for the API server, start what needs one, and wait until pods can be made."""
+        self.wait_until("the API server is ready", "get", "--raw", "/readyz")
+        self._start("kube-controller-manager", *_controller_flags())
+        self._start("kube-scheduler", *_client_flags("kube-scheduler"))
+        self.wait_until("there is a service account", "get", "serviceaccount", "default")
 
     def popen(
         self,
@@ -126,8 +128,12 @@ class ControlPlane:
 
     def write(self, name: str, text: str) -> Path:
         """Keep *text* for as long as the control plane lives; where its neighbours find it."""
-        self._path(HOME / name).write_text(text)
+        self.path(HOME / name).write_text(text)
         return HOME / name
+
+    def path(self, path: Path) -> Path:
+        """Where this machine finds what is *path* to the programs beside the control plane."""
+        return Path(f"/proc/{self._pid}/root") / path.relative_to("/")
 
     def wait_until(self, what: str, *words: str) -> None:
         """Ask kubectl the *words* until it answers with 0, which says that *what*."""
@@ -144,13 +150,9 @@ class ControlPlane:
     def collect_logs(self) -> str:
         """The ends of the logs of its parts, with a headline for each."""
         parts = ["==== control plane ===="]
-        for path in sorted(self._path(HOME).glob("*.log")):
+        for path in sorted(self.path(HOME).glob("*.log")):
             parts += [f"---- {path.name}", path.read_text(errors="replace")[-LOG_TAIL_BYTES:]]
         return "\n".join(parts)
-
-    def _path(self, path: Path) -> Path:
-        """Where this machine finds what is *path* in the mount namespace."""
-        return Path(f"/proc/{self._pid}/root") / path.relative_to("/")
 
     def _start_init(self, stack: ExitStack) -> None:
         enter = ["nsenter", f"--net={self.network.namespace}", "--"]
@@ -167,7 +169,7 @@ class ControlPlane:
         self._pid = int(init.stdout.readline())
 
     def _start(self, name: str, *flags: str) -> None:
-        with self._path(HOME / f"{name}.log").open("w") as log:
+        with self.path(HOME / f"{name}.log").open("w") as log:
             self._daemons[name] = self.popen([self.programs / name, *flags], stdout=log, stderr=log)
 
     def _wait_for_daemons(self) -> None:

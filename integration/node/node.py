@@ -133,9 +133,8 @@ class Node:
         """Start *argv* on the node, in a process group of its own; its pid is that of the nsenter
         which waits for it."""
         self.assert_alive()
-        enter = ["nsenter", "--all", f"--target={self.pid}", "--", *argv]
         return subprocess.Popen(
-            supervisor.join_argv(self.id, enter, below="system"),
+            [*self.enter_argv(), *argv],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -143,6 +142,11 @@ class Node:
             start_new_session=True,
             text=True,
         )
+
+    def enter_argv(self) -> list[str]:
+        """What runs the command after it on the node."""
+        enter = ["nsenter", "--all", f"--target={self.pid}", "--"]
+        return supervisor.join_argv(self.id, enter, below="system")
 
     def path(self, path: Path) -> Path:
         """Where this machine finds what is *path* on the node."""

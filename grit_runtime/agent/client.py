@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-Reply = TypeVar("Reply", agent_pb2.Job, agent_pb2.StatusReply)
+Reply = TypeVar("Reply", bound="Message")
 
 _TIMEOUT_S = 30.0
 
@@ -45,13 +45,18 @@ def cancelled(job_id: str, path: str = service.SOCKET) -> Iterator[agent_pb2.Job
 
 def followed(job_id: str, path: str = service.SOCKET) -> Iterator[agent_pb2.Job]:
     """The job as it is now, and every half second, until it has ended."""
+    return streamed("Follow", agent_pb2.JobRequest(id=job_id), agent_pb2.Job, path)
+
+
+def streamed(
+    method: str, request: Message, reply: type[Reply], path: str = service.SOCKET
+) -> Iterator[Reply]:
+    """The agent's replies to *request*, until it has no more."""
     with _called(path) as channel:
         call = channel.unary_stream(
-            f"/{service.SERVICE}/Follow",
-            agent_pb2.JobRequest.SerializeToString,
-            agent_pb2.Job.FromString,
+            f"/{service.SERVICE}/{method}", type(request).SerializeToString, reply.FromString
         )
-        yield from call(agent_pb2.JobRequest(id=job_id))
+        yield from call(request)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from grit_runtime.agent.peers import SCHEME
 from grit_runtime.agent.serving import Server
 from grit_runtime.agent.work import Work
 from grit_runtime.errors import GritError, InvalidArgumentError, of_reason, one_line
+from grit_runtime.host import linux
 from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.proto import peer_pb2
 
@@ -45,7 +46,11 @@ def run(config: Config, service_account: str = "") -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with ExitStack() as stack:
-        api = ApiServer(service_account) if service_account else None
+        api = None
+        if service_account:
+            api = ApiServer(service_account)
+            # A pod's own would show runc and CRIU other paths of cgroups than the node has.
+            linux.setns("/proc/1/ns/cgroup")
         node = os.environ.get("NODE_NAME") or socket.gethostname()
         service.take_over(service.SOCKET)
         jobs = _jobs(config, stack)

@@ -168,7 +168,7 @@ def test_annotations_are_those_of_the_code() -> None:
     assert set(KEY.findall(text)) - OTHER_KEYS == set(KNOWN)
     listed = {KEY.findall(row[0])[0] for row in rows("docs/annotations.md", "annotation")}
     assert listed == set(KNOWN)
-    assert LABEL in (REPO / "runtime-config/runtimeclass.yaml").read_text()
+    assert LABEL in (REPO / "runtime-config/kubernetes/runtimeclass.yaml").read_text()
 
 
 def test_the_configuration_has_its_keys_and_defaults() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from grit_runtime.version import VERSION
-from grit_runtime.shim import actions
 from integration.requirements import do_without
 
 TYPE_CHECKING = False

@@ -284,7 +284,7 @@ class CheckpointScheduleSpec(NamedTuple):
     selector: Annotated[Selector, "Selects the pods by their labels, each for itself."] = None
     interval: Annotated[str, "From one checkpoint to the next, as 30m or 1h30m.", DURATION] = ""
     cron: Annotated[str, "Five fields, in UTC, as 0 3 * * *.", {"maxLength": 256}] = ""
-    on: Annotated[
+    triggers: Annotated[  # a field "on" would be true in YAML
         tuple[Literal["NodeDrain", "PodEviction", "Preemption", "SpotNotice", "Annotation"], ...],
         "What it is taken for besides.",
         {"maxItems": 5},

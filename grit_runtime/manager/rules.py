@@ -44,9 +44,9 @@ _SOME_POD = Rule(
     lambda spec: spec.owner is not None or spec.selector is not None,
 )
 _SOME_TIME = Rule(
-    "expected interval, cron or on: when checkpoints are to be taken",
-    "has(self.interval) || has(self.cron) || (has(self.on) && size(self.on) > 0)",
-    lambda spec: bool(spec.interval or spec.cron or spec.on),
+    "expected interval, cron or triggers: when checkpoints are to be taken",
+    "has(self.interval) || has(self.cron) || (has(self.triggers) && size(self.triggers) > 0)",
+    lambda spec: bool(spec.interval or spec.cron or spec.triggers),
 )
 _ONE_CLOCK = Rule(
     "expected interval or cron, and not both",

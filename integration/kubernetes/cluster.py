@@ -124,7 +124,7 @@ def running(edition: Edition) -> Iterator[Cluster]:
         plane.become_ready()
         for node in nodes:
             stack.enter_context(kubelet.running(node, plane))
-        cluster.kubectl("apply", "-f", RUNTIME_CONFIG / "runtimeclass.yaml")
+        cluster.kubectl("apply", "-f", RUNTIME_CONFIG / "kubernetes/runtimeclass.yaml")
         cluster.apply(SHIM_CLASS)
         for name in NODES:
             ready = ["wait", "--for=condition=Ready", f"node/{name}", "--timeout=10s"]

@@ -81,3 +81,12 @@ def test_the_phases_begin_and_end_as_upstream_s() -> None:
         *(api.CREATED, api.PENDING, api.RESTORING, api.RESTORED, api.FAILED)
     ]
     assert phases["migrations"][-3:] == [api.SUCCEEDED, api.ROLLING_BACK, api.FAILED]
+
+
+def test_no_field_is_something_else_in_yaml() -> None:
+    """YAML 1.1, which kubectl reads, has true and false in many words."""
+    for definition in crds().values():
+        schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        for node in nodes(schema):
+            for name in node.get("properties", ()):
+                assert yaml.safe_load(name) == name

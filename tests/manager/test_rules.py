@@ -23,7 +23,7 @@ DAILY = api.CheckpointScheduleSpec(pod_name="trainer-0", interval="24h")
         api.RestoreSpec("nightly", selector=LabelSelector()),
         api.MigrationSpec("trainer-0", storage=api.Storage(url="s3://bucket/a")),
         DAILY,
-        DAILY._replace(interval="", on=("NodeDrain",)),
+        DAILY._replace(interval="", triggers=("NodeDrain",)),
     ],
 )
 def test_a_spec_that_means_something_is_taken(spec: Any) -> None:
@@ -43,7 +43,7 @@ def test_a_spec_that_means_something_is_taken(spec: Any) -> None:
         (POD._replace(storage=CLAIM._replace(url="s3://b/c")), "storage: expected claimName or"),
         (api.RestoreSpec("nightly"), "expected ownerRef or selector"),
         (api.MigrationSpec(), "expected podName or selector"),
-        (DAILY._replace(interval=""), "expected interval, cron or on"),
+        (DAILY._replace(interval=""), "expected interval, cron or triggers"),
         (DAILY._replace(cron="0 3 * * *"), "expected interval or cron, and not both"),
     ],
 )

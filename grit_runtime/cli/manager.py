@@ -3,22 +3,25 @@ import asyncio
 import click
 
 from grit_runtime.config import Config
+from grit_runtime.manager import names
 
 
 @click.command()
 @click.option(
     "--namespace",
     envvar="POD_NAMESPACE",
-    default="grit-system",
+    default=names.NAMESPACE,
     show_default=True,
     help="The namespace of the manager and of the agents.",
 )
-@click.option("--webhook-port", default=10350, show_default=True)
-@click.option("--metrics-port", default=10351, show_default=True)
-@click.option("--agent-port", default=9466, show_default=True, help="Of the agents' API.")
+@click.option("--webhook-port", default=names.WEBHOOK_PORT, show_default=True)
+@click.option("--metrics-port", default=names.METRICS_PORT, show_default=True)
+@click.option(
+    "--agent-port", default=names.AGENT_API_PORT, show_default=True, help="Of the agents' API."
+)
 @click.option(
     "--agent-token",
-    default="/var/run/secrets/grit/token",
+    default=names.AGENT_TOKEN_PATH,
     show_default=True,
     help="File with a ServiceAccount's token for the audience grit-agent.",
 )

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.nodes import Nodes
 
-SPEC_HASH = "grit.dev/pod-spec-hash"  # of a Restore, as upstream has it
-
 _WAITING = (None, api.CREATED)
 
 
@@ -191,17 +189,30 @@ class Admission:
             {"op": "add", "path": "/metadata/annotations", "value": annotations},
             {"op": "add", "path": "/metadata/labels", "value": labels},
         ]
-        only = restore.metadata.annotations.get(moves.NODE)
+        places = restore.metadata.annotations
+        only, without = places.get(moves.NODE), places.get(moves.NOT_NODE, "")
         needs = checkpoint.status.needs
-        names = [only] if only else self._nodes.that_can(pod["spec"], needs)
-        affinity = placement.affinity(pod["spec"], names)
+        able = [only] if only else self._nodes.that_can(pod["spec"], needs, without)
+        affinity = placement.affinity(pod["spec"], able)
         return (*patch, {"op": "add", "path": "/spec/affinity", "value": affinity})
 
-    async def checkpoint(self, request: Object) -> Answer:
+    async def object(self, request: Object) -> Answer:
+        """An object of kaito.sh that is made or changed."""
+        if request.get("oldObject"):
+            return _unchanged(request)
+        match request["kind"]["kind"]:
+            case "Checkpoint":
+                return await self._new_checkpoint(request)
+            case "Restore":
+                return await self._new_restore(request)
+            case "Migration":
+                return await self._new_migration(request)
+            case _:
+                return Answer()
+
+    async def _new_checkpoint(self, request: Object) -> Answer:
         """A new Checkpoint: refused if its pod could not be checkpointed now."""
         checkpoint = api.read(api.Checkpoint, request["object"])
-        if answer := _unchanged(request):
-            return answer
         spec, namespace = checkpoint.spec, request["namespace"]
         pod = await pods.source(
             self._cluster, namespace, spec.pod_name, spec.selector, spec.source_pod_uid
@@ -211,11 +222,9 @@ class Admission:
         await storage.store_of(self._cluster, namespace, spec.stored)
         return Answer()
 
-    async def migration(self, request: Object) -> Answer:
+    async def _new_migration(self, request: Object) -> Answer:
         """A new Migration: as a Checkpoint; whoever makes it must be allowed what it does."""
         migration = api.read(api.Migration, request["object"])
-        if answer := _unchanged(request):
-            return answer
         spec, namespace = migration.spec, request["namespace"]
         await self._may(request, "create", "checkpoints", migration.metadata.name)
         await self._may(request, "restore", "checkpoints", migration.metadata.name)
@@ -226,11 +235,9 @@ class Admission:
         await storage.store_of(self._cluster, namespace, spec.storage)
         return Answer()
 
-    async def restore(self, request: Object) -> Answer:
+    async def _new_restore(self, request: Object) -> Answer:
         """A new Restore: its Checkpoint is sealed, and whoever makes it may restore from it."""
         restore = api.read(api.Restore, request["object"])
-        if answer := _unchanged(request):
-            return answer
         spec = restore.spec
         if spec.owner is None and spec.selector is None:
             raise InvalidArgumentError(
@@ -241,15 +248,9 @@ class Admission:
         await restores.sealed(self._cluster, request["namespace"], spec)
         return Answer()
 
-    async def hashed_restore(self, request: Object) -> Answer:
-        """A new Restore gets its Checkpoint's hash as an annotation, as from upstream."""
-        restore = api.read(api.Restore, request["object"])
-        found = await restores.sealed(self._cluster, request["namespace"], restore.spec)
-        annotations = {
-            **restore.metadata.annotations,
-            SPEC_HASH: found["status"].get("podSpecHash", ""),
-        }
-        return Answer(({"op": "add", "path": "/metadata/annotations", "value": annotations},))
+    async def eviction(self, _request: Object) -> Answer:
+        """An eviction of a pod."""
+        return Answer()
 
     async def _may(self, request: Object, verb: str, resource: str, name: str) -> None:
         """PermissionDeniedError if whoever made the request may not do that too."""
@@ -286,12 +287,9 @@ def _is_part(checkpoint: Checkpoint) -> bool:
     return any(reference.controller for reference in checkpoint.metadata.owner_references)
 
 
-def _unchanged(request: Object) -> Answer | None:
-    """The answer to an update: the spec stays as it is."""
-    old = request.get("oldObject")
-    if old is None:
-        return None
-    if old.get("spec") != request["object"].get("spec"):
+def _unchanged(request: Object) -> Answer:
+    """The answer to a change: the spec stays as it is."""
+    if request["oldObject"].get("spec") != request["object"].get("spec"):
         kind = request["kind"]["kind"]
         raise FailedPreconditionError(
             f"{kind} {request['name']}: its spec cannot be changed; make another one"

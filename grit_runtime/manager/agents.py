@@ -16,6 +16,7 @@ from grit_runtime.errors import (
     of_reason,
 )
 from grit_runtime.manager import cluster as kube
+from grit_runtime.manager import names
 from grit_runtime.proto import agent_pb2
 from grit_runtime.startup.named import NamedTuple
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from grit_runtime.manager.cluster import Cluster, Object
 
 SERVICE = "grit.agent.v1.Agent"
-LABEL = "app.kubernetes.io/name=grit-agent"
+LABEL = f"app.kubernetes.io/name={names.AGENT}"
 
 _REASON = "grit-reason"
 _TIMEOUT_S = 20.0

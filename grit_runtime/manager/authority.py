@@ -17,16 +17,14 @@ from grit_runtime.errors import (
     one_line,
 )
 from grit_runtime.manager import cluster as kube
+from grit_runtime.manager import names
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.manager.cluster import Cluster, Object
 
-NAME = "grit-ca"  # of the Secret with both, and of the ConfigMap with the certificate
-CA, CA_KEY = "ca.pem", "ca.key"
-SIGNER = "grit.dev/agent"
-AGENT_ACCOUNT = "grit-agent"
+CA, CA_KEY = names.CA_KEY, "ca.key"  # of the Secret; the ConfigMap has the first alone
 
 _WEBHOOK_DAYS = 30
 _AGENT_DAYS = 90
@@ -41,19 +39,23 @@ class Authority(NamedTuple):
 
 async def ensured(cluster: Cluster, namespace: str) -> Authority:
     """The CA of the cluster, made now if there is none; one of several managers makes it."""
-    found = await cluster.find(kube.SECRETS, namespace, NAME)
+    found = await cluster.find(kube.SECRETS, namespace, names.CERTIFICATES)
     if found is None:
         pem, key_pem = certificates.new_ca("grit")
         data = {CA: _base64(pem), CA_KEY: _base64(key_pem)}
         try:
-            found = await cluster.create(kube.SECRETS, _named("Secret", namespace, data))
+            found = await cluster.create(
+                kube.SECRETS, _named("Secret", namespace, names.CERTIFICATES, data)
+            )
         except AlreadyExistsError:
-            found = await cluster.get(kube.SECRETS, namespace, NAME)
+            found = await cluster.get(kube.SECRETS, namespace, names.CERTIFICATES)
     authority = Authority(*(base64.b64decode(found["data"][key]) for key in (CA, CA_KEY)))
     told = {CA: authority.pem.decode()}
-    if await cluster.find(kube.CONFIG_MAPS, namespace, NAME) is None:
+    if await cluster.find(kube.CONFIG_MAPS, namespace, names.CA_CONFIG_MAP) is None:
         with suppress(AlreadyExistsError):
-            await cluster.create(kube.CONFIG_MAPS, _named("ConfigMap", namespace, told))
+            await cluster.create(
+                kube.CONFIG_MAPS, _named("ConfigMap", namespace, names.CA_CONFIG_MAP, told)
+            )
     return authority
 
 
@@ -88,18 +90,18 @@ class Serving:
             self.renew()
 
 
-async def keep_bundles(cluster: Cluster, authority: Authority, name: str) -> None:
-    """Have the webhook configurations of this name trust the CA, also those applied anew."""
+async def keep_bundles(cluster: Cluster, authority: Authority) -> None:
+    """Have the webhook configurations trust the CA, also when they are applied anew."""
     bundle = _base64(authority.pem)
     while True:
         for kind in (kube.MUTATING, kube.VALIDATING):
-            found = await cluster.find(kind, "", name)
+            found = await cluster.find(kind, "", names.MANAGER)
             hooks = (found or {}).get("webhooks") or []
             if any(hook["clientConfig"].get("caBundle") != bundle for hook in hooks):
                 for hook in hooks:
                     hook["clientConfig"]["caBundle"] = bundle
-                await cluster.patch(kind, "", name, {"webhooks": hooks})
-                log.info("webhooks are trusted", name=name)
+                await cluster.patch(kind, "", names.MANAGER, {"webhooks": hooks})
+                log.info("webhooks are trusted", kind=kind.__name__)
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
@@ -107,7 +109,7 @@ async def sign_agents(cluster: Cluster, authority: Authority, namespace: str) ->
     """Sign what agents ask for, each for its own node and nobody else."""
     async for found in cluster.watched(kube.REQUESTS, ""):
         for name, request in list(found.items()):
-            if request["spec"].get("signerName") != SIGNER or _is_answered(request):
+            if request["spec"].get("signerName") != names.SIGNER or _is_answered(request):
                 continue
             try:
                 await _sign(cluster, authority, namespace, request)
@@ -118,23 +120,23 @@ async def sign_agents(cluster: Cluster, authority: Authority, namespace: str) ->
 
 async def _sign(cluster: Cluster, authority: Authority, namespace: str, request: Object) -> None:
     spec = request["spec"]
-    account = f"system:serviceaccount:{namespace}:{AGENT_ACCOUNT}"
+    account = f"system:serviceaccount:{namespace}:{names.AGENT}"
     if spec.get("username") != account:
         raise PermissionDeniedError(f"asked for by {spec.get('username')!r}, expected {account}")
-    names, public_key = certificates.requested(base64.b64decode(spec["request"]))
+    asked, public_key = certificates.requested(base64.b64decode(spec["request"]))
     (pod_name,) = (spec.get("extra") or {}).get(_POD_NAME) or ("",)
     pod = await cluster.find(kube.PODS, namespace, pod_name) if pod_name else None
     node = pod["spec"].get("nodeName") if pod else None
-    if node is None or names != (node,):
+    if node is None or asked != (node,):
         raise PermissionDeniedError(
-            f"asked for names {', '.join(names) or 'none'} by pod {pod_name or 'none'}, which is "
+            f"asked for names {', '.join(asked) or 'none'} by pod {pod_name or 'none'}, which is "
             f"on node {node or 'none'}: expected that name alone"
         )
     await _answer(cluster, request, "Approved", f"it is the agent of node {node}")
-    pem = certificates.sign(public_key, names, authority.pem, authority.key_pem, _AGENT_DAYS)
-    name = request["metadata"]["name"]
-    status = {"status": {"certificate": _base64(pem)}}
-    await cluster.patch(kube.REQUESTS, "", name, status, status=True)
+    pem = certificates.sign(public_key, asked, authority.pem, authority.key_pem, _AGENT_DAYS)
+    request = await cluster.get(kube.REQUESTS, "", request["metadata"]["name"])
+    request["status"]["certificate"] = _base64(pem)
+    await cluster.certify(request)
 
 
 async def _answer(cluster: Cluster, request: Object, kind: str, message: str) -> None:
@@ -149,8 +151,8 @@ def _is_answered(request: Object) -> bool:
     return bool(status.get("conditions") or status.get("certificate"))
 
 
-def _named(kind: str, namespace: str, data: dict[str, str]) -> Object:
-    meta = {"name": NAME, "namespace": namespace}
+def _named(kind: str, namespace: str, name: str, data: dict[str, str]) -> Object:
+    meta = {"name": name, "namespace": namespace}
     return {"apiVersion": "v1", "kind": kind, "metadata": meta, "data": data}
 
 

@@ -120,9 +120,15 @@ class Cluster:
 
     async def approve(self, request: Object) -> None:
         """Write the conditions of a CertificateSigningRequest, which no other way changes."""
+        await self._decide(CertificateSigningRequest.Approval, request)
+
+    async def certify(self, request: Object) -> None:
+        """Write a CertificateSigningRequest's certificate."""
+        await self._decide(CertificateSigningRequest.Status, request)
+
+    async def _decide(self, part: Any, request: Object) -> None:
         name = request["metadata"]["name"]
-        approval = CertificateSigningRequest.Approval.from_dict(request)
-        await _answered(lambda: self._client.replace(approval, name=name))
+        await _answered(lambda: self._client.replace(part.from_dict(request), name=name))
 
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str = "", *, grace_s: int | None = None

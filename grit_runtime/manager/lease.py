@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 from grit_runtime import log
 from grit_runtime.errors import AlreadyExistsError, ConflictError, GritError, UnavailableError
 from grit_runtime.manager import cluster as kube
+from grit_runtime.manager import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from grit_runtime.manager.cluster import Cluster, Object
-
-NAME = "grit-manager"
 
 _LASTS_S = 15
 _RENEW_EVERY_S = 2.0
@@ -47,7 +46,7 @@ async def led(
 
 async def release(cluster: Cluster, namespace: str, identity: str) -> None:
     """Let another manager lead at once, if this one does."""
-    lease = await cluster.find(kube.LEASES, namespace, NAME)
+    lease = await cluster.find(kube.LEASES, namespace, names.MANAGER)
     if lease and lease["spec"].get("holderIdentity") == identity:
         lease["spec"]["holderIdentity"] = ""
         await cluster.replace(kube.LEASES, lease)
@@ -56,7 +55,7 @@ async def release(cluster: Cluster, namespace: str, identity: str) -> None:
 async def _taken(cluster: Cluster, namespace: str, identity: str) -> None:
     seen, since_s = "", time.monotonic()
     while True:
-        lease = await cluster.find(kube.LEASES, namespace, NAME)
+        lease = await cluster.find(kube.LEASES, namespace, names.MANAGER)
         version = lease["metadata"]["resourceVersion"] if lease else ""
         if version != seen:
             seen, since_s = version, time.monotonic()
@@ -76,7 +75,7 @@ async def _kept(cluster: Cluster, namespace: str, identity: str) -> None:
         await asyncio.sleep(_RENEW_EVERY_S)
         try:
             async with asyncio.timeout(_GIVE_UP_S - (time.monotonic() - renewed_s)):
-                lease = await cluster.get(kube.LEASES, namespace, NAME)
+                lease = await cluster.get(kube.LEASES, namespace, names.MANAGER)
                 if lease["spec"].get("holderIdentity") != identity:
                     raise UnavailableError("another manager leads now; this one ends")
                 await _write(cluster, namespace, identity, lease)
@@ -88,7 +87,7 @@ async def _kept(cluster: Cluster, namespace: str, identity: str) -> None:
 async def _write(cluster: Cluster, namespace: str, identity: str, lease: Object | None) -> None:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     if lease is None:
-        meta = {"name": NAME, "namespace": namespace}
+        meta = {"name": names.MANAGER, "namespace": namespace}
         spec = {"acquireTime": now, "leaseTransitions": 0}
         lease = {
             "apiVersion": "coordination.k8s.io/v1",

@@ -21,6 +21,7 @@ from grit_runtime.manager import (
     lease,
     metrics,
     migrations,
+    names,
     nodes,
     restores,
     webhooks,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     Run = Callable[[World, str, str], Awaitable[None]]
 
-SERVICE = "grit-webhook"
-CONFIGURATION = "grit-webhook"  # of webhooks
 FINALIZER = "manager.grit.dev/finalizer"
 
 _RETRY_S = 2.0
@@ -80,7 +79,7 @@ async def run(options: Options) -> None:
             told.leads(1)
             await _together(
                 _operate(World(cluster, agents), told),
-                authority.keep_bundles(cluster, own, CONFIGURATION),
+                authority.keep_bundles(cluster, own),
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),
             )
@@ -109,7 +108,8 @@ async def _together(*work: Awaitable[object]) -> None:
 
 
 def _names(namespace: str) -> tuple[str, ...]:
-    return (f"{SERVICE}.{namespace}.svc", f"{SERVICE}.{namespace}.svc.cluster.local")
+    service = f"{names.MANAGER}.{namespace}.svc"
+    return (service, f"{service}.cluster.local")
 
 
 async def _operate(world: World, told: metrics.Metrics) -> None:
@@ -123,7 +123,7 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
         prefix="manager.grit.dev"
     )
-    settings.posting.reporting_component = "grit-manager"
+    settings.posting.reporting_component = names.MANAGER
     settings.posting.level = 100  # only what the controllers tell themselves
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None

@@ -149,6 +149,7 @@ async def _move(world: World, migration: Migration, status: Status) -> Move:
         source=moves.source_of(now, meta.namespace),
         source_node=now["nodeName"],
         target_node=migration.spec.node_name,
+        leaves=True,
         parent=_reference(migration),
     )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from grit_runtime.manager.world import World
 
 NODE = "manager.grit.dev/node"  # of a Restore: the only node that its pod may go to
+NOT_NODE = "manager.grit.dev/not-node"  # or one that it may not go to
 BACK = "-back"  # of a Restore's name: of the one that brings a deleted source back
 
 _REFUSED_OWNERS = {
@@ -48,6 +49,7 @@ class Move(NamedTuple):
     source: Object  # the pod, as it was checkpointed: metadata and spec
     source_node: str
     target_node: str = ""  # "": whichever the scheduler takes of those that can
+    leaves: bool = False  # it may not stay on the source's node
     parent: Object | None = None  # the reference to the object that the Restore goes with
 
     @property
@@ -73,7 +75,10 @@ def refuse(pod: Object) -> None:
 
 async def place(world: World, move: Move) -> None:
     """Have a new pod come that goes on from the checkpoint. Harmless if it is there."""
-    await _make_restore(world, move, move.name, move.target_node)
+    places = {NODE: move.target_node} if move.target_node else {}
+    if move.leaves:
+        places[NOT_NODE] = move.source_node
+    await _make_restore(world, move, move.name, places)
     if pods.owner(move.source) is None:
         await _make_pod(world, move)
     elif pods.can_detach(move.source):
@@ -159,16 +164,14 @@ def source_of(now: Object, namespace: str) -> Object:
     return {"metadata": meta, "spec": template["spec"]}
 
 
-async def _make_restore(world: World, move: Move, name: str, node: str) -> None:
+async def _make_restore(world: World, move: Move, name: str, places: dict[str, str]) -> None:
     reference = pods.owner(move.source)
     spec: dict[str, Any] = {"checkpointName": move.checkpoint}
     if reference:
         spec["ownerRef"] = reference
     else:
         spec["selector"] = {"matchLabels": {pods.RESTORE_LABEL: name}}
-    meta: dict[str, Any] = {"name": name, "namespace": move.namespace}
-    if node:
-        meta["annotations"] = {NODE: node}
+    meta: dict[str, Any] = {"name": name, "namespace": move.namespace, "annotations": places}
     if move.parent:
         meta["ownerReferences"] = [move.parent]
     if await world.cluster.find(kube.RESTORES, move.namespace, name) is None:
@@ -200,7 +203,7 @@ async def _let_go(world: World, target: Object) -> None:
 async def _bring_back(world: World, move: Move, target: Object | None) -> str:
     """Have the owner make the source anew, on its node, from the checkpoint."""
     name = f"{move.name}{BACK}"
-    await _make_restore(world, move, name, move.source_node)
+    await _make_restore(world, move, name, {NODE: move.source_node})
     if target:
         meta = target["metadata"]
         await world.cluster.delete(

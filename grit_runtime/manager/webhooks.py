@@ -11,6 +11,7 @@ from aiohttp import web
 
 from grit_runtime import log
 from grit_runtime.errors import GritError, one_line, reason
+from grit_runtime.manager import names
 from grit_runtime.manager.admission import Admission, Answer, refusal
 
 TYPE_CHECKING = False
@@ -32,13 +33,10 @@ async def served(
 ) -> AsyncIterator[None]:
     """Answer reviews at *port* while the block runs."""
     application = web.Application(client_max_size=_LIMIT_BYTES)
-    # The paths are upstream's, where it has such a webhook.
     for path, decide in (
-        ("/mutate-core-v1-pod", admission.pod),
-        ("/mutate-kaito-sh-v1alpha1-restore", admission.hashed_restore),
-        ("/validate-kaito-sh-v1alpha1-restore", admission.restore),
-        ("/validate-kaito-sh-v1alpha1-checkpoint", admission.checkpoint),
-        ("/validate-kaito-sh-v1alpha1-migration", admission.migration),
+        (names.POD_PATH, admission.pod),
+        (names.OBJECT_PATH, admission.object),
+        (names.EVICTION_PATH, admission.eviction),
     ):
         application.router.add_post(path, _handler(path, decide, metrics))
     runner = web.AppRunner(application, access_log=None)

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from integration.kubernetes import cluster, programs
+from integration.kubernetes import cluster, grit, programs
 from integration.requirements import do_without, is_required
 
 TYPE_CHECKING = False
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from integration.kubernetes.cluster import Cluster
+    from integration.kubernetes.grit import Manager
     from integration.node.rootfs import Edition
 
 
@@ -41,6 +42,14 @@ def kubernetes(edition: Edition, compiled: None) -> Iterator[Cluster]:  # noqa: 
         yield running
 
 
+@pytest.fixture(scope="session")
+def manager(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
+    """grit's manager and agents in the cluster with nodes."""
+    log = tmp_path_factory.mktemp("manager") / "manager.log"
+    with grit.installed(kubernetes, log) as running:
+        yield running
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Function,
@@ -51,4 +60,7 @@ def pytest_runtest_makereport(
         if report.failed and name in item.funcargs:
             logs = cast("Cluster", item.funcargs[name]).collect_logs()
             report.sections.append((f"logs of {name}", logs))
+    if report.failed and "manager" in item.funcargs:
+        running = cast("Manager", item.funcargs["manager"])
+        report.sections.append(("log of the manager", running.log))
     return report

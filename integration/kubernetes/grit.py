@@ -1,0 +1,153 @@
+"""grit in a cluster: what runtime-config/kubernetes installs, with the manager beside the plane.
+
+The manager runs from this checkout with its own ServiceAccount, in place of the Deployment's pods:
+there is no image of it here. The agents are the DaemonSet's, and run what is installed on nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+
+import yaml
+
+from grit_runtime.manager import names
+from integration.kubernetes import agents
+from integration.node import images
+from integration.node.network import ROUTER
+from integration.node.node import RUNTIME_CONFIG
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Any
+
+    from integration.kubernetes.cluster import Cluster
+
+OLDER = RUNTIME_CONFIG / "kubernetes-older"
+TIMEOUT_S = 90
+
+_NOT_HERE = {("Deployment", names.MANAGER), ("PodDisruptionBudget", names.MANAGER)}
+_FACTS = "manager.grit.dev/facts"
+
+
+class Manager:
+    """The manager, which can be killed and started again."""
+
+    def __init__(self, cluster: Cluster, log: Path) -> None:
+        self._cluster = cluster
+        self._log = log
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def start(self) -> None:
+        """Start it; it serves and leads in a moment."""
+        account = self._cluster.service_account(names.MANAGER, names.NAMESPACE)
+        token = agents.token(self._cluster, names.MANAGER, names.NAMESPACE, audience=names.AGENT)
+        path = self._cluster.plane.write("agent-token", token)
+        argv = [sys.executable, "-m", "grit_runtime.cli.main", "manager", "--agent-token", path]
+        with self._log.open("a") as log:
+            self._process = self._cluster.plane.popen(
+                argv, stdout=log, stderr=log, kubeconfig=account
+            )
+
+    def kill(self) -> None:
+        """End it without a chance to say anything."""
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it as kubelet does."""
+        assert self._process
+        self._process.terminate()
+        self._process.wait(TIMEOUT_S)
+
+
+@contextmanager
+def installed(cluster: Cluster, log: Path) -> Iterator[Manager]:
+    """While the block runs, the cluster has grit; the manager's log is in the file *log*."""
+    objects = [
+        changed
+        for one in yaml.safe_load_all(cluster.kubectl("kustomize", OLDER).stdout)
+        if (changed := _here(one))
+    ]
+    first = ("Namespace", "CustomResourceDefinition")
+    cluster.apply(*(one for one in objects if one["kind"] in first))
+    cluster.apply(*(one for one in objects if one["kind"] not in first), _endpoints())
+    manager = Manager(cluster, log)
+    manager.start()
+    try:
+        if cluster.nodes:
+            _wait(cluster, "all nodes have facts", lambda: _have_facts(cluster))
+        _wait(cluster, "webhooks are trusted", lambda: _are_trusted(cluster))
+        yield manager
+    finally:
+        manager.stop()
+
+
+def _here(one: dict[str, Any]) -> dict[str, Any] | None:
+    """An object as it is applied here; None if it is not."""
+    name = one["metadata"]["name"]
+    if (one["kind"], name) in _NOT_HERE:
+        return None
+    if (one["kind"], name) == ("Service", names.MANAGER):
+        del one["spec"]["selector"]
+    if one["kind"] == "DaemonSet":
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        container["image"] = images.BUSYBOX
+        # This machine's root may not have it.
+        container["securityContext"]["capabilities"]["add"].remove("SYS_RESOURCE")
+    return one
+
+
+def _endpoints() -> dict[str, Any]:
+    """Where the manager is: beside the control plane."""
+    ports = [
+        {"name": "webhooks", "port": names.WEBHOOK_PORT},
+        {"name": "metrics", "port": names.METRICS_PORT},
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": names.MANAGER, "namespace": names.NAMESPACE},
+        "subsets": [{"addresses": [{"ip": ROUTER}], "ports": ports}],
+    }
+
+
+def _have_facts(cluster: Cluster) -> bool:
+    nodes = cluster.get("nodes")["items"]
+    return all(_FACTS in (node["metadata"].get("annotations") or {}) for node in nodes)
+
+
+def _are_trusted(cluster: Cluster) -> bool:
+    kinds = ("mutatingwebhookconfiguration", "validatingwebhookconfiguration")
+    found = [cluster.get(kind, names.MANAGER) for kind in kinds]
+    return all(hook["clientConfig"].get("caBundle") for one in found for hook in one["webhooks"])
+
+
+def _wait(cluster: Cluster, what: str, is_so: Any) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_so():
+        if time.monotonic() > deadline:
+            pods = cluster.kubectl("get", "pods", "-A", "-o", "wide", check=False).stdout
+            raise AssertionError(f"after {TIMEOUT_S} s not: {what}\n{pods}")
+        time.sleep(0.2)
+
+
+def ended(cluster: Cluster, kind: str, name: str, *phases: str) -> dict[str, Any]:
+    """The object's status once it is in one of *phases*, or has failed."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        status: dict[str, Any] = cluster.get(kind, name).get("status") or {}
+        if status.get("phase") in (*phases, "Failed"):
+            return status
+        assert time.monotonic() < deadline, f"{kind} {name} is {json.dumps(status, indent=1)}"
+        time.sleep(0.2)

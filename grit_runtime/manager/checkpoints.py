@@ -168,7 +168,7 @@ async def forget(world: World, namespace: str, name: str) -> None:
     try:
         agent = await world.agents.at(node)
         reference = agent_pb2.CheckpointRef(namespace=namespace, name=name)
-        await agent.ask("Remove", reference, agent_pb2.RemoveReply)
+        await patience.while_busy(lambda: agent.ask("Remove", reference, agent_pb2.RemoveReply))
     except GritError as error:
         # The node may be gone for good, and then so is the data: a deletion always works.
         log.warning("a checkpoint is left on its node", node=node, reason=one_line(error))

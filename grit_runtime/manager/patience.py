@@ -9,6 +9,7 @@ from grit_runtime import log
 from grit_runtime.errors import (
     DeadlineExceededError,
     GritError,
+    HeldError,
     StoreBusyError,
     UnavailableError,
     one_line,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer")
 
 _PASSING = (UnavailableError, DeadlineExceededError, StoreBusyError)
+_BUSY_TRIES, _BUSY_PAUSE_S = 60, 2.0
 _PAUSES_S = (0.5, 1, 2, 5, 10, 20, 30, 30, 30)
 
 
@@ -42,6 +44,16 @@ async def repeated(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
                 raise
             log.info("tried again later", pause_s=pause_s, reason=one_line(error))
             await asyncio.sleep(pause_s)
+    return await attempt()
+
+
+async def while_busy(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+    """What *attempt* returns; tried again while a pod of which kubelet has yet to hear holds it."""
+    for _ in range(_BUSY_TRIES):
+        try:
+            return await attempt()
+        except HeldError:
+            await asyncio.sleep(_BUSY_PAUSE_S)
     return await attempt()
 
 

@@ -39,11 +39,34 @@ def counter(
 
 def deployment(pod: dict[str, Any]) -> dict[str, Any]:
     """A Deployment of one such *pod*, by the same name."""
+    return _owner("apps/v1", "Deployment", pod, selector=_selector(pod))
+
+
+def stateful_set(pod: dict[str, Any]) -> dict[str, Any]:
+    """A StatefulSet of one such *pod*, by the same name."""
+    return _owner("apps/v1", "StatefulSet", pod, selector=_selector(pod), serviceName="none")
+
+
+def job(pod: dict[str, Any]) -> dict[str, Any]:
+    """A Job of one such *pod*, by the same name."""
+    return _owner("batch/v1", "Job", {**pod, "spec": {**pod["spec"], "restartPolicy": "Never"}})
+
+
+def daemon_set(pod: dict[str, Any]) -> dict[str, Any]:
+    """A DaemonSet of such a *pod*, by the same name."""
+    return _owner("apps/v1", "DaemonSet", pod, selector=_selector(pod))
+
+
+def _owner(version: str, kind: str, pod: dict[str, Any], **spec: Any) -> dict[str, Any]:
     metadata = pod["metadata"]
     template = {"metadata": {**metadata, "name": None}, "spec": pod["spec"]}
     return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
+        "apiVersion": version,
+        "kind": kind,
         "metadata": {"name": metadata["name"]},
-        "spec": {"selector": {"matchLabels": metadata["labels"]}, "template": template},
+        "spec": {**spec, "template": template},
     }
+
+
+def _selector(pod: dict[str, Any]) -> dict[str, Any]:
+    return {"matchLabels": pod["metadata"]["labels"]}

@@ -135,8 +135,8 @@ class Cluster:
     ) -> None:
         """Delete the object, if it is there and, if that is said, of this uid."""
         place = _place(namespace)
-        with suppress(NotFoundError, ConflictError):
-            if uid:  # the server compares it, and another of that name is left alone
+        with suppress(NotFoundError, InvalidArgumentError):
+            if uid:  # the server compares it: another of that name is invalid, and left alone
                 await self.patch(kind, namespace, name, {"metadata": {"uid": uid}})
             await _answered(lambda: self._client.delete(kind, name, grace_period=grace_s, **place))
 

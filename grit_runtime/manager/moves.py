@@ -84,7 +84,8 @@ async def place(world: World, move: Move) -> None:
     elif pods.can_detach(move.source):
         await pods.detach(world.cluster, move.source)
     else:
-        await _delete_source(world, move)
+        # At once: kubelet may take long, and what is held does not run meanwhile.
+        await _delete_source(world, move, grace_s=0)
 
 
 async def restored(world: World, move: Move, name: str = "") -> Object:
@@ -104,7 +105,7 @@ async def restored(world: World, move: Move, name: str = "") -> Object:
 
 async def commit(world: World, move: Move) -> None:
     """Delete the source: the target has taken its place."""
-    await _delete_source(world, move)
+    await _delete_source(world, move, grace_s=_GRACE_S)
 
 
 async def roll_back(world: World, move: Move) -> str:
@@ -220,5 +221,5 @@ async def _bring_back(world: World, move: Move, target: Object | None) -> str:
     return f"pod {move.namespace}/{back['targetPod']} goes on, on node {move.source_node}"
 
 
-async def _delete_source(world: World, move: Move) -> None:
-    await world.cluster.delete(kube.PODS, move.namespace, move.pod, move.uid, grace_s=_GRACE_S)
+async def _delete_source(world: World, move: Move, grace_s: int) -> None:
+    await world.cluster.delete(kube.PODS, move.namespace, move.pod, move.uid, grace_s=grace_s)

@@ -19,6 +19,7 @@ from grit_runtime.errors import (
 from grit_runtime.manager import api, patience, pods, storage
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
+from grit_runtime.model import pod_template
 from grit_runtime.proto import agent_pb2
 from grit_runtime.startup.named import NamedTuple
 
@@ -36,6 +37,7 @@ ENDED = (api.RESTORED, api.FAILED)
 SELECTED = "grit.dev/pod-selected"  # of a Restore: a pod has been found for it, as upstream has it
 # A pod that was selected and does not come was never made: another admission has refused it.
 UNUSED_S = 20.0
+_LOOK_S, _LOOK_SELDOM_S = 2.0, 30.0
 
 _SEALED_PHASES = (api.CHECKPOINTED, api.SUBMITTING, api.SUBMITTED)
 _PASSING = (NotArrivedError, ArrivalFailedError, NotFoundError, UnavailableError)
@@ -50,6 +52,7 @@ class Source(NamedTuple):
     node: str
     store: str
     containers: tuple[str, ...]
+    digest: str  # of what its pods have in common
 
 
 async def run(world: World, namespace: str, name: str) -> None:
@@ -76,7 +79,7 @@ async def _advance(world: World, restore: Restore, status: Status) -> None:
         await status.enter(api.CREATED, "RestoreIsCreated", startTime=_now())
     checkpoint = await sealed(world.cluster, restore.metadata.namespace, restore.spec)
     source = await _source(world.cluster, checkpoint)
-    pod = await _selected(world.cluster, restore, status)
+    pod = await _selected(world.cluster, restore, source.digest, status)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if status.phase == api.CREATED:
         await status.enter(api.PENDING, "RestorationPodSelected", targetPod=name, targetPodUID=uid)
@@ -120,15 +123,16 @@ async def _source(cluster: Cluster, found: Object) -> Source:
             cluster, checkpoint.metadata.namespace, checkpoint.spec.stored
         ),
         containers=now.containers,
+        digest=now.pod_spec_hash,
     )
 
 
-async def _selected(cluster: Cluster, restore: Restore, status: Status) -> Object:
+async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Status) -> Object:
     """The pod that the webhook has selected, once there is one."""
     meta = restore.metadata
     known_uid = status.now.get("targetPodUID", "")
     watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{_LABEL}={meta.name}")
-    unused = asyncio.create_task(_release_unused(cluster, restore))
+    helping = asyncio.create_task(_help(cluster, restore, digest, status))
     try:
         async for found in watched:
             for pod in found.values():
@@ -139,22 +143,51 @@ async def _selected(cluster: Cluster, restore: Restore, status: Status) -> Objec
                     f"pod {status.now['targetPod']} was deleted before it was restored"
                 )
     finally:
-        unused.cancel()
+        helping.cancel()
     raise AssertionError  # a watch has no end
 
 
-async def _release_unused(cluster: Cluster, restore: Restore) -> None:
-    """Let another pod be selected if the one that was does not come."""
+async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status) -> None:
+    """Mend what keeps a pod from being selected: one that never came, one that nobody asked of."""
     meta = restore.metadata
-    fields = f"metadata.name={meta.name}"
-    async for found in cluster.watched(kube.RESTORES, meta.namespace, fields=fields):
-        annotations = (found.get(meta.name) or {"metadata": {}})["metadata"].get("annotations")
-        claim = (annotations or {}).get(SELECTED)
-        if claim is None:
+    claimed_s = 0.0
+    pause_s = _LOOK_S
+    while True:
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.2, _LOOK_SELDOM_S)
+        now = await cluster.get(kube.RESTORES, meta.namespace, meta.name)
+        if SELECTED in (now["metadata"].get("annotations") or {}):
+            claimed_s += pause_s
+            if claimed_s > UNUSED_S:
+                patch = {"metadata": {"annotations": {SELECTED: None}}}
+                await cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+                claimed_s = 0.0
             continue
-        await asyncio.sleep(UNUSED_S)
-        patch = {"metadata": {"annotations": {SELECTED: None}}}
-        await cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+        for pod in await _missed(cluster, restore, digest):
+            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+            message = f"pod {name} was made while the webhook did not answer"
+            if meta.owner_references:  # a migration's: its source is held, and no other may run
+                message += ", and is deleted: its owner makes another"
+                await cluster.delete(kube.PODS, meta.namespace, name, uid, grace_s=0)
+            else:
+                message += ", and starts from its image; delete it to have another one restored"
+            await status.warn("WebhookMissed", message)
+
+
+async def _missed(cluster: Cluster, restore: Restore, digest: str) -> list[Object]:
+    """Pods that should have been selected: made since, of the owner, and like the source."""
+    owner = restore.spec.owner
+    if owner is None:
+        return []
+    return [
+        pod
+        for pod in await cluster.every(kube.PODS, restore.metadata.namespace)
+        if (pods.owner(pod) or {}).get("uid") == owner.uid
+        and pod["metadata"]["creationTimestamp"] > restore.metadata.creation_timestamp
+        and _LABEL not in (pod["metadata"].get("labels") or {})
+        and not pods.is_ending(pod)
+        and pod_template.digest(pod) == digest
+    ]
 
 
 async def _scheduled(cluster: Cluster, namespace: str, name: str, uid: str) -> str:

@@ -74,6 +74,12 @@ class Status:
         await self._write(FAILED, conditions, why, message, ended)
         self._tell("Warning", why, message)
 
+    async def warn(self, why: str, message: str) -> None:
+        """Say that something is not as it should be, and will be or may be mended."""
+        if self.now.get("message") != message:
+            self._tell("Warning", why, message)
+            await self.note(message=message)
+
     def _tell(self, kind: str, why: str, message: str) -> None:
         """Post an event, which is what `kubectl describe` shows."""
         kopf.event(kopf.Body(cast("Any", self._object)), type=kind, reason=why, message=message)

@@ -47,6 +47,13 @@ class Manager:
     def log(self) -> str:
         return self._log.read_text()
 
+    def objects(self) -> str:
+        """What there is of grit's and of pods, and what has happened to them."""
+        kinds = "pods,checkpoints,restores,migrations,events"
+        listed = self._cluster.kubectl("get", kinds, "-o", "wide", check=False).stdout
+        described = self._cluster.kubectl("describe", "restores", check=False).stdout
+        return f"{listed}\n{described}"
+
     def start(self) -> None:
         """Start it; it serves and leads in a moment."""
         account = self._cluster.service_account(names.MANAGER, names.NAMESPACE)

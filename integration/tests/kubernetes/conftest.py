@@ -62,5 +62,6 @@ def pytest_runtest_makereport(
             report.sections.append((f"logs of {name}", logs))
     if report.failed and "manager" in item.funcargs:
         running = cast("Manager", item.funcargs["manager"])
+        report.sections.append(("objects", running.objects()))
         report.sections.append(("log of the manager", running.log))
     return report

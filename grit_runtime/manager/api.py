@@ -346,3 +346,15 @@ def read(kind: type[Record], body: Mapping[str, Any]) -> Record:
     where = f"{kind.__name__} {metadata.get('namespace')}/{metadata.get('name')}"
     found: Record = fields.read(kind, dict(body), where)
     return found
+
+
+def reference(kind: str, metadata: Metadata) -> dict[str, Any]:
+    """What an object has among its ownerReferences that goes with this one."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": metadata.name,
+        "uid": metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }

@@ -121,7 +121,7 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
             "metadata": {
                 "name": meta.name,
                 "namespace": meta.namespace,
-                "ownerReferences": [_reference(migration)],
+                "ownerReferences": [api.reference("Migration", migration.metadata)],
             },
             "spec": spec,
         }
@@ -150,7 +150,7 @@ async def _move(world: World, migration: Migration, status: Status) -> Move:
         source_node=now["nodeName"],
         target_node=migration.spec.node_name,
         leaves=True,
-        parent=_reference(migration),
+        parent=api.reference("Migration", migration.metadata),
     )
 
 
@@ -167,18 +167,6 @@ async def _undo(world: World, found: Object, status: Status, error: GritError) -
     except GritError as other:
         became = f"and the source does not run on: {one_line(other)}"
     await status.fail(type(error)(f"{one_line(error)}; {became}"))
-
-
-def _reference(migration: Migration) -> Object:
-    meta = migration.metadata
-    return {
-        "apiVersion": api.API_VERSION,
-        "kind": "Migration",
-        "name": meta.name,
-        "uid": meta.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
 
 
 def _now() -> str:

@@ -141,6 +141,7 @@ async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
         checkpoint=meta.name,
         source=source_of(status.now, meta.namespace),
         source_node=status.now["nodeName"],
+        parent=api.reference("Checkpoint", meta),
     )
     if status.phase == api.CHECKPOINTED:
         await status.enter(api.SUBMITTING, "CheckpointedCompleted")

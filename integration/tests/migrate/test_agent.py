@@ -8,10 +8,13 @@ import shutil
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from grit_runtime.agent import client
+from grit_runtime.errors import NotFoundError, PodStateError
+from grit_runtime.model import compatibility
 from grit_runtime.proto import agent_pb2
 from integration.pods import agents, checkpoints, workload
 from tests.store import made
@@ -20,10 +23,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from google.protobuf.message import Message
+
     from integration.node.node import Node
     from integration.tests.conftest import Nodes, RunPod
 
 SIZE_BYTES = 48 * made.MIB
+
+Reply = TypeVar("Reply", bound="Message")
 
 pytestmark = pytest.mark.usefixtures("fresh_nodes")
 
@@ -164,3 +171,74 @@ def test_a_peer_that_is_killed_is_named_and_the_next_pull_goes_on(nodes: Nodes) 
         assert (job.state, job.text) == ("done", "")
         assert job.moved_bytes < SIZE_BYTES
         assert_is_there(nodes, "gone")
+
+
+def told(node: Node, method: str, request: Message, reply: type[Reply]) -> Reply:
+    return client.asked(method, request, reply, agents.socket_of(node))
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_held_pod_runs_on_when_the_agent_is_asked_as_often_as_it_is(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    pod = run_pod(nodes.a, workload.counter_pod("resumed"))
+    workload.wait_for_count(pod, 5)
+    request = agent_pb2.CheckpointRequest(
+        target="default/resumed", after="frozen", uid=pod.spec.uid
+    )
+    assert agents.asked(nodes.a, "Checkpoint", request).state == "done"
+    seen = pod.logs("counter").split()
+    meant = agent_pb2.ResumeRequest(target="default/resumed", uid="another-uid")
+    with pytest.raises(PodStateError, match="expected another-uid: it is another pod"):
+        told(nodes.a, "Resume", meant, agent_pb2.ResumeReply)
+    assert pod.logs("counter").split() == seen
+    meant.uid = pod.spec.uid
+    for _ in range(2):
+        told(nodes.a, "Resume", meant, agent_pb2.ResumeReply)
+    workload.wait_for_count(pod, len(seen) + 5)
+    with pytest.raises(NotFoundError):
+        told(nodes.a, "Resume", agent_pb2.ResumeRequest(target="default/none"), agent_pb2.Job)
+
+
+@pytest.mark.usefixtures("joined")
+def test_another_pod_of_the_name_is_not_checkpointed(nodes: Nodes, run_pod: RunPod) -> None:
+    run_pod(nodes.a, workload.counter_pod("pinned"))
+    request = agent_pb2.CheckpointRequest(
+        target="default/pinned", after="running", uid="uid-of-old"
+    )
+    job = agents.asked(nodes.a, "Checkpoint", request)
+    assert (job.state, job.reason) == ("failed", "PodNotReady")
+    assert "expected uid-of-old: it is another pod of that name" in job.text
+    assert not checkpoints.directory(nodes.a, "pinned").exists()
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_restore_is_told_to_who_follows_the_pod_s_records(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, workload.counter_pod("told"))
+    workload.wait_for_count(source, 5)
+    request = agent_pb2.CheckpointRequest(target="default/told", after="stopped", pod_is_going=True)
+    assert agents.asked(nodes.a, "Checkpoint", request).state == "done"
+    ref = agent_pb2.CheckpointRef(namespace="default", name="told")
+    described = told(nodes.a, "Describe", ref, agent_pb2.Description)
+    facts = told(nodes.a, "Facts", agent_pb2.FactsRequest(), agent_pb2.FactsReply)
+    here = compatibility.parse_facts(facts.facts.encode(), "facts")
+    assert facts.node == "node-a"
+    assert here.node.criu
+    assert (
+        compatibility.verdict(compatibility.parse_facts(described.needs.encode(), "needs"), here)
+        == []
+    )
+    assert described.phases["dump"] > 0
+
+    annotations = (("grit.dev/restore-name", "told"),)
+    target = run_pod(nodes.a, workload.counter_pod("listener", annotations=annotations))
+    followed = agent_pb2.RecordsRequest(pod_uid=target.spec.uid, follow=True)
+    replies = client.streamed(
+        "Records", followed, agent_pb2.RecordsReply, agents.socket_of(nodes.a)
+    )
+    records = next(filter(None, (json.loads(reply.records) for reply in replies)))
+    assert [(one["outcome"], one["manifest_sha256"]) for one in records] == [
+        ("restored", described.sha256)
+    ]
+    told(nodes.a, "Remove", ref, agent_pb2.RemoveReply)
+    assert not checkpoints.directory(nodes.a, "told").exists()

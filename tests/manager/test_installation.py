@@ -101,8 +101,7 @@ def test_the_manager_s_token_for_agents_is_for_nobody_else() -> None:
 
 def test_agents_listen_where_their_configuration_says() -> None:
     (agent,) = OBJECTS["DaemonSet", names.AGENT]["spec"]["template"]["spec"]["containers"]
-    assert ports(agent) == {"peers": names.AGENT_PEER_PORT, "api": names.AGENT_API_PORT}
-    assert Config().agent_port == names.AGENT_PEER_PORT
+    assert ports(agent) == {"peers": Config().agent_port, "api": names.AGENT_API_PORT}
     assert Config().agent_api_port == names.AGENT_API_PORT
 
 
@@ -117,7 +116,7 @@ def test_who_may_connect_is_who_has_to() -> None:
     assert opened == {
         (names.MANAGER, names.WEBHOOK_PORT, ("anybody",)),
         (names.MANAGER, names.METRICS_PORT, ("{'namespaceSelector': {}}",)),
-        (names.AGENT, names.AGENT_PEER_PORT, (of % names.AGENT,)),
+        (names.AGENT, Config().agent_port, (of % names.AGENT,)),
         (names.AGENT, names.AGENT_API_PORT, (of % names.MANAGER,)),
     }
 
@@ -150,7 +149,7 @@ def test_webhooks_are_not_asked_about_the_cluster_s_own_pods() -> None:
     for name in ("pods.grit.dev", "evictions.grit.dev"):
         by_name, opt_out = WEBHOOKS[name]["namespaceSelector"]["matchExpressions"]
         assert {"kube-system", names.NAMESPACE} <= set(by_name["values"])
-        assert (opt_out["key"], opt_out["values"]) == (names.OPT_OUT[0], [names.OPT_OUT[1]])
+        assert (opt_out["key"], opt_out["values"]) == ("manager.grit.dev/pods", ["ignore"])
 
 
 def test_roles_name_what_there_is() -> None:

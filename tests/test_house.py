@@ -197,10 +197,9 @@ USED_BY_OTHERS = {
         *("pause_writing", "resume_writing"),
     },
     "one of gRPC's status codes, which are listed whole": {
-        *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE", "PERMISSION_DENIED"),
-        "UNAUTHENTICATED",
+        *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE"),
     },
-    "made into a file by CONTRIBUTING.md's command": {"crds", "schema"},
+    "made into a file by CONTRIBUTING.md's command": {"crds"},
     "the manager's, still without a caller": {
         *("AGENT", "AGENT_API_PORT", "AGENT_TOKEN_PATH", "CERTIFICATES", "CHECKPOINT_REASONS"),
         *("EVICTION_PATH", "MANAGER", "METRICS_PORT", "MIGRATION_REASONS", "NAMESPACE"),

@@ -17,6 +17,7 @@ from grit_runtime.cli.main import grit
 from grit_runtime.config import Config
 from grit_runtime.errors import GritError
 from grit_runtime.files import signature
+from grit_runtime.manager import names
 from grit_runtime.model import losses, outcomes
 from grit_runtime.model.annotations import KNOWN
 from grit_runtime.model.outcomes import Outcome
@@ -40,7 +41,7 @@ HEADING = re.compile(r"^#+ (.*)$", flags=re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 KEY = re.compile(r"(?<![\w.])grit\.dev/[-\w]*")
 LABEL = "grit.dev/runtime"  # of nodes
-OTHER_KEYS = {"grit.dev/", "grit.dev/restore-", LABEL}
+OTHER_KEYS = {"grit.dev/", "grit.dev/restore-", LABEL, names.SIGNER}
 PATH = re.compile(r"(?:grit_runtime|integration|tests|runtime-config|systemd|docs)/[-\w./]*")
 
 

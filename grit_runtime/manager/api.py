@@ -42,7 +42,7 @@ MigrationPhase = Literal[
 NAME = {"maxLength": 253}
 TEXT = {"maxLength": 32768}
 TIME = {"format": "date-time"}
-DURATION = {"maxLength": 32, "pattern": r"^([0-9]+[dhms])+$"}
+DURATION = {"maxLength": 32, "pattern": r"^([0-9]+[dhms])*0*[1-9][0-9]*[dhms]([0-9]+[dhms])*$"}
 CAPTURED = r"^(shm|emptydir:[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$"
 ATOMIC_MAP = {"x-kubernetes-map-type": "atomic"}
 BY_TYPE = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
@@ -148,7 +148,7 @@ class CheckpointSpec(NamedTuple):
         "The pod is held frozen and its owner replaces it; the new one goes on from there.",
     ] = False
     capture: Annotated[
-        tuple[Annotated[str, {"pattern": CAPTURED}], ...],
+        tuple[Annotated[str, {"maxLength": 80, "pattern": CAPTURED}], ...],
         "Volumes that go along, as emptydir:NAME.",
         {"maxItems": 100},
     ] = ()

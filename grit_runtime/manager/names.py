@@ -13,12 +13,8 @@ AGENT_TOKEN_PATH = "/var/run/secrets/grit.dev/agent/token"  # noqa: S105  the ma
 
 WEBHOOK_PORT = 9443
 METRICS_PORT = 9464  # and /healthz
-AGENT_PEER_PORT = 9465
 AGENT_API_PORT = 9466
 
 POD_PATH = "/pods"
 OBJECT_PATH = "/objects"
 EVICTION_PATH = "/evictions"
-
-# Namespaces and pods with this label are never asked about.
-OPT_OUT = ("manager.grit.dev/pods", "ignore")

@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+Value = Annotated[str, {"maxLength": 63}]
+
+
 class LabelRequirement(NamedTuple):
     key: Annotated[str, {"maxLength": 317}]
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: Annotated[tuple[str, ...], {"maxItems": 100}] = ()
+    values: Annotated[tuple[Value, ...], {"maxItems": 100}] = ()
 
 
 class LabelSelector(NamedTuple):
-    match_labels: Annotated[dict[str, str], {"maxProperties": 100}] = {}  # noqa: RUF012  never changed
+    match_labels: Annotated[dict[str, Value], {"maxProperties": 100}] = {}  # noqa: RUF012  never changed
     match_expressions: Annotated[tuple[LabelRequirement, ...], {"maxItems": 100}] = ()
 
 

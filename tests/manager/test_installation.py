@@ -10,7 +10,7 @@ import yaml
 
 from grit_runtime.config import Config
 from grit_runtime.manager import api, names, rules
-from grit_runtime.manager.crds import KINDS
+from grit_runtime.manager.crds import KINDS, Kind, crds
 
 KUBERNETES = Path(__file__).parents[2] / "runtime-config/kubernetes"
 OLDER = KUBERNETES.with_name("kubernetes-older")
@@ -101,8 +101,7 @@ def test_the_manager_s_token_for_agents_is_for_nobody_else() -> None:
 
 def test_agents_listen_where_their_configuration_says() -> None:
     (agent,) = OBJECTS["DaemonSet", names.AGENT]["spec"]["template"]["spec"]["containers"]
-    assert ports(agent) == {"peers": names.AGENT_PEER_PORT, "api": names.AGENT_API_PORT}
-    assert Config().agent_port == names.AGENT_PEER_PORT
+    assert ports(agent) == {"peers": Config().agent_port, "api": names.AGENT_API_PORT}
     assert Config().agent_api_port == names.AGENT_API_PORT
 
 
@@ -117,7 +116,7 @@ def test_who_may_connect_is_who_has_to() -> None:
     assert opened == {
         (names.MANAGER, names.WEBHOOK_PORT, ("anybody",)),
         (names.MANAGER, names.METRICS_PORT, ("{'namespaceSelector': {}}",)),
-        (names.AGENT, names.AGENT_PEER_PORT, (of % names.AGENT,)),
+        (names.AGENT, Config().agent_port, (of % names.AGENT,)),
         (names.AGENT, names.AGENT_API_PORT, (of % names.MANAGER,)),
     }
 
@@ -150,7 +149,7 @@ def test_webhooks_are_not_asked_about_the_cluster_s_own_pods() -> None:
     for name in ("pods.grit.dev", "evictions.grit.dev"):
         by_name, opt_out = WEBHOOKS[name]["namespaceSelector"]["matchExpressions"]
         assert {"kube-system", names.NAMESPACE} <= set(by_name["values"])
-        assert (opt_out["key"], opt_out["values"]) == (names.OPT_OUT[0], [names.OPT_OUT[1]])
+        assert (opt_out["key"], opt_out["values"]) == ("manager.grit.dev/pods", ["ignore"])
 
 
 def test_roles_name_what_there_is() -> None:
@@ -200,3 +199,43 @@ def test_samples_mean_something(file: Path) -> None:
             assert rules.refusals(api.read(records[sample["kind"]], sample).spec) == []
         else:
             assert sample["kind"] in {"PersistentVolume", "PersistentVolumeClaim"}
+
+
+def documented(heading: str, columns: int) -> list[tuple[str, ...]]:
+    """The rows of the table below *heading* in the document, of so many columns."""
+    text = (KUBERNETES.parents[1] / "docs/kubernetes.md").read_text().partition(heading)[2]
+    lines = text[text.index("|") :].partition("\n\n")[0].splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.split("|")[1 : columns + 1]) for line in lines]
+
+
+def given(kind: str, name: str) -> list[tuple[str, str]]:
+    """What a role gives, as the document says it."""
+    return [
+        (
+            ", ".join(rule["verbs"]),
+            ", ".join(rule["resources"])
+            + "".join(f" ({name})" for name in rule.get("resourceNames", ())),
+        )
+        for rule in OBJECTS[kind, name]["rules"]
+    ]
+
+
+def test_each_right_is_documented_with_its_reason() -> None:
+    everywhere = documented("The manager has these, in all namespaces", 3)
+    assert [row[:2] for row in everywhere] == given("ClusterRole", names.MANAGER)
+    in_its_own = documented("and these in `grit-system`", 3)
+    assert [row[:2] for row in in_its_own] == given("Role", names.MANAGER)
+    assert all(row[2] for row in everywhere + in_its_own)
+
+
+def test_each_field_of_a_spec_is_documented() -> None:
+    for kind in KINDS:
+        table = documented(f"## {kind.record.__name__}\n", 1)
+        named = {word for row in table for word in row[0].replace("`", "").split(", ")}
+        spec = version(kind)["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        assert named == set(spec["properties"])
+
+
+def version(kind: Kind) -> dict[str, Any]:
+    found: dict[str, Any] = crds()[kind.plural]["spec"]["versions"][0]
+    return found

@@ -115,6 +115,7 @@ def test_samples_are_taken(server: Cluster, file: Path) -> None:
         ({"storage": {"url": "nowhere"}}, "spec.storage.url: Invalid value"),
         ({"capture": ["data"]}, "spec.capture: Invalid value"),
         ({"retention": {"maxAge": "soon"}}, "spec.retention.maxAge: Invalid value"),
+        ({"retention": {"maxAge": "0h0s"}}, "spec.retention.maxAge: Invalid value"),
         ({"timeoutSeconds": 0}, "spec.timeoutSeconds: Invalid value"),
         (
             {"selector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}},
@@ -298,3 +299,10 @@ def test_objects_outlast_the_upgrade_of_their_definition(server: Cluster) -> Non
     status = kept.status._replace(phase="Submitting", conditions=later)
     written = with_status(server, path_of("checkpoints", name), fields.plain(status))
     assert api.read(api.Checkpoint, written).status == status
+
+
+def test_which_installation_fits_is_asked_as_the_document_says(server: Cluster) -> None:
+    asked = server.kubectl("explain", "crd.spec.versions.selectableFields", check=False)
+    applied = server.kubectl("apply", "--dry-run=server", "-k", CONFIG / "kubernetes", check=False)
+    is_refused = 'unknown field "selectableFields"' in applied.stderr
+    assert (asked.returncode != 0) == is_refused

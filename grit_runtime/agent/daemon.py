@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from threading import Event
 
 from grit_runtime import log, paths
-from grit_runtime.agent import copies, engine, enrolment, identity, metrics, service
+from grit_runtime.agent import copies, engine, identity, metrics, service
 from grit_runtime.agent import job as job_files
 from grit_runtime.agent.access import Access
 from grit_runtime.agent.calls import Calls
@@ -53,7 +53,7 @@ def run(config: Config, service_account: str = "") -> None:
             linux.setns("/proc/1/ns/cgroup")
         node = os.environ.get("NODE_NAME") or socket.gethostname()
         service.take_over(service.SOCKET)
-        jobs = _jobs(config, stack)
+        jobs = _jobs(config, stack, in_pod=api is not None)
         jobs.resume(_undo)  # before anybody asks for the same again
         calls = Calls(jobs, config, node)
         stack.enter_context(service.served(calls))
@@ -63,6 +63,9 @@ def run(config: Config, service_account: str = "") -> None:
         log.info("the agent serves", socket=service.SOCKET)
         _tell_systemd("READY=1")
         if api:
+            identity.libraries()
+            from grit_runtime.agent import enrolment  # brings them
+
             for _ in enrolment.certified(config.agent_dir, node, api, ended):
                 doors.open(calls, api)
         ended.wait()
@@ -73,7 +76,7 @@ def run(config: Config, service_account: str = "") -> None:
         os._exit(0)  # a thread that waits for a peer would keep us
 
 
-def _jobs(config: Config, stack: ExitStack) -> Jobs:
+def _jobs(config: Config, stack: ExitStack, *, in_pod: bool) -> Jobs:
     moved: Callable[[str, int], None] = _untold
     ended: Callable[[Job, float], None] = _untold
     os.makedirs(JOBS_DIR, mode=0o700, exist_ok=True)
@@ -83,7 +86,7 @@ def _jobs(config: Config, stack: ExitStack) -> Jobs:
             lambda state: sum(one.state == state for one in jobs.every()),
             lambda: sum(copy.size_bytes for copy in copies.every()),
         )
-        stack.enter_context(metrics.served(told, config.agent_metrics))
+        stack.enter_context(metrics.served(told, config.agent_metrics, in_pod=in_pod))
         moved, ended = told.moved, told.ended
     work = Work(config, JOBS_DIR, moved)
     jobs = Jobs(JOBS_DIR, work.perform, max(1, config.agent_jobs), ended)

@@ -56,7 +56,7 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
 
     AlreadyExistsError rather than to overwrite anything. All files are for root alone.
     """
-    x509, serialization = _cryptography()
+    x509, serialization = libraries()
     node_name(node)
     ca_dir = ca_dir or directory
     for name in (CERTIFICATE, KEY):
@@ -136,7 +136,7 @@ def name_in(certificate: dict[str, Any] | None) -> str:
 
 
 def _make_ca(directory: str) -> list[str]:
-    x509, _ = _cryptography()
+    x509, _ = libraries()
     key = new_key()
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "grit agents")])
     usage = x509.KeyUsage(
@@ -160,7 +160,7 @@ def _make_ca(directory: str) -> list[str]:
 
 
 def _signed_for(node: str, public_key: Any, ca: Any, ca_key: Any) -> Any:
-    x509, _ = _cryptography()
+    x509, _ = libraries()
     name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, "grit agent")])
     builder = _builder(name, ca.subject, public_key, _NODE_DAYS)
     usages = [x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]
@@ -175,7 +175,7 @@ def _signed_for(node: str, public_key: Any, ca: Any, ca_key: Any) -> Any:
 
 
 def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> Any:
-    x509, _ = _cryptography()
+    x509, _ = libraries()
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -204,7 +204,7 @@ def new_key() -> Any:
 
 def pem(thing: Any) -> bytes:
     """A certificate or a private key."""
-    _, serialization = _cryptography()
+    _, serialization = libraries()
     pem = serialization.Encoding.PEM
     if hasattr(thing, "public_bytes"):
         return bytes(thing.public_bytes(pem))
@@ -220,7 +220,8 @@ def write(path: str, data: bytes) -> str:
     return path
 
 
-def _cryptography() -> tuple[Any, Any]:
+def libraries() -> tuple[Any, Any]:
+    """cryptography's x509 and serialization; FailedPreconditionError if it is not installed."""
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import serialization

@@ -57,17 +57,23 @@ def run(config: Config, service_account: str = "") -> None:
         jobs.resume(_undo)  # before anybody asks for the same again
         calls = Calls(jobs, config, node)
         stack.enter_context(service.served(calls))
-        doors = _Doors(config, jobs, stack)
-        if api is None and doors.has_certificate:
-            doors.open()
+        if api is None:
+            _serve_peers(config, jobs, stack)
         log.info("the agent serves", socket=service.SOCKET)
         _tell_systemd("READY=1")
         if api:
             identity.libraries()
             from grit_runtime.agent import enrolment  # brings them
 
-            for _ in enrolment.certified(config.agent_dir, node, api, ended):
-                doors.open(calls, api)
+            def open_doors() -> None:
+                _serve_peers(config, jobs, stack)
+                if config.agent_api_port:
+                    served = service.served_to_cluster(
+                        calls, jobs, Access(api), config.agent_dir, config.agent_api_port
+                    )
+                    stack.enter_context(served)
+
+            enrolment.keep(config.agent_dir, node, api, ended, open_doors)
         ended.wait()
         _tell_systemd("STOPPING=1")
         has_stopped = jobs.stop(_STOP_S)
@@ -104,37 +110,14 @@ def _undo() -> None:
         log.warning("what a killed checkpoint has left is not undone", reason=one_line(error))
 
 
-class _Doors:
-    """What needs a certificate: peers' door, and the cluster's."""
-
-    def __init__(self, config: Config, jobs: Jobs, stack: ExitStack) -> None:
-        self._config = config
-        self._jobs = jobs
-        self._stack = stack
-        self._own: Identity | None = None
-
-    @property
-    def has_certificate(self) -> bool:
-        if os.path.exists(f"{self._config.agent_dir}/{identity.CERTIFICATE}"):
-            return True
+def _serve_peers(config: Config, jobs: Jobs, stack: ExitStack) -> None:
+    if not os.path.exists(f"{config.agent_dir}/{identity.CERTIFICATE}"):
         log.warning("no peers: the node has no certificate; grit agent init makes one")
-        return False
-
-    def open(self, calls: Calls | None = None, api: ApiServer | None = None) -> None:
-        """Open them, the cluster's if there is an *api*; once open, take another certificate."""
-        if self._own:
-            self._own.reload()
-            return
-        config = self._config
-        self._own = Identity(config.agent_dir)
-        fetch = Fetching(self._jobs).fetch
-        server = Server(config.checkpoint_root, self._own, config.agent_port, fetch=fetch)
-        self._stack.enter_context(server)
-        if calls and api and config.agent_api_port:
-            served = service.served_to_cluster(
-                calls, self._jobs, Access(api), config.agent_dir, config.agent_api_port
-            )
-            self._stack.enter_context(served)
+        return
+    fetching = Fetching(jobs)
+    own = Identity(config.agent_dir)
+    server = Server(config.checkpoint_root, own, config.agent_port, fetch=fetching.fetch)
+    stack.enter_context(server)
 
 
 class Fetching:

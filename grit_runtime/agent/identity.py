@@ -99,11 +99,6 @@ class Identity:
         self.serving = self._context(ssl.PROTOCOL_TLS_SERVER)
         self.calling = self._context(ssl.PROTOCOL_TLS_CLIENT)
 
-    def reload(self) -> None:
-        """Take what was replaced in the directory, for the next connections."""
-        for context in (self.serving, self.calling):
-            self._load(context)
-
     def _context(self, side: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(side)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -113,10 +108,6 @@ class Identity:
                 raise ConfigurationError(
                     f"{self.directory} has no {name}; grit agent init makes it"
                 )
-        self._load(context)
-        return context
-
-    def _load(self, context: ssl.SSLContext) -> None:
         try:
             context.load_verify_locations(f"{self.directory}/{CA}")
             context.load_cert_chain(f"{self.directory}/{CERTIFICATE}", f"{self.directory}/{KEY}")
@@ -125,6 +116,7 @@ class Identity:
                 f"{self.directory}: {CA}, {CERTIFICATE} and {KEY} do not go together: "
                 f"{error.reason}; make them anew with grit agent init"
             ) from None
+        return context
 
 
 def name_in(certificate: dict[str, Any] | None) -> str:

@@ -17,6 +17,7 @@ from grit_runtime.cli.main import grit
 from grit_runtime.config import Config
 from grit_runtime.errors import GritError
 from grit_runtime.files import signature
+from grit_runtime.manager import names
 from grit_runtime.model import losses, outcomes
 from grit_runtime.model.annotations import KNOWN
 from grit_runtime.model.outcomes import Outcome
@@ -40,7 +41,7 @@ HEADING = re.compile(r"^#+ (.*)$", flags=re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 KEY = re.compile(r"(?<![\w.])grit\.dev/[-\w]*")
 LABEL = "grit.dev/runtime"  # of nodes
-OTHER_KEYS = {"grit.dev/", "grit.dev/restore-", LABEL}
+OTHER_KEYS = {"grit.dev/", "grit.dev/restore-", LABEL, names.SIGNER}
 PATH = re.compile(r"(?:grit_runtime|integration|tests|runtime-config|systemd|docs)/[-\w./]*")
 
 
@@ -166,7 +167,7 @@ def test_annotations_are_those_of_the_code() -> None:
     assert set(KEY.findall(text)) - OTHER_KEYS == set(KNOWN)
     listed = {KEY.findall(row[0])[0] for row in rows("docs/annotations.md", "annotation")}
     assert listed == set(KNOWN)
-    assert LABEL in (REPO / "runtime-config/runtimeclass.yaml").read_text()
+    assert LABEL in (REPO / "runtime-config/kubernetes/runtimeclass.yaml").read_text()
 
 
 def test_the_configuration_has_its_keys_and_defaults() -> None:

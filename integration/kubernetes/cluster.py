@@ -126,7 +126,7 @@ def running(edition: Edition) -> Iterator[Cluster]:
             stack.enter_context(kubelet.running(node, plane))
             nodes.append(node)
         cluster = Cluster(plane, nodes)
-        cluster.kubectl("apply", "-f", RUNTIME_CONFIG / "runtimeclass.yaml")
+        cluster.kubectl("apply", "-f", RUNTIME_CONFIG / "kubernetes/runtimeclass.yaml")
         cluster.apply(SHIM_CLASS)
         for name in NODES:
             ready = ["wait", "--for=condition=Ready", f"node/{name}", "--timeout=10s"]

@@ -13,6 +13,7 @@ from integration.node import images, rootfs
 from integration.node.network import Network
 from integration.node.node import HANDLER, SHIM_HANDLER, Node
 from integration.pods import kubelet
+from integration.requirements import do_without
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def edition(request: pytest.FixtureRequest) -> Edition:
         missing.append("root")
     if missing:
         reason = f"no nodes without {', '.join(missing)}; integration/test brings them"
-        if "nodes" in os.environ.get("GRIT_REQUIRE", "").split(","):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        do_without("nodes", reason)
     chosen: Edition = request.param
     return chosen
 
@@ -93,9 +92,12 @@ def run_pod(nodes: Nodes) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end befor
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Keep what shares nodes in one process, in order, where tests run side by side.
 
-    The tests of a directory on an edition are such a group: it starts its nodes once.
+    The tests of a directory on an edition are such a group: it starts its nodes once. Those with
+    a control plane alone are another.
     """
     for item in items:
+        if "control_plane" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("control-plane"))
         if "edition" in item.fixturenames:
             edition = cast("Edition", item.callspec.params["edition"])
             item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{edition.suite}"))

@@ -1,0 +1,74 @@
+"""What a spec must be beyond its schema: as CEL for servers that have it, and for the webhook.
+
+Pure. Both say the same, so an object is refused with the same words by either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grit_runtime.manager import api
+from grit_runtime.startup.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Rule(NamedTuple):
+    message: str
+    cel: str
+    holds: Callable[[Any], bool]
+
+
+IMMUTABLE = "spec cannot be changed; delete the object and make another"
+
+_ONE_POD = Rule(
+    "expected podName or selector, and not both",
+    "(has(self.podName) && self.podName != '') != has(self.selector)",
+    lambda spec: (spec.pod_name != "") != (spec.selector is not None),
+)
+_ONE_STORAGE = Rule(
+    "storage: expected claimName or url, and not both",
+    "!has(self.storage) || has(self.storage.claimName) != has(self.storage.url)",
+    lambda spec: not spec.storage or bool(spec.storage.claim_name) != bool(spec.storage.url),
+)
+_ONE_WAY = Rule(
+    "expected volumeClaim or storage, and not both",
+    "!has(self.volumeClaim) || !has(self.storage)",
+    lambda spec: not spec.volume_claim or not spec.storage,
+)
+_SOME_POD = Rule(
+    "expected ownerRef or selector: which new pod is to be restored",
+    "(has(self.ownerRef) && self.ownerRef.uid != '') || has(self.selector)",
+    lambda spec: spec.owner is not None or spec.selector is not None,
+)
+_SOME_TIME = Rule(
+    "expected interval, cron or triggers: when checkpoints are to be taken",
+    "has(self.interval) || has(self.cron) || (has(self.triggers) && size(self.triggers) > 0)",
+    lambda spec: bool(spec.interval or spec.cron or spec.triggers),
+)
+_ONE_CLOCK = Rule(
+    "expected interval or cron, and not both",
+    "!has(self.interval) || !has(self.cron)",
+    lambda spec: not spec.interval or not spec.cron,
+)
+
+RULES = {
+    api.CheckpointSpec: (_ONE_POD, _ONE_WAY, _ONE_STORAGE),
+    api.RestoreSpec: (_SOME_POD,),
+    api.MigrationSpec: (_ONE_POD, _ONE_STORAGE),
+    api.CheckpointScheduleSpec: (_ONE_POD, _SOME_TIME, _ONE_CLOCK, _ONE_STORAGE),
+}
+MUTABLE = {api.CheckpointScheduleSpec}
+
+
+def refusals(spec: Any, old: Any = None) -> list[str]:
+    """Why an object with *spec* is refused; *old* is the spec that it has in the API server.
+
+    One that is not changed is not refused: it may be older than a rule.
+    """
+    if spec == old:
+        return []
+    changed = [IMMUTABLE] if old is not None and type(spec) not in MUTABLE else []
+    return changed + [rule.message for rule in RULES[type(spec)] if not rule.holds(spec)]

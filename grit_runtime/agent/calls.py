@@ -20,7 +20,6 @@ from grit_runtime.host.changes import Changes
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import compatibility, losses
 from grit_runtime.model.annotations import capture, checkpoint_name
-from grit_runtime.nvidia import node_facts
 from grit_runtime.proto import agent_pb2
 from grit_runtime.version import VERSION
 
@@ -95,7 +94,7 @@ class Calls:
 
     def facts(self, _request: agent_pb2.FactsRequest) -> agent_pb2.FactsReply:
         return agent_pb2.FactsReply(
-            facts=compatibility.dump_facts(node_facts.here(self._config, with_gpus=True)),
+            facts=engine.facts_here(),
             node=self._node,
             version=VERSION,
             checkpoint_root=self._config.checkpoint_root,

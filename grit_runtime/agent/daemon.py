@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from threading import Event
 
 from grit_runtime import log, paths
-from grit_runtime.agent import copies, engine, enrolment, identity, metrics, service
+from grit_runtime.agent import copies, engine, identity, metrics, service
 from grit_runtime.agent import job as job_files
 from grit_runtime.agent.access import Access
 from grit_runtime.agent.calls import Calls
@@ -53,18 +53,27 @@ def run(config: Config, service_account: str = "") -> None:
             linux.setns("/proc/1/ns/cgroup")
         node = os.environ.get("NODE_NAME") or socket.gethostname()
         service.take_over(service.SOCKET)
-        jobs = _jobs(config, stack)
+        jobs = _jobs(config, stack, in_pod=api is not None)
         jobs.resume(_undo)  # before anybody asks for the same again
         calls = Calls(jobs, config, node)
         stack.enter_context(service.served(calls))
-        doors = _Doors(config, jobs, stack)
-        if api is None and doors.has_certificate:
-            doors.open()
+        if api is None:
+            _serve_peers(config, jobs, stack)
         log.info("the agent serves", socket=service.SOCKET)
         _tell_systemd("READY=1")
         if api:
-            for _ in enrolment.certified(config.agent_dir, node, api, ended):
-                doors.open(calls, api)
+            identity.libraries()
+            from grit_runtime.agent import enrolment  # brings them
+
+            def open_doors() -> None:
+                _serve_peers(config, jobs, stack)
+                if config.agent_api_port:
+                    served = service.served_to_cluster(
+                        calls, jobs, Access(api), config.agent_dir, config.agent_api_port
+                    )
+                    stack.enter_context(served)
+
+            enrolment.keep(config.agent_dir, node, api, ended, open_doors)
         ended.wait()
         _tell_systemd("STOPPING=1")
         has_stopped = jobs.stop(_STOP_S)
@@ -73,7 +82,7 @@ def run(config: Config, service_account: str = "") -> None:
         os._exit(0)  # a thread that waits for a peer would keep us
 
 
-def _jobs(config: Config, stack: ExitStack) -> Jobs:
+def _jobs(config: Config, stack: ExitStack, *, in_pod: bool) -> Jobs:
     moved: Callable[[str, int], None] = _untold
     ended: Callable[[Job, float], None] = _untold
     os.makedirs(JOBS_DIR, mode=0o700, exist_ok=True)
@@ -83,7 +92,7 @@ def _jobs(config: Config, stack: ExitStack) -> Jobs:
             lambda state: sum(one.state == state for one in jobs.every()),
             lambda: sum(copy.size_bytes for copy in copies.every()),
         )
-        stack.enter_context(metrics.served(told, config.agent_metrics))
+        stack.enter_context(metrics.served(told, config.agent_metrics, in_pod=in_pod))
         moved, ended = told.moved, told.ended
     work = Work(config, JOBS_DIR, moved)
     jobs = Jobs(JOBS_DIR, work.perform, max(1, config.agent_jobs), ended)
@@ -101,37 +110,14 @@ def _undo() -> None:
         log.warning("what a killed checkpoint has left is not undone", reason=one_line(error))
 
 
-class _Doors:
-    """What needs a certificate: peers' door, and the cluster's."""
-
-    def __init__(self, config: Config, jobs: Jobs, stack: ExitStack) -> None:
-        self._config = config
-        self._jobs = jobs
-        self._stack = stack
-        self._own: Identity | None = None
-
-    @property
-    def has_certificate(self) -> bool:
-        if os.path.exists(f"{self._config.agent_dir}/{identity.CERTIFICATE}"):
-            return True
+def _serve_peers(config: Config, jobs: Jobs, stack: ExitStack) -> None:
+    if not os.path.exists(f"{config.agent_dir}/{identity.CERTIFICATE}"):
         log.warning("no peers: the node has no certificate; grit agent init makes one")
-        return False
-
-    def open(self, calls: Calls | None = None, api: ApiServer | None = None) -> None:
-        """Open them, the cluster's if there is an *api*; once open, take another certificate."""
-        if self._own:
-            self._own.reload()
-            return
-        config = self._config
-        self._own = Identity(config.agent_dir)
-        fetch = Fetching(self._jobs).fetch
-        server = Server(config.checkpoint_root, self._own, config.agent_port, fetch=fetch)
-        self._stack.enter_context(server)
-        if calls and api and config.agent_api_port:
-            served = service.served_to_cluster(
-                calls, self._jobs, Access(api), config.agent_dir, config.agent_api_port
-            )
-            self._stack.enter_context(served)
+        return
+    fetching = Fetching(jobs)
+    own = Identity(config.agent_dir)
+    server = Server(config.checkpoint_root, own, config.agent_port, fetch=fetching.fetch)
+    stack.enter_context(server)
 
 
 class Fetching:

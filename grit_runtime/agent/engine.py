@@ -1,6 +1,8 @@
 """What touches pods, in a process of its own: it forks and traces, and threads bear neither.
 
-Each call is a function of this module by its name, with a dict of strings and flags.
+Each call is a function of this module, by its name, of a dict and the configuration. What an agent
+in a pod has begun is not in that pod's cgroup: CRIU would be killed with the agent, in the middle
+of a task, and the driver's devices would be out of reach.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from grit_runtime.errors import (
     reason,
 )
 from grit_runtime.files import checkpoint_dir, confine
-from grit_runtime.host import linux, process
+from grit_runtime.host import cgroup, linux, process
 from grit_runtime.host.descriptor import closing_fd
 
 TYPE_CHECKING = False
@@ -47,7 +49,7 @@ def take(progress: Progress, checkpoint_root: str) -> None:
     job = progress.job
     names = ("target", "name", "after", "replace", "pod_is_going", "strict", "uid", "capture")
     wanted = {name: getattr(job, name) for name in names}
-    status = _called("perform", wanted, progress.killing)
+    status, _ = _called("perform", wanted, progress.killing)
     if status is None or (job.after == "running" and _is_sealed(job, checkpoint_root)):
         return
     progress.check()  # it ends so when it is told to
@@ -56,24 +58,31 @@ def take(progress: Progress, checkpoint_root: str) -> None:
 
 def resumed(target: str, uid: str) -> None:
     """Let the held pod run on; nothing if it runs. NotFoundError if this node has no such pod."""
-    _call_now("resume", target=target, uid=uid)
+    _answer("resume", target=target, uid=uid)
 
 
 def recovered() -> None:
     """Undo what killed checkpoints and restores have left on this node."""
-    _call_now("recover")
+    _answer("recover")
 
 
-def _call_now(call: str, **wanted: str) -> None:
-    status = _called(call, wanted, lambda _: None)
+def facts_here() -> str:
+    """What `grit compat --facts` prints here."""
+    return str(_answer("facts"))
+
+
+def _answer(call: str, **wanted: str) -> Any:
+    status, answer = _called(call, wanted, lambda _: None)
     if status is not None:
         raise CommandError(f"the engine ended with status {status}; look at the agent's log")
+    return answer
 
 
 def _called(
     call: str, wanted: dict[str, Any], killing: Callable[[Callable[[], None] | None], None]
-) -> int | None:
-    """Have a process do it, and raise its error; its status if it ended without an answer.
+) -> tuple[int | None, Any]:
+    """Have a process do it, and raise its error: None and its answer, or the status of one that
+    ended without.
 
     *killing* gets what ends it, while it runs.
     """
@@ -91,11 +100,11 @@ def _called(
             killing(None)
             status = process.wait(pid)
     if not printed:
-        return status
+        return status, None
     answer = json.loads(printed.splitlines()[-1])
     if "reason" in answer:
         raise of_reason(answer["reason"])(answer["text"])
-    return None
+    return None, answer["answer"]
 
 
 def _is_sealed(job: Job, checkpoint_root: str) -> bool:
@@ -114,10 +123,12 @@ def main(argument: str) -> None:
         "perform": perform,
         "resume": resume,
         "recover": recover,
+        "facts": facts,
     }
     try:
-        calls[asked["call"]](asked["wanted"], configuration.load())
-        answer = {}
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            cgroup.enter_that_of(1)
+        answer = {"answer": calls[asked["call"]](asked["wanted"], configuration.load())}
     except (GritError, OSError) as error:
         answer = {"reason": reason(error), "text": one_line(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
@@ -171,6 +182,13 @@ def recover(*_: object) -> None:
 
     holds.recover()
     attempts.recover()
+
+
+def facts(_wanted: dict[str, Any], config: Config) -> str:
+    from grit_runtime.model import compatibility
+    from grit_runtime.nvidia import node_facts
+
+    return compatibility.dump_facts(node_facts.here(config, with_gpus=True))
 
 
 def _require(pod: Pod, uid: str) -> None:

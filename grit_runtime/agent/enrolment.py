@@ -30,7 +30,7 @@ from grit_runtime.host import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from threading import Event
     from typing import Any
 
@@ -44,49 +44,50 @@ _LOOK_EVERY_S = 600.0  # whether the CA is another, or the certificate is to be 
 _FIRST_S, _LAST_S = 0.25, 30.0  # between one try and the next, which is twice as long after
 
 
-def certified(directory: str, node: str, api: ApiServer, ended: Event) -> Iterator[None]:
-    """Once the directory has a certificate of the node, and again when it has another.
+def keep(
+    directory: str, node: str, api: ApiServer, ended: Event, ready: Callable[[], None]
+) -> None:
+    """Get and renew the node's certificate until *ended*; call *ready* once there is one.
 
-    Blocks between, until *ended*. What does not work is a warning, and tried again.
+    What does not work is a warning, and tried again.
     """
     identity.node_name(node)
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    if _own(directory, node):
-        yield
+    is_ready = False
     pause_s = _FIRST_S
     while not ended.is_set():
+        if not is_ready and _own(directory, node):
+            ready()
+            is_ready = True
         try:
-            is_new = _renew(directory, node, api, ended)
+            _renew(directory, node, api, ended)
         except (GritError, OSError) as error:
             log.warning("the node gets no certificate", node=node, reason=one_line(error))
             ended.wait(pause_s)
             pause_s = min(2 * pause_s, _LAST_S)
             continue
         pause_s = _FIRST_S
-        if is_new:
-            yield
-        ended.wait(min(_LOOK_EVERY_S, _seconds_left(directory, node)))
+        if is_ready:
+            ended.wait(min(_LOOK_EVERY_S, _seconds_left(directory, node)))
 
 
-def _renew(directory: str, node: str, api: ApiServer, ended: Event) -> bool:
-    """Get another certificate if that is due; whether it was."""
+def _renew(directory: str, node: str, api: ApiServer, ended: Event) -> None:
+    """Get another certificate, and the CA's, if that is due."""
     path = f"/api/v1/namespaces/{api.namespace}/configmaps/{CA_CONFIG_MAP}"
     ca_pem = str(api.get(path).get("data", {}).get(CA_FIELD, "")).encode()
     cas = _parsed(ca_pem, f"config map {CA_CONFIG_MAP}")
-    if _content(f"{directory}/{CA}") == ca_pem and _seconds_left(directory, node) > 0:
-        return False
-    key = _key(directory)
     chain_pem = b""
     if not (_is_of_any(_own(directory, node), cas) and _seconds_left(directory, node) > 0):
+        key = _key(directory)
         chain_pem = _signed(_request(key, node), node, api, ended)
         if not chain_pem:
-            return False
+            return
         _require_right(_parsed(chain_pem, "the certificate")[0], node, key, cas)
-    _replace(f"{directory}/{CA}", ca_pem)
+    if _content(f"{directory}/{CA}") != ca_pem:
+        _replace(f"{directory}/{CA}", ca_pem)
     if chain_pem:
         _replace(f"{directory}/{CERTIFICATE}", chain_pem)
         log.info("the node has a new certificate", node=node)
-    return True
 
 
 def _request(key: Any, node: str) -> bytes:

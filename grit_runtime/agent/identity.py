@@ -56,7 +56,7 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
 
     AlreadyExistsError rather than to overwrite anything. All files are for root alone.
     """
-    x509, serialization = _cryptography()
+    x509, serialization = libraries()
     node_name(node)
     ca_dir = ca_dir or directory
     for name in (CERTIFICATE, KEY):
@@ -92,17 +92,20 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
 
 
 class Identity:
-    """The node's own, as TLS contexts. ConfigurationError or OSError if the directory has none."""
+    """The node's own, read anew for each connection: certificates are replaced while agents run.
+
+    ConfigurationError or OSError if the directory has none, at first or then.
+    """
 
     def __init__(self, directory: str = DIR) -> None:
         self.directory = directory
-        self.serving = self._context(ssl.PROTOCOL_TLS_SERVER)
-        self.calling = self._context(ssl.PROTOCOL_TLS_CLIENT)
+        self.calling()
 
-    def reload(self) -> None:
-        """Take what was replaced in the directory, for the next connections."""
-        for context in (self.serving, self.calling):
-            self._load(context)
+    def serving(self) -> ssl.SSLContext:
+        return self._context(ssl.PROTOCOL_TLS_SERVER)
+
+    def calling(self) -> ssl.SSLContext:
+        return self._context(ssl.PROTOCOL_TLS_CLIENT)
 
     def _context(self, side: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(side)
@@ -113,10 +116,6 @@ class Identity:
                 raise ConfigurationError(
                     f"{self.directory} has no {name}; grit agent init makes it"
                 )
-        self._load(context)
-        return context
-
-    def _load(self, context: ssl.SSLContext) -> None:
         try:
             context.load_verify_locations(f"{self.directory}/{CA}")
             context.load_cert_chain(f"{self.directory}/{CERTIFICATE}", f"{self.directory}/{KEY}")
@@ -125,6 +124,7 @@ class Identity:
                 f"{self.directory}: {CA}, {CERTIFICATE} and {KEY} do not go together: "
                 f"{error.reason}; make them anew with grit agent init"
             ) from None
+        return context
 
 
 def name_in(certificate: dict[str, Any] | None) -> str:
@@ -136,7 +136,7 @@ def name_in(certificate: dict[str, Any] | None) -> str:
 
 
 def _make_ca(directory: str) -> list[str]:
-    x509, _ = _cryptography()
+    x509, _ = libraries()
     key = new_key()
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "grit agents")])
     usage = x509.KeyUsage(
@@ -160,7 +160,7 @@ def _make_ca(directory: str) -> list[str]:
 
 
 def _signed_for(node: str, public_key: Any, ca: Any, ca_key: Any) -> Any:
-    x509, _ = _cryptography()
+    x509, _ = libraries()
     name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, "grit agent")])
     builder = _builder(name, ca.subject, public_key, _NODE_DAYS)
     usages = [x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]
@@ -175,7 +175,7 @@ def _signed_for(node: str, public_key: Any, ca: Any, ca_key: Any) -> Any:
 
 
 def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> Any:
-    x509, _ = _cryptography()
+    x509, _ = libraries()
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -204,7 +204,7 @@ def new_key() -> Any:
 
 def pem(thing: Any) -> bytes:
     """A certificate or a private key."""
-    _, serialization = _cryptography()
+    _, serialization = libraries()
     pem = serialization.Encoding.PEM
     if hasattr(thing, "public_bytes"):
         return bytes(thing.public_bytes(pem))
@@ -220,7 +220,8 @@ def write(path: str, data: bytes) -> str:
     return path
 
 
-def _cryptography() -> tuple[Any, Any]:
+def libraries() -> tuple[Any, Any]:
+    """cryptography's x509 and serialization; FailedPreconditionError if it is not installed."""
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import serialization

@@ -1,7 +1,8 @@
-"""What Prometheus reads of the agent, and whether it lives, over HTTP on 127.0.0.1."""
+"""What Prometheus reads of the agent, and whether it lives, over HTTP."""
 
 from __future__ import annotations
 
+import socket
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -64,9 +65,16 @@ class Metrics:
         self._seconds.labels(job.kind).observe(seconds)
 
 
+class _DualStack(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 @contextmanager
-def served(metrics: Metrics, port: int) -> Iterator[int]:
-    """Serve /metrics and /healthz while the block runs; the port, which is chosen for 0."""
+def served(metrics: Metrics, port: int, *, in_pod: bool = False) -> Iterator[int]:
+    """Serve /metrics and /healthz while the block runs; the port, which is chosen for 0.
+
+    To this machine alone, or to all who reach the pod that this is *in_pod* of.
+    """
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     class Handler(BaseHTTPRequestHandler):
@@ -90,7 +98,8 @@ def served(metrics: Metrics, port: int) -> Iterator[int]:
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    kind = _DualStack if in_pod and socket.has_dualstack_ipv6() else ThreadingHTTPServer
+    server = kind(("" if in_pod else "127.0.0.1", port), Handler)
     thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:

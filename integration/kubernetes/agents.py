@@ -7,6 +7,7 @@ import datetime
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from integration.kubernetes.cluster import Cluster
 
 NAMESPACE = "grit-system"
+EVERYTHING = {"apiGroups": ["kaito.sh"], "resources": ["checkpoints"], "verbs": ["*"]}
+TIMEOUT_S = 60
+CHECKPOINTS = Path("/mnt/grit-agent/default")
 MANIFEST = RUNTIME_CONFIG / "kubernetes/agent.yaml"
 
 _REQUESTS = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
@@ -71,6 +75,14 @@ class Signer:
             for one in found
             if one["spec"]["signerName"] == "grit.dev/agent" and not one["status"]
         ]
+
+    def next(self) -> dict[str, Any]:
+        """The oldest of them, once there is one."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (found := self.waiting()):
+            assert time.monotonic() < deadline, "no agent asks for a certificate"
+            time.sleep(0.1)
+        return found[0]
 
     def sign(self, request: dict[str, Any], valid_s: float = 3600) -> int:
         """Approve a request, and sign what it asks for; the certificate's serial number."""

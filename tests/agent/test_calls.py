@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
 
-from grit_runtime.agent import client
+from grit_runtime.agent import client, job
+from grit_runtime.agent.job import Job
+from grit_runtime.agent.jobs import Jobs
 from grit_runtime.errors import (
+    AlreadyExistsError,
     AnnotationError,
     FailedPreconditionError,
     InvalidArgumentError,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from grit_runtime.agent.progress import Progress, Slots
     from tests.agent.nodes import Node
 
 ONE = agent_pb2.CheckpointRef(namespace=made.ROOT, name="one")
@@ -145,3 +150,20 @@ def test_volumes_that_cannot_be_captured_are_refused_at_once(node: Node) -> None
     with pytest.raises(AnnotationError, match="'hostpath:data' is neither shm nor emptydir:NAME"):
         client.asked("Checkpoint", request, agent_pb2.Job, node.socket)
     assert client.status(node.socket) == []
+
+
+def test_a_checkpoint_s_name_is_one_pod_s_while_it_is_taken(tmp_path: Path) -> None:
+    may_end = Event()
+
+    def work(_progress: Progress, _slots: Slots) -> None:
+        may_end.wait()
+
+    jobs = Jobs(str(tmp_path), work, 1, lambda *_: None)
+    wanted = Job("", job.CHECKPOINT, made.ROOT, "one", target="default/counter", uid="uid-1")
+    first = jobs.submit(wanted)
+    assert jobs.submit(wanted) == first
+    for other in (wanted._replace(target="default/other"), wanted._replace(uid="uid-2")):
+        with pytest.raises(AlreadyExistsError, match=f"of another pod, by job {first.id}"):
+            jobs.submit(other)
+    may_end.set()
+    assert jobs.stop(10)

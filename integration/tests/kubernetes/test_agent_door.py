@@ -134,7 +134,7 @@ def agent(
             control_plane.kubectl("create", "namespace", namespace)
             path = made.checkpoint(directory / "checkpoints", "state", {"main/pages": b"pages"})
             path.parent.rename(directory / "checkpoints" / namespace)
-        (request,) = waited_for(signer.waiting)
+        request = signer.next()
         signer.sign(request)
         yield agent
 
@@ -173,7 +173,7 @@ def test_a_request_for_a_certificate_says_which_pod_it_is_of(
     control_plane: Cluster, signer: Signer, tmp_path: Path
 ) -> None:
     with running(control_plane, tmp_path, signer) as agent:
-        (request,) = waited_for(signer.waiting)
+        request = signer.next()
         assert request["spec"]["username"] == "system:serviceaccount:grit-system:grit-agent"
         extra = request["spec"]["extra"]
         metadata = agent.pod["metadata"]
@@ -184,7 +184,7 @@ def test_a_request_for_a_certificate_says_which_pod_it_is_of(
         ]
         control_plane.kubectl("certificate", "deny", request["metadata"]["name"])
         waited_for(lambda: "Denied" in agent.log)
-        (again,) = waited_for(signer.waiting)
+        again = signer.next()
         assert again["metadata"]["name"] != request["metadata"]["name"]
         signer.sign(again)
         assert agent.ask("Status", agent_pb2.StatusRequest()).code == "UNAUTHENTICATED"
@@ -298,11 +298,11 @@ def test_a_certificate_is_renewed_and_served_before_it_ends(
     control_plane: Cluster, signer: Signer, tmp_path: Path
 ) -> None:
     with running(control_plane, tmp_path, signer) as agent:
-        (request,) = waited_for(signer.waiting)
+        request = signer.next()
         first = signer.sign(request, valid_s=20)
         assert agent.ask("Status", agent_pb2.StatusRequest()).serial == first
         key = (tmp_path / "agent/node.key").read_bytes()
-        (request,) = waited_for(signer.waiting)
+        request = signer.next()
         second = signer.sign(request)
         waited_for(lambda: agent.ask("Status", agent_pb2.StatusRequest()).serial == second)
         assert (tmp_path / "agent/node.key").read_bytes() == key
@@ -315,7 +315,7 @@ def test_an_agent_takes_a_new_ca_and_a_certificate_of_it(
     directory = tmp_path / "node"
     directory.mkdir()
     with running(control_plane, directory, signer):
-        (request,) = waited_for(signer.waiting)
+        request = signer.next()
         signer.sign(request)
         waited_for((directory / "agent/node.pem").exists)
     ca = tmp_path / "ca"
@@ -328,7 +328,7 @@ def test_an_agent_takes_a_new_ca_and_a_certificate_of_it(
         account.rmdir()
         (directory / "checkpoints").rmdir()
         with running(control_plane, directory, other) as agent:
-            (request,) = waited_for(other.waiting)
+            request = other.next()
             serial = other.sign(request)
             waited_for(lambda: agent.ask("Status", agent_pb2.StatusRequest()).serial == serial)
             assert (directory / "agent/ca.pem").read_bytes() == other.ca_pem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -81,12 +82,12 @@ class Cluster:
         return self.kubectl("logs", pod, *words).stdout
 
     def wait_for_log(self, pod: str, line: str, *words: str) -> None:
-        """Wait until the running *pod* has printed the *line*."""
+        """Wait until the running *pod* has printed a line that the pattern *line* matches."""
         limit = ["timeout", str(WAIT_TIMEOUT_S)]
         argv = [*limit, self.plane.programs / "kubectl", "logs", "--follow", pod, *words]
         with self.plane.popen(argv, stdout=subprocess.PIPE) as following:
             assert following.stdout
-            found = any(printed == f"{line}\n" for printed in following.stdout)
+            found = any(re.fullmatch(line, printed[:-1]) for printed in following.stdout)
             following.terminate()
         assert found, f"pod {pod} has not printed {line!r}:\n{self.pod_log(pod, *words)}"
 

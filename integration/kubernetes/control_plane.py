@@ -229,11 +229,8 @@ def _controller_flags() -> list[str]:
 
 
 def _client_flags(name: str) -> list[str]:
-    file = f"{HOME}/system-{name}.kubeconfig"
     return [
-        f"--kubeconfig={file}",
-        f"--authentication-kubeconfig={file}",
-        f"--authorization-kubeconfig={file}",
+        f"--kubeconfig={HOME}/system-{name}.kubeconfig",
         "--bind-address=127.0.0.1",
         "--port=0",
         "--leader-elect=false",

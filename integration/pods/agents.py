@@ -27,13 +27,19 @@ READY_TIMEOUT_S = 30
 @contextmanager
 def running(nodes: Sequence[Node]) -> Iterator[None]:
     """While the block runs, each node has an agent; they trust and find each other by name."""
-    hosts = "".join(f"{node.connection.address} {node.name}\n" for node in nodes)
+    introduce(nodes)
     with ExitStack() as stack:
         for node in nodes:
-            if not node.path(DIRECTORY).exists():
-                _introduce(node, nodes[0], hosts)
             start(node, stack)
         yield
+
+
+def introduce(nodes: Sequence[Node]) -> None:
+    """Have agents of the *nodes*, whoever runs them, trust and find each other by name."""
+    hosts = "".join(f"{node.connection.address} {node.name}\n" for node in nodes)
+    for node in nodes:
+        if not node.path(DIRECTORY).exists():
+            _introduce(node, nodes[0], hosts)
 
 
 def _introduce(node: Node, first: Node, hosts: str) -> None:

@@ -89,6 +89,7 @@ def run_pod(nodes: Nodes) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end befor
         yield lambda node, spec: pods.enter_context(kubelet.running(node, spec))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Keep what shares nodes in one process, in order, where tests run side by side.
 

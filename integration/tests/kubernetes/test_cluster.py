@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from grit_runtime.proto import agent_pb2
 from integration.kubernetes import pods
 from integration.node.node import HANDLER, SHIM_HANDLER
-from integration.pods import checkpoints
+from integration.pods import agents, checkpoints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,17 +16,16 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("runtime_class", [HANDLER, SHIM_HANDLER])
 def test_a_deployment_runs_and_is_heard(kubernetes: Cluster, runtime_class: str) -> None:
-    name = f"deployed-{runtime_class}"
-    kubernetes.apply(pods.deployment(pods.counter(name, runtime_class=runtime_class)))
-    kubernetes.kubectl("rollout", "status", f"deployment/{name}")
-    (pod,) = kubernetes.get("pods", "-l", f"app={name}")["items"]
+    deployment = f"deployed-{runtime_class}"
+    kubernetes.apply(pods.deployment(pods.counter(deployment, runtime_class=runtime_class)))
+    kubernetes.kubectl("rollout", "status", f"deployment/{deployment}")
+    (pod,) = kubernetes.get("pods", "-l", f"app={deployment}")["items"]
     name = pod["metadata"]["name"]
     kubernetes.wait_for_log(name, "20")
     said = kubernetes.kubectl("exec", name, "--", "/bin/sh", "-c", "hostname; cat /root-count")
     hostname, count = said.stdout.split()
     assert hostname == name
     assert int(count) >= 20
-    deployment = pod["metadata"]["labels"]["app"]
     kubernetes.kubectl("delete", "deployment", deployment, "--wait=false")
 
 
@@ -47,3 +47,23 @@ def test_a_pod_is_moved_by_hand(kubernetes: Cluster) -> None:
     (container,) = kubernetes.get("pod", "counter-2")["status"]["containerStatuses"]
     assert container["restartCount"] == 0
     kubernetes.kubectl("delete", "pod", "counter-2", "--wait=false")
+
+
+def test_agents_that_a_daemonset_runs_move_a_pod(kubernetes: Cluster) -> None:
+    a, b = kubernetes.nodes
+    agents.introduce(kubernetes.nodes)
+    kubernetes.apply(pods.on_each_node("agent", ["/usr/local/bin/grit", "agent", "run"]))
+    kubernetes.kubectl("rollout", "status", "daemonset/agent")
+    for pod in kubernetes.get("pods", "-l", "app=agent")["items"]:
+        kubernetes.wait_for_log(pod["metadata"]["name"], ".*the agent serves.*")
+    kubernetes.apply(pods.counter("carried", node=a.name))
+    kubernetes.wait("--for=condition=Ready", "pod/carried")
+    kubernetes.wait_for_log("carried", "20")
+    request = agent_pb2.CheckpointRequest(
+        target="default/carried", name="carried", after="frozen", push=f"peer://{b.name}"
+    )
+    job = agents.asked(a, "Checkpoint", request)
+    assert job.state == "done", job.text
+    assert checkpoints.read(checkpoints.directory(b, "carried"))
+    kubernetes.kubectl("delete", "pod", "carried", "--wait=false")
+    kubernetes.kubectl("delete", "daemonset", "agent", "--wait=false")

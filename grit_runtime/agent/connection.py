@@ -137,7 +137,7 @@ def taken(sock: socket.socket, own: Identity, idle_s: float = IDLE_S) -> Iterato
     with sock:
         sock.settimeout(_CONNECT_S)
         try:
-            secured = own.serving.wrap_socket(sock, server_side=True)
+            secured = own.serving().wrap_socket(sock, server_side=True)
         except ssl.SSLError as error:
             raise refused("unknown", error) from None
         with secured:
@@ -162,7 +162,7 @@ def dialled(
         ) from None
     with sock:
         try:
-            secured = own.calling.wrap_socket(sock, server_hostname=node)
+            secured = own.calling().wrap_socket(sock, server_hostname=node)
         except ssl.SSLError as error:
             raise refused(node, error) from None
         except OSError as error:

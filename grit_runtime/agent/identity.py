@@ -92,12 +92,20 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
 
 
 class Identity:
-    """The node's own, as TLS contexts. ConfigurationError or OSError if the directory has none."""
+    """The node's own, read anew for each connection: certificates are replaced while agents run.
+
+    ConfigurationError or OSError if the directory has none, at first or then.
+    """
 
     def __init__(self, directory: str = DIR) -> None:
         self.directory = directory
-        self.serving = self._context(ssl.PROTOCOL_TLS_SERVER)
-        self.calling = self._context(ssl.PROTOCOL_TLS_CLIENT)
+        self.calling()
+
+    def serving(self) -> ssl.SSLContext:
+        return self._context(ssl.PROTOCOL_TLS_SERVER)
+
+    def calling(self) -> ssl.SSLContext:
+        return self._context(ssl.PROTOCOL_TLS_CLIENT)
 
     def _context(self, side: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(side)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,6 @@ from tests.store import made
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from grit_runtime.agent.connection import Connection
     from grit_runtime.agent.identity import Identity
@@ -158,7 +158,8 @@ def test_a_certificate_of_another_ca_is_refused_by_both_ends(
     with pytest.raises(PeerError, match="peer node-a: its certificate is not to be trusted"):
         peers.listing(peer, stranger)
     # It trusts the server now, and only that can refuse it.
-    stranger.calling.load_verify_locations(str(certificates / "ca/ca.pem"))
+    with Path(stranger.directory, "ca.pem").open("ab") as file:
+        file.write((certificates / "ca/ca.pem").read_bytes())
     with pytest.raises((PeerError, UnavailableError), match="peer node-a"):
         peers.listing(peer, stranger)
 
@@ -168,15 +169,35 @@ def test_a_node_of_another_name_is_refused(peer: Address, own: Identity) -> None
         peers.listing(peer._replace(node="node-c"), own)
 
 
-def test_an_expired_certificate_is_refused(
+def test_an_expired_certificate_is_refused_until_it_is_replaced(
     tmp_path: Path, own: Identity, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identity, "_NODE_DAYS", 0)
     identity.make(str(tmp_path / "old"), "node-a", str(certificates / "ca"))
     expired = identity.Identity(str(tmp_path / "old"))
     refused = pytest.raises(PeerError, match="certificate has expired")
-    with nodes.serving(tmp_path, expired, "node-a") as peer, refused:
-        peers.listing(peer, own)
+    with nodes.serving(tmp_path, expired, "node-a") as peer:
+        with refused:
+            peers.listing(peer, own)
+        monkeypatch.undo()
+        identity.make(str(tmp_path / "new"), "node-a", str(certificates / "ca"))
+        for path in (tmp_path / "new").iterdir():
+            path.replace(tmp_path / "old" / path.name)
+        assert peers.listing(peer, own) == []
+
+
+def test_the_ca_is_replaced_one_node_after_the_other(tmp_path: Path) -> None:
+    own = {node: nodes.certified(tmp_path, node) for node in ("node-a", "node-b")}
+    new = {node: nodes.certified(tmp_path, node, ca="new") for node in own}
+    both = (tmp_path / "ca/ca.pem").read_bytes() + (tmp_path / "new/ca.pem").read_bytes()
+    with nodes.serving(tmp_path, own["node-a"], "node-a") as peer:
+        for one in own.values():
+            Path(one.directory, "ca.pem").write_bytes(both)
+            assert peers.listing(peer, own["node-b"]) == []
+        for node, one in own.items():
+            for name in ("node.pem", "node.key"):
+                Path(new[node].directory, name).replace(Path(one.directory, name))
+            assert peers.listing(peer, own["node-b"]) == []
 
 
 def test_a_peer_of_another_version_is_refused_by_both_ends(

@@ -157,7 +157,7 @@ class Jobs:
             log.info("a job is stopped, to be gone on with", id=progress.job.id)
             return
         except CancelledError:
-            ended = progress.change(state=jobs.CANCELLED)
+            ended = progress.change(state=jobs.CANCELLED, reason="", text="")
         except Exception as error:  # noqa: BLE001  a fault of grit ends the job, not the agent
             text = one_line(error) if isinstance(error, GritError | OSError) else repr(error)
             ended = progress.change(state=jobs.FAILED, reason=reason(error), text=text)

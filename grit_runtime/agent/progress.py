@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from threading import Condition, Lock
+from threading import Condition, Event, Lock
 
 from grit_runtime.errors import CancelledError
 
@@ -26,6 +26,7 @@ class Progress:
         self._lock = Lock()
         self._since_s = time.monotonic()
         self._is_cancelled = self._is_stopping = False
+        self._is_ending = Event()
         self._kill: Callable[[], None] | None = None
 
     @property
@@ -39,6 +40,11 @@ class Progress:
             self._job = self._job._replace(**fields)  # type: ignore[arg-type]
             return self._job
 
+    @property
+    def seconds(self) -> float:
+        """Since its transfer began."""
+        return time.monotonic() - self._since_s
+
     def begin(self, size_bytes: int) -> None:
         """A transfer begins, of so much."""
         self._since_s = time.monotonic()
@@ -49,7 +55,7 @@ class Progress:
         self.check()
         with self._lock:
             done_bytes += self._job.done_bytes
-            seconds = time.monotonic() - self._since_s
+            seconds = self.seconds
             self._job = self._job._replace(
                 done_bytes=done_bytes,
                 moved_bytes=self._job.moved_bytes + moved_bytes,
@@ -62,6 +68,11 @@ class Progress:
             raise CancelledError(f"job {self._job.id} was cancelled")
         if self._is_stopping:
             raise StoppingError
+
+    def wait(self, seconds: float) -> None:
+        """Wait; raises as `told` does once the job is to stop."""
+        self._is_ending.wait(seconds)
+        self.check()
 
     def killing(self, kill: Callable[[], None] | None) -> None:
         """What ends a program that the job waits for, while it does; called at once if late."""
@@ -79,6 +90,7 @@ class Progress:
         self._end()
 
     def _end(self) -> None:
+        self._is_ending.set()
         with self._lock:
             if self._kill:
                 self._kill()

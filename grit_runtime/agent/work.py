@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from threading import Lock
 
+from grit_runtime import log
 from grit_runtime.agent import copies, engine, job, moving
 from grit_runtime.agent.jobs import journalled
+from grit_runtime.errors import DeadlineExceededError, UnavailableError, one_line
 from grit_runtime.files import arrivals, checkpoint_dir
 from grit_runtime.store import records
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from grit_runtime.agent.moving import Remote
     from grit_runtime.agent.progress import Progress, Slots
     from grit_runtime.config import Config
+
+LOST_S = 300.0  # a peer that brings nothing for so long is given up
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 
 
 class Work:
@@ -47,10 +52,7 @@ class Work:
         root = self._config.checkpoint_root
         entry, size_bytes = remote.find(*names, wanted.sha256)
         self._note(progress, sha256=entry.sha256)
-        with (
-            arrivals.announced(root, *names, entry.sha256, size_bytes, wanted.url) as announced,
-            self._moving(progress, slots, size_bytes),
-        ):
+        with arrivals.announced(root, *names, entry.sha256, size_bytes, wanted.url) as announced:
             lock = Lock()
 
             def told(done_bytes: int, moved_bytes: int) -> None:
@@ -59,9 +61,13 @@ class Work:
                 with lock:
                     announced.tell(progress.job.done_bytes)
 
-            pulled = remote.pull(entry, told, ready=announced.is_ready)
-        if not pulled.was_here or copies.known(*names, entry.sha256):
-            copies.note(*names, entry.sha256, pulled.size_bytes)
+            def pull() -> None:
+                with self._moving(progress, slots, size_bytes):
+                    pulled = remote.pull(entry, told, ready=announced.is_ready)
+                if not pulled.was_here or copies.known(*names, entry.sha256):
+                    copies.note(*names, entry.sha256, pulled.size_bytes)
+
+            self._until_lost(progress, pull)
         if self._config.agent_quota_bytes:
             copies.evict(root, self._config.agent_quota_bytes)
 
@@ -77,15 +83,40 @@ class Work:
             progress.told(done_bytes, moved_bytes)
             self._moved("out", moved_bytes)
 
-        with self._moving(progress, slots, size_bytes):
-            remote.push(wanted.namespace, wanted.name, told)
+        def push() -> None:
+            with self._moving(progress, slots, size_bytes):
+                remote.push(wanted.namespace, wanted.name, told)
+
+        self._until_lost(progress, push)
+
+    def _until_lost(self, progress: Progress, move: Callable[[], None]) -> None:
+        """Have *move* done, which goes on where it was when its peer was lost.
+
+        Between two attempts other jobs have their turn.
+        """
+        wait_s, lost_s = _FIRST_WAIT_S, 0.0
+        while True:
+            try:
+                return move()
+            except (UnavailableError, DeadlineExceededError) as error:
+                lost_s += progress.seconds
+                if progress.job.moved_bytes:
+                    wait_s, lost_s = _FIRST_WAIT_S, 0.0
+                if lost_s + wait_s > LOST_S:
+                    raise
+                text = one_line(error)
+                log.warning("a job waits for its peer", id=progress.job.id, s=wait_s, reason=text)
+                self._note(progress, state=job.QUEUED, text=text, reason=error.reason)
+            progress.wait(wait_s)
+            lost_s += wait_s
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     @contextmanager
     def _moving(self, progress: Progress, slots: Slots, size_bytes: int) -> Iterator[None]:
         """The block runs when it is this job's turn."""
         slots.acquire(progress)
         try:
-            self._note(progress, state=job.RUNNING)
+            self._note(progress, state=job.RUNNING, text="", reason="")
             progress.begin(size_bytes)
             yield
         finally:

@@ -6,9 +6,16 @@ import errno
 import os
 from io import FileIO
 
+from grit_runtime.host import linux
 from grit_runtime.startup.named import NamedTuple
 
 _SMALL_BYTES = 64 << 10
+
+# The kernel caches a write in one piece of memory, as large as the write if it can. Where a virtual
+# machine gives its large free pieces back, the host has to find each of those again: 2 GiB took 1.6
+# to 3.6 s then, and 1.0 with this size, which is also what the writes of cp come to.
+_WRITE_BYTES = 64 << 10
+_LARGE_BYTES = 1 << 20
 
 
 def copy_range(src_fd: int, dst_fd: int, *, src_offset: int, size_bytes: int) -> None:
@@ -36,6 +43,19 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
     written = os.write(fd, data)
     while written < len(data):
         written += os.write(fd, memoryview(data)[written:])
+
+
+def write_out(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of *data*, and have the disk begin with it if it is large; that waits for nothing.
+
+    Whoever needs it to be durable syncs in the end.
+    """
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(fd, view[done : done + _WRITE_BYTES], offset + done)
+    if done >= _LARGE_BYTES:
+        linux.start_writing(fd, offset, done)
 
 
 class _Large(NamedTuple):

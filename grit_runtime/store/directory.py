@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from grit_runtime.errors import NoStoreError, NotFoundError
 from grit_runtime.files import confine, fdcopy, room
-from grit_runtime.host import linux, process
+from grit_runtime.host import process
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.store.listed import Stored
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-_LARGE_BYTES = 1 << 20
 
 
 class Directory:
@@ -140,9 +139,7 @@ class _File:
         return self
 
     def write(self, data: bytes | memoryview) -> None:
-        fdcopy.write_all(self._fd, data)
-        if len(data) >= _LARGE_BYTES:  # the disk writes while the next ones are made
-            linux.start_writing(self._fd, self._offset, len(data))
+        fdcopy.write_out(self._fd, data, self._offset)
         self._offset += len(data)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

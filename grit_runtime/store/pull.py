@@ -209,12 +209,15 @@ def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
 
 
 def _write_manifest(staging_fd: int, source: Source) -> None:
-    """Write what makes a directory a checkpoint; it has no checkpoint's name yet."""
+    """Write what makes a directory a checkpoint; it has no checkpoint's name yet.
+
+    What is there is left: a restore may read it, of a pull that is gone on with.
+    """
     for name, data in (
         (manifests.SIGNATURE_NAME, source.signature),
         (manifests.FILE_NAME, source.manifest),
     ):
-        if data:
+        if data and checkpoint_dir.read_optional(staging_fd, name) != data:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             with open(confine.open_beneath(staging_fd, name, flags), "wb") as file:
                 file.write(data)

@@ -13,8 +13,7 @@ from threading import Event, Lock
 from blake3 import blake3
 
 from grit_runtime.errors import DamagedError
-from grit_runtime.files import checkpoint_dir, chunks, confine, digest
-from grit_runtime.host import linux
+from grit_runtime.files import checkpoint_dir, chunks, confine, digest, fdcopy
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
@@ -171,11 +170,7 @@ class Receiving:
             if data is None and not _is_hole(fd, wanted):
                 data = bytes(wanted.size_bytes)
             if data is not None:
-                with memoryview(data) as view:
-                    done = 0
-                    while done < len(view):
-                        done += os.pwrite(fd, view[done:], wanted.offset + done)
-                    linux.start_writing(fd, wanted.offset, done)  # it is synced in the end
+                fdcopy.write_out(fd, data, wanted.offset)  # it is synced in the end
         self._note(wanted, data)
         with self._lock:
             self.received_bytes += moved_bytes

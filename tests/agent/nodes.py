@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from grit_runtime.agent import connection, identity
+from grit_runtime.agent import connection, identity, work
 from grit_runtime.agent.identity import Identity
 from grit_runtime.agent.peers import Address
 from grit_runtime.agent.serving import Server
@@ -102,7 +102,8 @@ import sys
 from grit_runtime import paths
 directory = sys.argv[1]
 paths.RUN_DIR, paths.STATE_DIR = f"{directory}/run", f"{directory}/state"
-from grit_runtime.agent import daemon
+from grit_runtime.agent import daemon, work
+work.LOST_S = float(sys.argv[5])
 from grit_runtime.config import Config
 daemon.run(Config(checkpoint_root=f"{directory}/checkpoints", agent_dir=sys.argv[2],
     containerd_address=f"{directory}/none.sock",
@@ -111,7 +112,9 @@ daemon.run(Config(checkpoint_root=f"{directory}/checkpoints", agent_dir=sys.argv
 
 
 @contextmanager
-def agent(node: Node, metrics: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+def agent(
+    node: Node, metrics: int = 0, lost_s: float = work.LOST_S
+) -> Iterator[subprocess.Popen[bytes]]:
     """The node's agent, a process of its own, once it has said that it is ready."""
     path = node.directory / "notify"
     path.unlink(missing_ok=True)
@@ -119,7 +122,7 @@ def agent(node: Node, metrics: int = 0) -> Iterator[subprocess.Popen[bytes]]:
         told.bind(str(path))
         told.settimeout(30)
         argv = [sys.executable, "-c", AGENT, str(node.directory), node.own.directory]
-        argv += [str(node.port), str(metrics)]
+        argv += [str(node.port), str(metrics), str(lost_s)]
         environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
         with (node.directory / "log").open("ab") as log:
             child = subprocess.Popen(argv, env=environment, stderr=log)
@@ -158,17 +161,23 @@ class Gate:
         with suppress(OSError):  # it is closed
             while True:
                 one, _ = self._listening.accept()
-                other = socket.create_connection((HOST, self._target))
+                try:
+                    other = socket.create_connection((HOST, self._target))
+                except ConnectionRefusedError:
+                    one.close()
+                    continue
                 Thread(target=self._carry, args=(one, other), daemon=True).start()
                 Thread(target=self._carry, args=(other, one, True), daemon=True).start()
 
     def _carry(self, source: socket.socket, target: socket.socket, *is_counted: bool) -> None:
-        with source, suppress(OSError):  # the other end has gone
-            while data := source.recv(1 << 16):
-                if any(is_counted):
-                    self._left -= len(data)
-                    if self._left < 0:
-                        self.is_full.set()
-                        self._is_open.wait()
-                target.sendall(data)
-            target.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError), source:  # the other end has gone
+            try:
+                while data := source.recv(1 << 16):
+                    if any(is_counted):
+                        self._left -= len(data)
+                        if self._left < 0:
+                            self.is_full.set()
+                            self._is_open.wait()
+                    target.sendall(data)
+            finally:
+                target.shutdown(socket.SHUT_RDWR)

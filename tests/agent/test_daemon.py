@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -107,6 +108,57 @@ def test_a_checkpoint_is_announced_while_it_comes(source: Node, target: Node, pe
         assert json.loads(path.read_bytes())["size_bytes"] == 64 << 20
         gate.open()
         assert ended(target, job).state == "done"
+
+
+def waiting(node: Node, job: agent_pb2.Job) -> agent_pb2.Job:
+    """The job, once it waits for a peer that is lost."""
+    return next(now for now in client.followed(job.id, node.socket) if now.reason)
+
+
+def lost_in_the_middle(source: Node, target: Node, gate: nodes.Gate) -> agent_pb2.Job:
+    """A job whose peer has ended when a part had come."""
+    checkpoint(source)
+    with nodes.agent(source):
+        job = prepare(target, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+    gate.open()
+    return job
+
+
+def test_a_peer_that_is_lost_is_waited_for(source: Node, target: Node) -> None:
+    with nodes.agent(target), nodes.Gate(source.port, 24 << 20) as gate:
+        job = waiting(target, lost_in_the_middle(source, target, gate))
+        assert (job.state, job.reason) == ("queued", "Unavailable")
+        assert "peer localhost" in job.text
+        other = checkpoint(source, "two", 1)
+        with nodes.serving(source.root, source.own, "localhost") as address:
+            between = prepare(target, f"peer://localhost:{address.port}", "two")
+            assert ended(target, between).state == "done"  # the one slot is free
+        shutil.rmtree(other)
+        with nodes.agent(source):
+            job = ended(target, job)
+        assert (job.state, job.text, job.reason) == ("done", "", "")
+        assert 0 < job.moved_bytes < 64 << 20
+    assert made.content(source.root) == {
+        path: data
+        for path, data in made.content(target.root).items()
+        if not path.startswith("default/two")
+    }
+
+
+def test_a_peer_that_stays_away_is_given_up(source: Node, target: Node) -> None:
+    with nodes.agent(target, lost_s=0), nodes.Gate(source.port, 24 << 20) as gate:
+        job = ended(target, lost_in_the_middle(source, target, gate))
+        assert (job.state, job.reason) == ("failed", "Unavailable")
+        assert "peer localhost" in job.text
+        assert not (target.root / made.ROOT / "one").exists()
+
+
+def test_a_job_that_waits_for_a_peer_is_cancelled(source: Node, target: Node) -> None:
+    with nodes.agent(target), nodes.Gate(source.port, 24 << 20) as gate:
+        job = waiting(target, lost_in_the_middle(source, target, gate))
+        *_, last = client.cancelled(job.id, target.socket)
+        assert (last.state, last.text, last.reason) == ("cancelled", "", "")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])

@@ -190,17 +190,16 @@ def test_an_agent_that_is_killed_goes_on_when_it_is_started_again(nodes: Nodes) 
 
 
 @pytest.mark.usefixtures("joined", "slow_link")
-def test_a_peer_that_is_killed_is_named_and_the_next_pull_goes_on(nodes: Nodes) -> None:
+def test_a_peer_that_is_killed_is_named_and_waited_for(nodes: Nodes) -> None:
     begun = on_its_way(nodes, "gone")
     with ExitStack() as stack:
         agents.kill(nodes.a)
-        job = ended(nodes, begun)
-        assert job.state == "failed"
-        assert "node-a" in job.text
+        followed = client.followed(begun.id, agents.socket_of(nodes.b))
+        waiting = next(now for now in followed if now.reason)
+        assert "node-a" in waiting.text
         assert not checkpoints.directory(nodes.b, "gone").exists()
         agents.start(nodes.a, stack)
-        request = agent_pb2.PrepareRequest(namespace=made.ROOT, name="gone", source="peer://node-a")
-        job = agents.asked(nodes.b, "Prepare", request)
+        job = ended(nodes, begun)
         assert (job.state, job.text) == ("done", "")
         assert job.moved_bytes < SIZE_BYTES
         assert_is_there(nodes, "gone")

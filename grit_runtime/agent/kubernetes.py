@@ -59,16 +59,10 @@ class ApiServer:
         return self._answer("POST", path, json.dumps(body).encode())
 
     def _answer(self, verb: str, path: str, body: bytes | None) -> dict[str, Any]:
-<<<<<<< HEAD
-        context = ssl.create_default_context(cafile=f"{self._directory}/ca.crt")
-        # The default from Python 3.13 on, which asks for extensions that clusters' CAs may lack.
-        context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
-=======
         # Not create_default_context: from Python 3.13 on that refuses the CAs of many clusters,
         # whose certificates have no key identifiers.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(f"{self._directory}/ca.crt")
->>>>>>> agent
         headers = {"Authorization": f"Bearer {self._read('token')}", "Accept": "application/json"}
         if body:
             headers["Content-Type"] = "application/json"

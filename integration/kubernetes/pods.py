@@ -68,10 +68,10 @@ def _owner(version: str, kind: str, pod: dict[str, Any], **spec: Any) -> dict[st
     }
 
 
-<<<<<<< HEAD
 def _selector(pod: dict[str, Any]) -> dict[str, Any]:
     return {"matchLabels": pod["metadata"]["labels"]}
-=======
+
+
 def on_each_node(name: str, command: list[str]) -> dict[str, Any]:
     """A DaemonSet whose pods run a *command* of the node's own, in all but its cgroup as if the
     node ran it: they are root there, and see and do what root does."""
@@ -97,4 +97,3 @@ def on_each_node(name: str, command: list[str]) -> dict[str, Any]:
             "template": {"metadata": {"labels": labels}, "spec": spec},
         },
     }
->>>>>>> kube

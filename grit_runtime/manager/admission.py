@@ -6,9 +6,10 @@ they know they ask the API server: a cache would be behind when a pod is deleted
 
 from __future__ import annotations
 
+from typing import Any
+
 from grit_runtime.errors import (
     ConflictError,
-    FailedPreconditionError,
     GritError,
     InvalidArgumentError,
     NoNodeError,
@@ -16,7 +17,7 @@ from grit_runtime.errors import (
     PodDiffersError,
     one_line,
 )
-from grit_runtime.manager import api, moves, placement, pods, restores, storage
+from grit_runtime.manager import api, moves, placement, pods, restores, rules, storage
 from grit_runtime.manager import cluster as kube
 from grit_runtime.model import pod_template
 from grit_runtime.model.selectors import selects
@@ -24,13 +25,15 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from grit_runtime.manager.api import Checkpoint, Restore
+    from grit_runtime.manager.api import Checkpoint, Migration, Restore
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.nodes import Nodes
 
 _WAITING = (None, api.CREATED)
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (api.Checkpoint, api.Restore, api.Migration, api.CheckpointSchedule)
+}
 
 
 class Answer(NamedTuple):
@@ -198,67 +201,70 @@ class Admission:
 
     async def object(self, request: Object) -> Answer:
         """An object of kaito.sh that is made or changed."""
-        if request.get("oldObject"):
-            return _unchanged(request)
-        match request["kind"]["kind"]:
-            case "Checkpoint":
-                return await self._new_checkpoint(request)
-            case "Restore":
-                return await self._new_restore(request)
-            case "Migration":
-                return await self._new_migration(request)
-            case _:
-                return Answer()
+        kind = _KINDS[request["kind"]["kind"]]
+        made: Any = api.read(kind, request["object"])
+        old = request.get("oldObject")
+        before: Any = api.read(kind, old) if old else None
+        where = f"{kind.__name__} {request['namespace']}/{made.metadata.name}"
+        for message in rules.refusals(made.spec, before.spec if before else None):
+            raise InvalidArgumentError(f"{where}: {message}")
+        if old is None:
+            match made:
+                case api.Checkpoint():
+                    await self._new_checkpoint(request, made)
+                case api.Restore():
+                    await self._new_restore(request, made)
+                case api.Migration():
+                    await self._new_migration(request, made)
+                case _:
+                    pass
+        return Answer()
 
-    async def _new_checkpoint(self, request: Object) -> Answer:
-        """A new Checkpoint: refused if its pod could not be checkpointed now."""
-        checkpoint = api.read(api.Checkpoint, request["object"])
-        spec, namespace = checkpoint.spec, request["namespace"]
+    async def _new_checkpoint(self, request: Object, made: Checkpoint) -> None:
+        """Refuse it if its pod could not be checkpointed now."""
+        spec, namespace = made.spec, request["namespace"]
         pod = await pods.source(
             self._cluster, namespace, spec.pod_name, spec.selector, spec.source_pod_uid
         )
         if spec.auto_migration:
+            await self._may_move(request, made.metadata.name)
             moves.refuse(pod)
         await storage.store_of(self._cluster, namespace, spec.stored)
-        return Answer()
 
-    async def _new_migration(self, request: Object) -> Answer:
-        """A new Migration: as a Checkpoint; whoever makes it must be allowed what it does."""
-        migration = api.read(api.Migration, request["object"])
-        spec, namespace = migration.spec, request["namespace"]
-        await self._may(request, "create", "checkpoints", migration.metadata.name)
-        await self._may(request, "restore", "checkpoints", migration.metadata.name)
+    async def _new_restore(self, request: Object, made: Restore) -> None:
+        """Refuse it if its Checkpoint is of no use, or not for whoever makes it."""
+        await self._may(request, "restore", f"checkpoints.{api.GROUP}", made.spec.checkpoint_name)
+        await restores.sealed(self._cluster, request["namespace"], made.spec)
+
+    async def _new_migration(self, request: Object, made: Migration) -> None:
+        """Refuse it if its pod could not be moved now, or not by whoever makes it."""
+        spec, namespace = made.spec, request["namespace"]
+        await self._may(request, "create", f"checkpoints.{api.GROUP}", made.metadata.name)
+        await self._may_move(request, made.metadata.name)
         pod = await pods.source(
             self._cluster, namespace, spec.pod_name, spec.selector, spec.source_pod_uid
         )
         moves.refuse(pod)
         await storage.store_of(self._cluster, namespace, spec.storage)
-        return Answer()
 
-    async def _new_restore(self, request: Object) -> Answer:
-        """A new Restore: its Checkpoint is sealed, and whoever makes it may restore from it."""
-        restore = api.read(api.Restore, request["object"])
-        spec = restore.spec
-        if spec.owner is None and spec.selector is None:
-            raise InvalidArgumentError(
-                f"Restore {restore.metadata.name}: expected an ownerRef or a selector; without "
-                "either no pod is meant"
-            )
-        await self._may(request, "restore", "checkpoints", spec.checkpoint_name)
-        await restores.sealed(self._cluster, request["namespace"], spec)
-        return Answer()
+    async def _may_move(self, request: Object, checkpoint: str) -> None:
+        """PermissionDeniedError for a user who could not do by himself what the manager will do."""
+        await self._may(request, "restore", f"checkpoints.{api.GROUP}", checkpoint)
+        for verb in ("create", "delete"):
+            await self._may(request, verb, "pods", "")
 
     async def eviction(self, _request: Object) -> Answer:
         """An eviction of a pod."""
         return Answer()
 
-    async def _may(self, request: Object, verb: str, resource: str, name: str) -> None:
+    async def _may(self, request: Object, verb: str, what: str, name: str) -> None:
         """PermissionDeniedError if whoever made the request may not do that too."""
         user = request["userInfo"]
+        resource, _, group = what.partition(".")
         attributes = {
             "namespace": request["namespace"],
             "verb": verb,
-            "group": api.GROUP,
+            "group": group,
             "resource": resource,
             "name": name,
         }
@@ -277,24 +283,14 @@ class Admission:
         reviewed = await self._cluster.create(kube.REVIEWS, review)
         if not reviewed["status"].get("allowed"):
             raise PermissionDeniedError(
-                f"user {user.get('username')!r} may not {verb} {resource} {name} in namespace "
-                f"{request['namespace']}; a Role has to give {verb} on {resource}.{api.GROUP}"
+                f"user {user.get('username')!r} may not {verb} {what} in namespace "
+                f"{request['namespace']}; a Role has to allow it"
             )
 
 
 def _is_part(checkpoint: Checkpoint) -> bool:
     """Whether it is a Migration's, which makes its own Restore."""
     return any(reference.controller for reference in checkpoint.metadata.owner_references)
-
-
-def _unchanged(request: Object) -> Answer:
-    """The answer to a change: the spec stays as it is."""
-    if request["oldObject"].get("spec") != request["object"].get("spec"):
-        kind = request["kind"]["kind"]
-        raise FailedPreconditionError(
-            f"{kind} {request['name']}: its spec cannot be changed; make another one"
-        )
-    return Answer()
 
 
 def refusal(error: GritError) -> Answer:

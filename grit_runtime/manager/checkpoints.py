@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from grit_runtime import log
 from grit_runtime.errors import (
@@ -61,14 +60,14 @@ async def run(world: World, namespace: str, name: str) -> None:
 
 async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None:
     if not status.phase:
-        await status.enter(api.CREATED, "CheckpointIsCreated", startTime=_now())
+        await status.enter(api.CREATED)
     if status.phase == api.CREATED:
         await _look(world, checkpoint, status)
     if status.phase == api.PENDING:
         # Before the pod is touched: where it is to go must be there.
         await storage.store_of(world.cluster, checkpoint.metadata.namespace, checkpoint.spec.stored)
         await world.agents.at(status.now["nodeName"])
-        await status.enter(api.CHECKPOINTING, "GritAgentIsCreated")
+        await status.enter(api.CHECKPOINTING)
     if status.phase == api.CHECKPOINTING:
         await patience.repeated(lambda: _take(world, checkpoint, status))
     if checkpoint.spec.auto_migration:
@@ -84,7 +83,6 @@ async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
         moves.refuse(pod)
     await status.enter(
         api.PENDING,
-        "InitializingCompleted",
         nodeName=pod["spec"]["nodeName"],
         podName=pod["metadata"]["name"],
         podUID=pod["metadata"]["uid"],
@@ -120,16 +118,14 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
             f"node {agent.node} has taken checkpoint {meta.namespace}/{meta.name}, and it is not "
             "there; look at the agent's log"
         )
-    end = status.enter if spec.auto_migration else status.succeed
+    end = status.enter if spec.auto_migration else status.finish
     await end(
         api.CHECKPOINTED,
-        "GritAgentJobCompleted",
         dataPath=await storage.data_path(world.cluster, meta.namespace, spec.stored, meta.name),
         manifestDigest=f"sha256:{sealed.sha256}",
         sizeBytes=sealed.size_bytes,
         gpuBytes=sealed.gpu_bytes,
         size=sizes.shown(sealed.size_bytes),
-        duration=_since(status.now["startTime"]),
         needs=json.loads(sealed.needs),
         containers=list(sealed.containers),
         warnings=list(sealed.warnings),
@@ -201,11 +197,3 @@ async def _cancel(world: World, namespace: str, name: str, node: str) -> None:
                 await agent.ask("Cancel", agent_pb2.JobRequest(id=job.id), agent_pb2.Job)
     except GritError as error:
         log.warning("a job is not cancelled", node=node, reason=one_line(error))
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _since(start: str) -> str:
-    return patience.for_people((datetime.now(UTC) - datetime.fromisoformat(start)).total_seconds())

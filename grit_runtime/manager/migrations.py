@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 
 from grit_runtime.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     GritError,
     NotFoundError,
+    NotRestoredError,
     of_reason,
     one_line,
 )
@@ -54,29 +54,27 @@ async def run(world: World, namespace: str, name: str) -> None:
 
 async def _advance(world: World, migration: Migration, status: Status) -> None:
     if not status.phase:
-        await status.enter(api.PENDING, "MigrationIsCreated", startTime=_now())
+        await status.enter(api.PENDING)
     if status.phase == api.PENDING:
         await _look(world, migration, status)
     if status.phase == api.CHECKPOINTING:
         await _checkpointed(world, migration, status)
     if status.phase == api.ROLLING_BACK:
-        raise of_reason(status.now.get("reason", ""))(status.now.get("message", ""))
+        raise NotRestoredError(status.now.get("message", ""))
     move = await _move(world, migration, status)
     if status.phase == api.PLACING:
         await moves.place(world, move)
-        await status.enter(api.RESTORING, "RestoreIsCreated")
+        await status.enter(api.RESTORING)
     if status.phase == api.RESTORING:
         now = await moves.restored(world, move)
         await status.enter(
             api.VERIFIED,
-            "TargetIsVerified",
             targetNode=now["nodeName"],
             targetPod=now["targetPod"],
             targetPodUID=now["targetPodUID"],
         )
     await moves.commit(world, move)
-    took_s = (datetime.now(UTC) - datetime.fromisoformat(status.now["startTime"])).total_seconds()
-    await status.succeed(api.SUCCEEDED, "SourceIsDeleted", duration=patience.for_people(took_s))
+    await status.finish(api.SUCCEEDED)
 
 
 async def _look(world: World, migration: Migration, status: Status) -> None:
@@ -96,7 +94,6 @@ async def _look(world: World, migration: Migration, status: Status) -> None:
         await world.agents.at(spec.node_name)
     await status.enter(
         api.CHECKPOINTING,
-        "InitializingCompleted",
         sourceNode=node,
         sourcePod=pod["metadata"]["name"],
         sourcePodUID=pod["metadata"]["uid"],
@@ -134,7 +131,7 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
         if now.get("phase") == api.FAILED:
             raise of_reason(now["reason"])(now["message"])
         if now.get("phase") == api.CHECKPOINTED:
-            await status.enter(api.PLACING, "CheckpointIsSealed", size=now.get("size", ""))
+            await status.enter(api.PLACING, size=now.get("size", ""))
             return
 
 
@@ -160,17 +157,13 @@ async def _undo(world: World, found: Object, status: Status, error: GritError) -
         await status.fail(error)
         return
     if status.phase != api.ROLLING_BACK:
-        await status.enter(api.ROLLING_BACK, error.reason or "Failed", one_line(error))
+        await status.enter(api.ROLLING_BACK, one_line(error))
     try:
         migration = api.read(api.Migration, found)
         became = await moves.roll_back(world, await _move(world, migration, status))
     except GritError as other:
         became = f"and the source does not run on: {one_line(other)}"
     await status.fail(type(error)(f"{one_line(error)}; {became}"))
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 async def forget(world: World, namespace: str, name: str) -> None:

@@ -144,7 +144,7 @@ async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
         parent=api.reference("Checkpoint", meta),
     )
     if status.phase == api.CHECKPOINTED:
-        await status.enter(api.SUBMITTING, "CheckpointedCompleted")
+        await status.enter(api.SUBMITTING)
     try:
         await place(world, move)
         await restored(world, move)
@@ -152,7 +152,7 @@ async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
         became = await roll_back(world, move)
         raise type(error)(f"{one_line(error)}; {became}") from None
     await commit(world, move)
-    await status.succeed(api.SUBMITTED, "SubmittingCompleted")
+    await status.finish(api.SUBMITTED)
 
 
 def source_of(now: Object, namespace: str) -> Object:

@@ -63,11 +63,3 @@ def left_s(timeout_s: int | None, body: Object) -> float | None:
         return None
     begun = datetime.fromisoformat(body["metadata"]["creationTimestamp"])
     return max(0.0, timeout_s - (datetime.now(UTC) - begun).total_seconds())
-
-
-def for_people(seconds: float) -> str:
-    """As ``0.8s``, ``42s`` or ``3m7s``."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
 
 from grit_runtime.errors import (
     ArrivalFailedError,
@@ -76,25 +75,22 @@ async def run(world: World, namespace: str, name: str) -> None:
 
 async def _advance(world: World, restore: Restore, status: Status) -> None:
     if not status.phase:
-        await status.enter(api.CREATED, "RestoreIsCreated", startTime=_now())
+        await status.enter(api.CREATED)
     checkpoint = await sealed(world.cluster, restore.metadata.namespace, restore.spec)
     source = await _source(world.cluster, checkpoint)
     pod = await _selected(world.cluster, restore, source.digest, status)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if status.phase == api.CREATED:
-        await status.enter(api.PENDING, "RestorationPodSelected", targetPod=name, targetPodUID=uid)
+        await status.enter(api.PENDING, targetPod=name, targetPodUID=uid)
     node = await _scheduled(world.cluster, restore.metadata.namespace, name, uid)
     if status.phase == api.PENDING:
-        await status.enter(api.RESTORING, "GritAgentIsCreated", nodeName=node)
+        await status.enter(api.RESTORING, nodeName=node)
     agent = await world.agents.at(node)
     bringing = patience.repeated(lambda: _bring(world, agent, restore, source))
     await _while_alive(world.cluster, pod, bringing)
     verifying = patience.repeated(lambda: _verified(agent, restore, source, uid))
     await _while_alive(world.cluster, pod, verifying)
-    took_s = (datetime.now(UTC) - datetime.fromisoformat(status.now["startTime"])).total_seconds()
-    await status.succeed(
-        api.RESTORED, "RestorationPodRunning", duration=patience.for_people(took_s)
-    )
+    await status.finish(api.RESTORED)
 
 
 async def sealed(cluster: Cluster, namespace: str, spec: api.RestoreSpec) -> Object:
@@ -286,7 +282,3 @@ async def _gone(cluster: Cluster, pod: Object) -> None:
         if now.get("status", {}).get("phase") == "Failed":
             message = now["status"].get("message") or now["status"].get("reason") or "no reason"
             raise NotRestoredError(f"pod {name} has failed before it was restored: {message}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

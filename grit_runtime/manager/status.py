@@ -9,6 +9,9 @@ import kopf
 
 from grit_runtime import log
 from grit_runtime.errors import one_line, reason
+from grit_runtime.manager import api, conditions, fields
+from grit_runtime.manager.conditions import Condition, Moment
+from grit_runtime.model import durations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,15 +19,15 @@ if TYPE_CHECKING:
 
     from grit_runtime.manager.cluster import Cluster, Kind, Object
 
-READY, FAILED = "Ready", "Failed"
+_REASONS = {
+    "Checkpoint": conditions.CHECKPOINT_REASONS,
+    "Restore": conditions.RESTORE_REASONS,
+    "Migration": conditions.MIGRATION_REASONS,
+}
 
 
 class Status:
-    """What an object's status says, and saying more.
-
-    A phase that was entered is a condition that is True, as upstream has it. `Ready` is True or
-    False when the object has come to its end, and says why.
-    """
+    """What an object's status says, and saying more."""
 
     def __init__(self, cluster: Cluster, kind: Kind, obj: Object) -> None:
         self._cluster = cluster
@@ -36,9 +39,9 @@ class Status:
     def phase(self) -> str:
         return str(self.now.get("phase", ""))
 
-    async def note(self, **fields: object) -> None:
+    async def note(self, **told: object) -> None:
         """Write fields that say something new. What is empty is not there."""
-        wanted = {name: None if value in ("", [], {}) else value for name, value in fields.items()}
+        wanted = {name: None if value in ("", [], {}) else value for name, value in told.items()}
         new = {name: value for name, value in wanted.items() if self.now.get(name) != value}
         if not new:
             return
@@ -48,19 +51,25 @@ class Status:
             self._kind, meta["namespace"], meta["name"], {"status": new}, status=True
         )
 
-    async def enter(self, phase: str, why: str, message: str = "", **fields: object) -> None:
+    async def warn(self, why: str, message: str) -> None:
+        """Say that something is not as it should be, and will be or may be mended."""
+        if self.now.get("message") != message:
+            self._tell("Warning", why, message)
+            await self.note(message=message)
+
+    async def enter(self, phase: str, message: str = "", **told: object) -> None:
         """Begin *phase*; what the one before it has taken is noted."""
-        await self._write(phase, [(phase, "True", why, message)], why, message, fields)
-        self._tell("Normal", why, message or f"now {phase}")
+        why = _REASONS[self._object["kind"]][phase]
+        if not self.phase:
+            told["startTime"] = _seconds(_now())
+        await self._write(phase, why, message, told)
+        self._tell("Normal", why, f"is {phase}")
 
-    async def succeed(self, phase: str, why: str, message: str = "", **fields: object) -> None:
+    async def finish(self, phase: str, **told: object) -> None:
         """Come to the good end *phase*."""
-        conditions = [(phase, "True", why, message), (READY, "True", why, message)]
-        ended = {"completionTime": _now().strftime("%Y-%m-%dT%H:%M:%SZ"), **fields}
-        await self._write(phase, conditions, why, message, ended)
-        self._tell("Normal", why, message or f"now {phase}")
+        await self.enter(phase, **self._ended(), **told)
 
-    async def fail(self, error: Exception, **fields: object) -> None:
+    async def fail(self, error: Exception) -> None:
         """Come to a bad end, for this reason."""
         why, message = reason(error), one_line(error)
         meta = self._object["metadata"]
@@ -69,67 +78,48 @@ class Status:
             name=f"{meta['namespace']}/{meta['name']}",
             reason=message,
         )
-        conditions = [(FAILED, "True", why, message), (READY, "False", why, message)]
-        ended = {"completionTime": _now().strftime("%Y-%m-%dT%H:%M:%SZ"), **fields}
-        await self._write(FAILED, conditions, why, message, ended)
+        await self._write(api.FAILED, why, message, self._ended())
         self._tell("Warning", why, message)
 
-    async def warn(self, why: str, message: str) -> None:
-        """Say that something is not as it should be, and will be or may be mended."""
-        if self.now.get("message") != message:
-            self._tell("Warning", why, message)
-            await self.note(message=message)
+    def _ended(self) -> dict[str, object]:
+        now = _now()
+        begun = datetime.datetime.fromisoformat(self.now.get("startTime") or _seconds(now))
+        took_s = max(0.0, (now - begun).total_seconds())
+        return {"completionTime": _seconds(now), "duration": durations.shown(took_s)}
 
     def _tell(self, kind: str, why: str, message: str) -> None:
         """Post an event, which is what `kubectl describe` shows."""
         kopf.event(kopf.Body(cast("Any", self._object)), type=kind, reason=why, message=message)
 
-    async def _write(
-        self,
-        phase: str,
-        told: list[tuple[str, str, str, str]],
-        why: str,
-        message: str,
-        fields: dict[str, object],
-    ) -> None:
-        moment = _now()
-        durations = dict(self.now.get("durations") or {})
+    async def _write(self, phase: str, why: str, message: str, told: dict[str, object]) -> None:
+        now = _now()
+        seconds = dict(self.now.get("durations") or {})
         since = self.now.get("phaseTime")
         if self.phase and since:
-            durations[self.phase] = round(
-                (moment - datetime.datetime.fromisoformat(since)).total_seconds(), 3
-            )
-        conditions = [dict(one) for one in self.now.get("conditions") or ()]
-        for kind, state, one_reason, text in told:
-            _set(conditions, kind, state, one_reason, text, moment)
+            took = now - datetime.datetime.fromisoformat(since)
+            seconds[self.phase] = round(took.total_seconds(), 3)
+        generation = self._object["metadata"].get("generation", 0)
+        known: tuple[Condition, ...] = fields.read(
+            tuple[Condition, ...], self.now.get("conditions") or [], "conditions"
+        )
+        # A condition's message may be empty, but not with every API server.
+        text = message or f"is {phase}"
+        reached = conditions.reached(known, phase, why, text, Moment(_seconds(now), generation))
         await self.note(
             phase=phase,
             reason=why,
             message=message,
-            phaseTime=moment.isoformat(timespec="microseconds"),
-            durations=durations,
-            conditions=conditions,
-            observedGeneration=self._object["metadata"].get("generation", 0),
-            **fields,
+            phaseTime=now.isoformat(timespec="microseconds"),
+            durations=seconds,
+            conditions=fields.plain(reached),
+            observedGeneration=generation,
+            **told,
         )
-
-
-def _set(
-    conditions: list[dict[str, Any]],
-    kind: str,
-    state: str,
-    why: str,
-    message: str,
-    moment: datetime.datetime,
-) -> None:
-    there = next((one for one in conditions if one["type"] == kind), None)
-    if there is None:
-        there = {"type": kind}
-        conditions.append(there)
-    if there.get("status") != state:
-        there["lastTransitionTime"] = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-    there |= {"status": state, "reason": why, "message": message or kind}
 
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+def _seconds(moment: datetime.datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -193,7 +193,7 @@ USED_BY_OTHERS = {
         *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
-    "a method of http.server's": {"do_GET", "log_message"},
+    "read by http.server": {"address_family", "do_GET", "log_message"},
     "a method of asyncio.Protocol": {
         *("connection_lost", "connection_made", "data_received", "eof_received"),
         *("pause_writing", "resume_writing"),

@@ -101,7 +101,11 @@ def test_the_manager_s_token_for_agents_is_for_nobody_else() -> None:
 
 def test_agents_listen_where_their_configuration_says() -> None:
     (agent,) = OBJECTS["DaemonSet", names.AGENT]["spec"]["template"]["spec"]["containers"]
-    assert ports(agent) == {"peers": Config().agent_port, "api": names.AGENT_API_PORT}
+    assert ports(agent) == {
+        "peers": Config().agent_port,
+        "api": names.AGENT_API_PORT,
+        "metrics": Config().agent_metrics,
+    }
     assert Config().agent_api_port == names.AGENT_API_PORT
 
 
@@ -118,6 +122,7 @@ def test_who_may_connect_is_who_has_to() -> None:
         (names.MANAGER, names.METRICS_PORT, ("{'namespaceSelector': {}}",)),
         (names.AGENT, Config().agent_port, (of % names.AGENT,)),
         (names.AGENT, names.AGENT_API_PORT, (of % names.MANAGER,)),
+        (names.AGENT, Config().agent_metrics, ("{'namespaceSelector': {}}",)),
     }
 
 

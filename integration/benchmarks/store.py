@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -49,10 +50,13 @@ def noise(size_mib: int) -> Iterator[bytes]:
 
 
 def dump(size_mib: int) -> Iterator[bytes]:
-    """Like memory: half of it zeros, in runs of 64 KiB, and half text, of Python's library."""
+    """Like memory: half of it zeros, in runs of 64 KiB, and half text, of Python's library.
+
+    It begins anywhere, so that no file has a chunk of another.
+    """
     run = 64 << 10
     library = b"".join(path.read_bytes() for path in sorted(Path(os.__file__).parent.glob("*.py")))
-    at = 0
+    at = random.randrange(len(library) - run)  # noqa: S311  it is no secret
     for _ in range(size_mib):
         parts = []
         for _ in range(MIB // run // 2):

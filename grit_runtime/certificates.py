@@ -18,7 +18,7 @@ _SKEW = datetime.timedelta(minutes=10)  # the other side's clock may be slow
 def new_ca(name: str, days: int = CA_DAYS) -> tuple[bytes, bytes]:
     """A CA's certificate and its key, as PEM."""
     x509, _ = cryptography()
-    key = _new_key()
+    key = new_key()
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     usage = x509.KeyUsage(
         digital_signature=False,
@@ -34,15 +34,15 @@ def new_ca(name: str, days: int = CA_DAYS) -> tuple[bytes, bytes]:
     builder = _builder(subject, subject, key.public_key(), days)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(usage, critical=True)
-    return _pem(_sign(builder, key)), _pem(key)
+    return pem(_sign(builder, key)), pem(key)
 
 
 def new_signed(
     names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: int
 ) -> tuple[bytes, bytes]:
     """A certificate for the DNS *names*, and its key, as PEM."""
-    key = _new_key()
-    return sign(key.public_key(), names, ca_pem, ca_key_pem, days), _pem(key)
+    key = new_key()
+    return sign(key.public_key(), names, ca_pem, ca_key_pem, days), pem(key)
 
 
 def sign(
@@ -65,7 +65,7 @@ def sign(
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False),
     ):
         builder = builder.add_extension(extension, critical=is_critical)
-    return _pem(_sign(builder, ca_key))
+    return pem(_sign(builder, ca_key))
 
 
 def requested(csr_pem: bytes) -> tuple[tuple[str, ...], Any]:
@@ -82,10 +82,17 @@ def requested(csr_pem: bytes) -> tuple[tuple[str, ...], Any]:
     return names, request.public_key()
 
 
-def renew_at(pem: bytes) -> datetime.datetime:
+def valid_until(certificate_pem: bytes) -> str:
+    """When the certificate ends; RFC 3339, UTC."""
+    x509, _ = cryptography()
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    return f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def renew_at(certificate_pem: bytes) -> datetime.datetime:
     """When two thirds of the certificate's life are over."""
     x509, _ = cryptography()
-    certificate = x509.load_pem_x509_certificate(pem)
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     moment: datetime.datetime = begin + (end - begin) * 2 / 3
     return moment
@@ -124,17 +131,18 @@ def _sign(builder: Any, key: Any) -> Any:
     return builder.sign(key, hashes.SHA256())
 
 
-def _new_key() -> Any:
+def new_key() -> Any:
+    """A private key of the kind that all certificates have."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _pem(thing: Any) -> bytes:
+def pem(thing: Any) -> bytes:
     """A certificate or a private key."""
     _, serialization = cryptography()
-    pem = serialization.Encoding.PEM
+    encoding = serialization.Encoding.PEM
     if hasattr(thing, "public_bytes"):
-        return bytes(thing.public_bytes(pem))
+        return bytes(thing.public_bytes(encoding))
     plain = serialization.NoEncryption()
-    return bytes(thing.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return bytes(thing.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))

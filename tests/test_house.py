@@ -58,6 +58,7 @@ LAYERS = (
     {"config"},
     {"log"},
     {"paths"},
+    {"certificates"},
     {"version"},
     {"errors"},
     {"startup"},
@@ -186,6 +187,7 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
+        "migrate",
         *("compat", "get_command", "list_", "list_commands", "ls", "rm"),
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
@@ -202,11 +204,10 @@ USED_BY_OTHERS = {
         *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE"),
     },
     "made into a file by CONTRIBUTING.md's command": {"crds"},
-    "the manager's, still without a caller": {
-        *("AGENT", "AGENT_API_PORT", "AGENT_TOKEN_PATH", "CERTIFICATES", "CHECKPOINT_REASONS"),
-        *("EVICTION_PATH", "MANAGER", "METRICS_PORT", "MIGRATION_REASONS", "NAMESPACE"),
-        *("OBJECT_PATH", "POD_PATH", "RESTORE_REASONS", "WEBHOOK_PORT", "affinity", "next_time"),
-        *("reached", "selects", "surplus"),
+    "the manager's, still without a caller": {"SCHEDULES", "next_time", "surplus"},
+    "a setting of kopf's": {
+        *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
+        "ultimate_exiting_timeout",
     },
     "compared as part of its tuple": {"patch"},
     "keeps a task alive": {"_sending"},

@@ -8,7 +8,7 @@ import socket
 from contextlib import ExitStack
 from threading import Event
 
-from grit_runtime import log, paths
+from grit_runtime import certificates, log, paths
 from grit_runtime.agent import copies, engine, identity, metrics, service
 from grit_runtime.agent import job as job_files
 from grit_runtime.agent.access import Access
@@ -62,7 +62,7 @@ def run(config: Config, service_account: str = "") -> None:
         log.info("the agent serves", socket=service.SOCKET)
         _tell_systemd("READY=1")
         if api:
-            identity.libraries()
+            certificates.cryptography()
             from grit_runtime.agent import enrolment  # brings them
 
             def open_doors() -> None:

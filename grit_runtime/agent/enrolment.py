@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
-from grit_runtime import log
+from grit_runtime import certificates, log
 from grit_runtime.agent import identity
 from grit_runtime.agent.identity import CA, CERTIFICATE, KEY
 from grit_runtime.errors import (
@@ -183,8 +183,8 @@ def _is_of_any(certificate: x509.Certificate | None, cas: list[x509.Certificate]
 def _key(directory: str) -> Any:
     with suppress(FileNotFoundError, ValueError):
         return serialization.load_pem_private_key(_content(f"{directory}/{KEY}"), None)
-    key = identity.new_key()
-    _replace(f"{directory}/{KEY}", identity.pem(key))
+    key = certificates.new_key()
+    _replace(f"{directory}/{KEY}", certificates.pem(key))
     return key
 
 

@@ -6,11 +6,11 @@ a certificate of the CA may list and read the checkpoints of the other nodes.
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import ssl
 
+from grit_runtime import certificates
 from grit_runtime.errors import (
     AlreadyExistsError,
     ConfigurationError,
@@ -27,9 +27,7 @@ DIR = "/etc/grit/agent"
 
 CA, CA_KEY, CERTIFICATE, KEY = "ca.pem", "ca.key", "node.pem", "node.key"
 
-_CA_DAYS = 3650
 _NODE_DAYS = 825
-_SKEW = datetime.timedelta(minutes=10)  # the other node's clock may be slow
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL_LIMIT = 63
 
@@ -56,7 +54,7 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
 
     AlreadyExistsError rather than to overwrite anything. All files are for root alone.
     """
-    x509, serialization = libraries()
+    certificates.cryptography()  # before anything is written
     node_name(node)
     ca_dir = ca_dir or directory
     for name in (CERTIFICATE, KEY):
@@ -68,13 +66,12 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
     os.makedirs(ca_dir, mode=0o700, exist_ok=True)
     written = []
     if not os.path.lexists(f"{ca_dir}/{CA}"):
-        written += _make_ca(ca_dir)
-    with open(f"{ca_dir}/{CA}", "rb") as file:
-        ca_pem = file.read()
+        ca_pem, ca_key_pem = certificates.new_ca("grit agents")
+        written += [write(f"{ca_dir}/{CA}", ca_pem), write(f"{ca_dir}/{CA_KEY}", ca_key_pem)]
+    ca_pem = _read(f"{ca_dir}/{CA}")
     try:
-        with open(f"{ca_dir}/{CA_KEY}", "rb") as file:
-            ca_key = serialization.load_pem_private_key(file.read(), password=None)
-        ca = x509.load_pem_x509_certificate(ca_pem)
+        ca_key_pem = _read(f"{ca_dir}/{CA_KEY}")
+        signed, key = certificates.new_signed((node,), ca_pem, ca_key_pem, _NODE_DAYS)
     except FileNotFoundError:
         raise FailedPreconditionError(
             f"{ca_dir} has {CA} and no {CA_KEY}, so no certificate can be made with it; make the "
@@ -82,13 +79,11 @@ def make(directory: str, node: str, ca_dir: str = "") -> Made:
         ) from None
     except ValueError as error:
         raise ConfigurationError(f"{ca_dir}: the CA means nothing: {error}") from None
-    key = new_key()
-    signed = _signed_for(node, key.public_key(), ca, ca_key)
     if not os.path.lexists(f"{directory}/{CA}"):
         written.append(write(f"{directory}/{CA}", ca_pem))
-    written.append(write(f"{directory}/{CERTIFICATE}", pem(signed)))
-    written.append(write(f"{directory}/{KEY}", pem(key)))
-    return Made(tuple(written), f"{signed.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}")
+    written.append(write(f"{directory}/{CERTIFICATE}", signed))
+    written.append(write(f"{directory}/{KEY}", key))
+    return Made(tuple(written), certificates.valid_until(signed))
 
 
 class Identity:
@@ -135,83 +130,6 @@ def name_in(certificate: dict[str, Any] | None) -> str:
     return ""
 
 
-def _make_ca(directory: str) -> list[str]:
-    x509, _ = libraries()
-    key = new_key()
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "grit agents")])
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    builder = _builder(name, name, key.public_key(), _CA_DAYS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(usage, critical=True)
-    return [
-        write(f"{directory}/{CA}", pem(_sign(builder, key))),
-        write(f"{directory}/{CA_KEY}", pem(key)),
-    ]
-
-
-def _signed_for(node: str, public_key: Any, ca: Any, ca_key: Any) -> Any:
-    x509, _ = libraries()
-    name = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATIONAL_UNIT_NAME, "grit agent")])
-    builder = _builder(name, ca.subject, public_key, _NODE_DAYS)
-    usages = [x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]
-    for extension, is_critical in (
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-        (x509.SubjectAlternativeName([x509.DNSName(node)]), True),
-        (x509.ExtendedKeyUsage(usages), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False),
-    ):
-        builder = builder.add_extension(extension, critical=is_critical)
-    return _sign(builder, ca_key)
-
-
-def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> Any:
-    x509, _ = libraries()
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _sign(builder: Any, key: Any) -> Any:
-    from cryptography.hazmat.primitives import hashes
-
-    return builder.sign(key, hashes.SHA256())
-
-
-def new_key() -> Any:
-    """A private key of the kind that all certificates have."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def pem(thing: Any) -> bytes:
-    """A certificate or a private key."""
-    _, serialization = libraries()
-    pem = serialization.Encoding.PEM
-    if hasattr(thing, "public_bytes"):
-        return bytes(thing.public_bytes(pem))
-    plain = serialization.NoEncryption()
-    return bytes(thing.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-
-
 def write(path: str, data: bytes) -> str:
     """Write a new file for root alone; its path."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -220,13 +138,6 @@ def write(path: str, data: bytes) -> str:
     return path
 
 
-def libraries() -> tuple[Any, Any]:
-    """cryptography's x509 and serialization; FailedPreconditionError if it is not installed."""
-    try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import serialization
-    except ModuleNotFoundError:
-        raise FailedPreconditionError(
-            "certificates need the Python package cryptography; install grit-runtime[agent]"
-        ) from None
-    return x509, serialization
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

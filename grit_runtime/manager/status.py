@@ -10,7 +10,8 @@ import kopf
 from grit_runtime import log
 from grit_runtime.errors import one_line, reason
 from grit_runtime.manager import api, conditions, fields
-from grit_runtime.manager.conditions import Condition, Moment
+from grit_runtime.manager.api import Condition
+from grit_runtime.manager.conditions import Moment
 from grit_runtime.model import durations
 
 TYPE_CHECKING = False
@@ -67,7 +68,7 @@ class Status:
 
     async def finish(self, phase: str, **told: object) -> None:
         """Come to the good end *phase*."""
-        await self.enter(phase, **self._ended(), **told)
+        await self.enter(phase, "", **(self._ended() | told))
 
     async def fail(self, error: Exception) -> None:
         """Come to a bad end, for this reason."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grit_runtime.errors import InvalidArgumentError
@@ -116,6 +116,7 @@ def test_any_object_is_read_or_refused(kind: Any, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.plural)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_the_schema_takes_can_be_read(kind: Any, data: st.DataObject) -> None:
     schema = crds()[kind.plural]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

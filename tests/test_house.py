@@ -187,7 +187,7 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
-        "migrate",
+        *("manager", "migrate"),
         *("compat", "get_command", "list_", "list_commands", "ls", "rm"),
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {

@@ -78,7 +78,7 @@ async def run(options: Options) -> None:
         async def lead() -> None:
             told.leads(1)
             await _together(
-                _operate(World(cluster, agents), told),
+                _operate(World(cluster, agents, known, options.checkpoint_root), told),
                 authority.keep_bundles(cluster, own),
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from grit_runtime.model.selectors import LabelSelector
 
 RUNTIME_CLASS = "grit"
-RESTORE_LABEL = "manager.grit.dev/restore"  # of a restored pod: the Restore's name
 DETACHED = "manager.grit.dev/detached"  # of a source: the label that its owner knew it by
 RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"

@@ -15,10 +15,11 @@ from grit_runtime.errors import (
     UnavailableError,
     of_reason,
 )
-from grit_runtime.manager import api, patience, pods, storage
+from grit_runtime.manager import api, moves, patience, pods, storage, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template
+from grit_runtime.model.selectors import selects
 from grit_runtime.proto import agent_pb2
 from grit_runtime.startup.named import NamedTuple
 
@@ -33,14 +34,12 @@ if TYPE_CHECKING:
     from grit_runtime.manager.world import World
 
 ENDED = (api.RESTORED, api.FAILED)
-SELECTED = "grit.dev/pod-selected"  # of a Restore: a pod has been found for it, as upstream has it
 # A pod that was selected and does not come was never made: another admission has refused it.
 UNUSED_S = 20.0
 _LOOK_S, _LOOK_SELDOM_S = 2.0, 30.0
 
 _SEALED_PHASES = (api.CHECKPOINTED, api.SUBMITTING, api.SUBMITTED)
 _PASSING = (NotArrivedError, ArrivalFailedError, NotFoundError, UnavailableError)
-_LABEL = pods.RESTORE_LABEL
 
 
 class Source(NamedTuple):
@@ -127,12 +126,12 @@ async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Sta
     """The pod that the webhook has selected, once there is one."""
     meta = restore.metadata
     known_uid = status.now.get("targetPodUID", "")
-    watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{_LABEL}={meta.name}")
+    watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{targets.LABEL}={meta.name}")
     helping = asyncio.create_task(_help(cluster, restore, digest, status))
     try:
         async for found in watched:
             for pod in found.values():
-                if known_uid in ("", pod["metadata"]["uid"]):
+                if known_uid in ("", pod["metadata"]["uid"]) and targets.is_asking(pod):
                     return pod
             if known_uid:
                 raise NotRestoredError(
@@ -152,10 +151,10 @@ async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.2, _LOOK_SELDOM_S)
         now = await cluster.get(kube.RESTORES, meta.namespace, meta.name)
-        if SELECTED in (now["metadata"].get("annotations") or {}):
+        if targets.SELECTED in (now["metadata"].get("annotations") or {}):
             claimed_s += pause_s
             if claimed_s > UNUSED_S:
-                patch = {"metadata": {"annotations": {SELECTED: None}}}
+                patch = {"metadata": {"annotations": {targets.SELECTED: None}}}
                 await cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
                 claimed_s = 0.0
             continue
@@ -171,19 +170,29 @@ async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status)
 
 
 async def _missed(cluster: Cluster, restore: Restore, digest: str) -> list[Object]:
-    """Pods that should have been selected: made since, of the owner, and like the source."""
-    owner = restore.spec.owner
-    if owner is None:
-        return []
+    """Pods that should have been selected, and are not asking for the checkpoint."""
+    meta = restore.metadata
+    known = meta.annotations.get(moves.KNOWN)
     return [
         pod
-        for pod in await cluster.every(kube.PODS, restore.metadata.namespace)
-        if (pods.owner(pod) or {}).get("uid") == owner.uid
-        and pod["metadata"]["creationTimestamp"] > restore.metadata.creation_timestamp
-        and _LABEL not in (pod["metadata"].get("labels") or {})
-        and not pods.is_ending(pod)
+        for pod in await cluster.every(kube.PODS, meta.namespace)
+        if _is_meant(pod, restore)
+        and not (targets.is_asking(pod) or pods.is_ending(pod))
         and pod_template.digest(pod) == digest
+        and (
+            pod["metadata"]["creationTimestamp"] > meta.creation_timestamp
+            if known is None
+            else pod["metadata"]["uid"] not in known.split(",")
+        )
     ]
+
+
+def _is_meant(pod: Object, restore: Restore) -> bool:
+    owner = restore.spec.owner
+    if owner is not None:
+        return (pods.owner(pod) or {}).get("uid") == owner.uid
+    labels = pod["metadata"].get("labels") or {}
+    return restore.spec.selector is not None and selects(restore.spec.selector, labels)
 
 
 async def _scheduled(cluster: Cluster, namespace: str, name: str, uid: str) -> str:

@@ -140,7 +140,7 @@ class Admission:
                 now.phase == api.CHECKPOINTED
                 and checkpoint.metadata.name not in taken
                 and now.pod_spec_hash == digest
-                and not _is_part(checkpoint)
+                and not checkpoint.is_part
                 and any(reference["uid"] == owner["uid"] for reference in owners)
                 and await self._is_gone(namespace, now.pod_name, now.pod_uid)
             ):
@@ -269,11 +269,6 @@ class Admission:
                 f"user {user.get('username')!r} may not {verb} {what} in namespace "
                 f"{request['namespace']}; a Role has to allow it"
             )
-
-
-def _is_part(checkpoint: Checkpoint) -> bool:
-    """Whether it is a Migration's, which makes its own Restore."""
-    return any(reference.controller for reference in checkpoint.metadata.owner_references)
 
 
 def refusal(error: GritError) -> Answer:

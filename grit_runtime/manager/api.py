@@ -123,7 +123,7 @@ class Gpu(NamedTuple):
 class Retention(NamedTuple):
     keep: Annotated[
         int | None,
-        "Of the checkpoints of this pod, and of the pods of its owner, the newest so many stay.",
+        "It is removed when so many newer ones of its pod are sealed.",
         {"minimum": 1},
     ] = None
     max_age: Annotated[
@@ -289,16 +289,18 @@ class CheckpointScheduleSpec(NamedTuple):
         "What it is taken for besides.",
         {"maxItems": 5},
     ] = ()
-    keep: Annotated[int, "Of each pod the newest so many stay; 3 if not given.", {"minimum": 1}] = 3
+    keep: Annotated[
+        int, "Its checkpoints have this as their retention.keep; 3 if not given.", {"minimum": 1}
+    ] = 3
     storage: Annotated[
         Storage | None, "Where checkpoints are put to; if nowhere, they stay on their node."
     ] = None
 
 
 class CheckpointScheduleStatus(NamedTuple):
-    last_checkpoint: Annotated[str, "The newest Checkpoint."] = ""
-    last_time: Annotated[str, TIME] = ""
-    next_time: Annotated[str, TIME] = ""
+    last_checkpoint: Annotated[str, "The newest that is sealed."] = ""
+    last_time: Annotated[str, "When checkpoints were last asked for by the clock.", TIME] = ""
+    next_time: Annotated[str, "When they will be.", TIME] = ""
     observed_generation: ObservedGeneration = 0
     reason: Reason = ""
     message: Message = ""
@@ -311,6 +313,11 @@ class Checkpoint(NamedTuple):
     metadata: Metadata
     spec: CheckpointSpec
     status: CheckpointStatus = CheckpointStatus()
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a Migration's, which makes its own Restore and takes it along."""
+        return any(reference.controller for reference in self.metadata.owner_references)
 
 
 class Restore(NamedTuple):

@@ -57,6 +57,13 @@ def reached(
     return _with(found, _condition(api.READY, reason, message, moment, is_true=is_ready))
 
 
+def ready(
+    conditions: tuple[Condition, ...], reason: str, message: str, moment: Moment, *, is_true: bool
+) -> tuple[Condition, ...]:
+    """*conditions* of an object without phases, which is ready or not."""
+    return _with(conditions, _condition(api.READY, reason, message, moment, is_true=is_true))
+
+
 def _condition(kind: str, reason: str, message: str, moment: Moment, *, is_true: bool) -> Condition:
     return Condition(
         type=kind,

@@ -51,7 +51,7 @@ async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | 
     found = [
         pod
         for pod in await cluster.every(kube.PODS, namespace)
-        if selector and selects(selector, pod["metadata"].get("labels") or {}) and _is_running(pod)
+        if selector and selects(selector, pod["metadata"].get("labels") or {}) and is_running(pod)
     ]
     if len(found) != 1:
         names = ", ".join(pod["metadata"]["name"] for pod in found[:5]) or "none"
@@ -65,7 +65,7 @@ async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | 
 def refuse(pod: Object) -> None:
     """PodStateError or FailedPreconditionError for a pod that is not one to be checkpointed now."""
     where = f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    if not _is_running(pod):
+    if not is_running(pod):
         state = "ending" if is_ending(pod) else pod.get("status", {}).get("phase", "new")
         raise PodStateError(f"{where} is {state}, expected Running")
     runtime_class = pod["spec"].get("runtimeClassName", "")
@@ -76,7 +76,7 @@ def refuse(pod: Object) -> None:
         )
 
 
-def _is_running(pod: Object) -> bool:
+def is_running(pod: Object) -> bool:
     return pod.get("status", {}).get("phase") == "Running" and not is_ending(pod)
 
 

@@ -7,6 +7,8 @@ there is no image of it here. The agents are the DaemonSet's, and run what is in
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -67,14 +69,16 @@ class Manager:
 
     def kill(self) -> None:
         """End it without a chance to say anything."""
-        assert self._process
-        self._process.kill()
-        self._process.wait()
+        self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
         """End it as kubelet does."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        """To it, and to what has entered the control plane's namespaces for it."""
         assert self._process
-        self._process.terminate()
+        os.killpg(self._process.pid, number)
         self._process.wait(TIMEOUT_S)
 
 

@@ -80,13 +80,8 @@ async def run(options: Options) -> None:
 
         async def lead() -> None:
             told.leads(1)
-<<<<<<< HEAD
-            await _together(
-                _operate(World(cluster, agents, known, options.checkpoint_root), told),
-=======
             await patience.together(
-                _operate(World(cluster, agents), told),
->>>>>>> trig
+                _operate(World(cluster, agents, known, options.checkpoint_root), told),
                 authority.keep_bundles(cluster, own),
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),

@@ -19,7 +19,7 @@ from grit_runtime.host import records
 from grit_runtime.host.changes import Changes
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import compatibility, losses
-from grit_runtime.model.annotations import capture, checkpoint_name
+from grit_runtime.model.annotations import NCCL, TCP, capture, checkpoint_name, nccl, tcp
 from grit_runtime.proto import agent_pb2
 from grit_runtime.version import VERSION
 
@@ -65,6 +65,8 @@ class Calls:
             strict=request.strict,
             uid=request.uid and _uid(request.uid),
             capture=volumes,
+            tcp=request.tcp and tcp({TCP: request.tcp}),
+            nccl=request.nccl and nccl({NCCL: request.nccl}),
         )
         return _message(self._jobs.submit(job))
 

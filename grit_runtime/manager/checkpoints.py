@@ -105,6 +105,8 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
             uid=status.now["podUID"],
             capture=spec.capture,
             push=store,
+            tcp=spec.tcp or "",
+            nccl=spec.gpu.nccl or "" if spec.gpu else "",
         )
         job = await agent.ask("Checkpoint", request, agent_pb2.Job)
         await status.note(job=job.id)

@@ -21,6 +21,7 @@ RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"
 MANIFEST_DIGEST = "grit.dev/manifest-digest"
 ON_FAILURE = "grit.dev/on-failure"
+TCP = "grit.dev/tcp"
 
 # What an owner selects its pods by, and no other owner's.
 _OWNER_LABELS = {"ReplicaSet": "pod-template-hash", "Job": "controller-uid"}

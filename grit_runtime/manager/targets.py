@@ -38,6 +38,8 @@ def asking(
         pods.CHECKPOINT: f"{checkpoint_root}/{meta.namespace}/{meta.name}",
         pods.MANIFEST_DIGEST: checkpoint.status.manifest_digest,
     }
+    if checkpoint.spec.tcp:
+        annotations[pods.TCP] = checkpoint.spec.tcp
     if restore.spec.on_failure == "coldStart":
         annotations[pods.ON_FAILURE] = "cold-start"
     labels = {**(pod["metadata"].get("labels") or {}), LABEL: restore.metadata.name}

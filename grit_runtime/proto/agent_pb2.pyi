@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckpointRequest(_message.Message):
-    __slots__ = ("target", "name", "after", "replace", "pod_is_going", "strict", "push", "uid", "capture")
+    __slots__ = ("target", "name", "after", "replace", "pod_is_going", "strict", "push", "uid", "capture", "tcp", "nccl")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,8 @@ class CheckpointRequest(_message.Message):
     PUSH_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    TCP_FIELD_NUMBER: _ClassVar[int]
+    NCCL_FIELD_NUMBER: _ClassVar[int]
     target: str
     name: str
     after: str
@@ -26,7 +28,9 @@ class CheckpointRequest(_message.Message):
     push: str
     uid: str
     capture: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, target: _Optional[str] = ..., name: _Optional[str] = ..., after: _Optional[str] = ..., replace: _Optional[bool] = ..., pod_is_going: _Optional[bool] = ..., strict: _Optional[bool] = ..., push: _Optional[str] = ..., uid: _Optional[str] = ..., capture: _Optional[_Iterable[str]] = ...) -> None: ...
+    tcp: str
+    nccl: str
+    def __init__(self, target: _Optional[str] = ..., name: _Optional[str] = ..., after: _Optional[str] = ..., replace: _Optional[bool] = ..., pod_is_going: _Optional[bool] = ..., strict: _Optional[bool] = ..., push: _Optional[str] = ..., uid: _Optional[str] = ..., capture: _Optional[_Iterable[str]] = ..., tcp: _Optional[str] = ..., nccl: _Optional[str] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
     __slots__ = ("namespace", "name", "sha256", "source", "host")

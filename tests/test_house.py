@@ -191,7 +191,7 @@ USED_BY_OTHERS = {
         *("compat", "get_command", "list_", "list_commands", "ls", "rm"),
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
-        *("current", "domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
+        *("domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
         *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
@@ -204,12 +204,10 @@ USED_BY_OTHERS = {
         *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE"),
     },
     "made into a file by CONTRIBUTING.md's command": {"crds"},
-    "the manager's, still without a caller": {"SCHEDULES", "next_time", "surplus"},
     "a setting of kopf's": {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",
     },
-    "compared as part of its tuple": {"patch"},
     "keeps a task alive": {"_sending"},
 }
 

@@ -7,9 +7,8 @@ there is no image of it here. The agents are the DaemonSet's, and run what is in
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -38,12 +37,15 @@ _FACTS = "manager.grit.dev/facts"
 
 
 class Manager:
-    """The manager, which can be killed and started again."""
+    """The manager, started again whenever it ends, as kubelet does."""
 
     def __init__(self, cluster: Cluster, log: Path) -> None:
         self._cluster = cluster
         self._log = log
-        self._process: subprocess.Popen[str] | None = None
+        self._is_wanted = True
+        self._process = self._start()
+        self._keeping = threading.Thread(target=self._keep)
+        self._keeping.start()
 
     @property
     def log(self) -> str:
@@ -56,30 +58,27 @@ class Manager:
         described = self._cluster.kubectl("describe", "restores", check=False).stdout
         return f"{listed}\n{described}"
 
-    def start(self) -> None:
-        """Start it; it serves and leads in a moment."""
+    def kill(self) -> None:
+        """End it without a chance to say anything."""
+        self._process.kill()
+
+    def stop(self) -> None:
+        """End it for good."""
+        self._is_wanted = False
+        self._process.terminate()
+        self._keeping.join(TIMEOUT_S)
+
+    def _keep(self) -> None:
+        while self._process.wait() is not None and self._is_wanted:
+            self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
         account = self._cluster.service_account(names.MANAGER, names.NAMESPACE)
         token = agents.token(self._cluster, names.MANAGER, names.NAMESPACE, audience=names.AGENT)
         path = self._cluster.plane.write("agent-token", token)
         argv = [sys.executable, "-m", "grit_runtime.cli.main", "manager", "--agent-token", path]
         with self._log.open("a") as log:
-            self._process = self._cluster.plane.popen(
-                argv, stdout=log, stderr=log, kubeconfig=account
-            )
-
-    def kill(self) -> None:
-        """End it without a chance to say anything."""
-        self._signal(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """End it as kubelet does."""
-        self._signal(signal.SIGTERM)
-
-    def _signal(self, number: int) -> None:
-        """To it, and to what has entered the control plane's namespaces for it."""
-        assert self._process
-        os.killpg(self._process.pid, number)
-        self._process.wait(TIMEOUT_S)
+            return self._cluster.plane.popen(argv, stdout=log, stderr=log, kubeconfig=account)
 
 
 @contextmanager
@@ -94,7 +93,6 @@ def installed(cluster: Cluster, log: Path) -> Iterator[Manager]:
     cluster.apply(*(one for one in objects if one["kind"] in first))
     cluster.apply(*(one for one in objects if one["kind"] not in first), _endpoints())
     manager = Manager(cluster, log)
-    manager.start()
     try:
         if cluster.nodes:
             _wait(cluster, "all nodes have facts", lambda: _have_facts(cluster))

@@ -101,7 +101,6 @@ def test_a_manager_that_is_killed_goes_on(
     kubernetes.apply(made("Migration", name, podName=pod))
     reached(kubernetes, "migration", name, phase)
     manager.kill()
-    manager.start()
     status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
     assert status["phase"] == SUCCEEDED, status
     assert_goes_on(kubernetes, status["targetPod"])

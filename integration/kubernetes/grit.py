@@ -7,6 +7,8 @@ there is no image of it here. The agents are the DaemonSet's, and run what is in
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -42,10 +44,7 @@ class Manager:
     def __init__(self, cluster: Cluster, log: Path) -> None:
         self._cluster = cluster
         self._log = log
-        self._is_wanted = True
-        self._process = self._start()
-        self._keeping = threading.Thread(target=self._keep)
-        self._keeping.start()
+        self.start()
 
     @property
     def log(self) -> str:
@@ -58,14 +57,21 @@ class Manager:
         described = self._cluster.kubectl("describe", "restores", check=False).stdout
         return f"{listed}\n{described}"
 
+    def start(self) -> None:
+        """Start it; it serves and leads in a moment."""
+        self._is_wanted = True
+        self._process = self._start()
+        self._keeping = threading.Thread(target=self._keep)
+        self._keeping.start()
+
     def kill(self) -> None:
         """End it without a chance to say anything."""
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)  # with what has entered the namespaces
 
     def stop(self) -> None:
-        """End it for good."""
+        """End it until it is started again."""
         self._is_wanted = False
-        self._process.terminate()
+        os.killpg(self._process.pid, signal.SIGTERM)
         self._keeping.join(TIMEOUT_S)
 
     def _keep(self) -> None:

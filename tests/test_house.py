@@ -41,6 +41,7 @@ TOP_LEVEL = {
 # Top to bottom: a part imports from itself and from the lines below its own.
 LAYERS = (
     {"cli"},
+    {"doctor"},
     {"shim", "oci", "agent", "manager"},
     {"runc_level"},
     {"checkpoint"},
@@ -60,6 +61,7 @@ LAYERS = (
     {"paths"},
     {"certificates"},
     {"version"},
+    {"reasons"},
     {"errors"},
     {"startup"},
 )
@@ -187,8 +189,8 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
-        *("manager", "migrate"),
-        *("compat", "get_command", "list_", "list_commands", "ls", "rm"),
+        *("compat", "doctor", "get_command", "list_", "list_commands", "ls", "manager", "migrate"),
+        "rm",
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
         *("domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),

@@ -34,14 +34,13 @@ TOP_LEVEL = {
     "integration",
     "pyproject.toml",
     "runtime-config",
-    "systemd",
     "tests",
 }
 
 # Top to bottom: a part imports from itself and from the lines below its own.
 LAYERS = (
     {"cli"},
-    {"shim", "oci", "agent", "manager"},
+    {"shim", "oci", "agent", "manager", "installation"},
     {"runc_level"},
     {"checkpoint"},
     {"restore"},
@@ -91,7 +90,7 @@ MODULES = sorted(
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in (".ci", "integration", "runtime-config")
+    for directory in (".ci", "integration", "grit_runtime/installation/files")
     for path in (REPO / directory).rglob("*")
     if path.is_file() and path.read_bytes().startswith((b"#!/bin/", b"# shellcheck shell="))
 )

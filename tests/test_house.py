@@ -34,7 +34,6 @@ TOP_LEVEL = {
     "integration",
     "pyproject.toml",
     "runtime-config",
-    "systemd",
     "tests",
 }
 
@@ -42,7 +41,7 @@ TOP_LEVEL = {
 LAYERS = (
     {"cli"},
     {"doctor"},
-    {"shim", "oci", "agent", "manager"},
+    {"shim", "oci", "agent", "manager", "installation"},
     {"runc_level"},
     {"checkpoint"},
     {"restore"},
@@ -93,7 +92,7 @@ MODULES = sorted(
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in (".ci", "integration", "runtime-config")
+    for directory in (".ci", "integration", "grit_runtime/installation/files")
     for path in (REPO / directory).rglob("*")
     if path.is_file() and path.read_bytes().startswith((b"#!/bin/", b"# shellcheck shell="))
 )

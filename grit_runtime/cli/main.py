@@ -18,6 +18,7 @@ _MODULES = {
     "gc": "store",
     "gpu": "gpu",
     "inspect": "inspect",
+    "install": "install",
     "ls": "store",
     "manager": "manager",
     "pull": "store",
@@ -26,6 +27,8 @@ _MODULES = {
     "resume": "resume",
     "rm": "store",
     "status": "status",
+    "uninstall": "install",
+    "upgrade": "install",
     "verify": "verify",
 }
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     IsThere = Callable[[], bool]
 
 _URLS = ("/", "s3://", "gs://", "az://", "peer://")
+_TOKEN_LIMIT = 64
 _AFTER = ("running", "frozen", "stopped")
 _UID = re.compile(r"[-0-9a-zA-Z]{1,64}")
 _LOOK_EVERY_S = 1.0  # whether a caller that follows records has gone
@@ -67,6 +68,7 @@ class Calls:
             capture=volumes,
             tcp=request.tcp and tcp({TCP: request.tcp}),
             nccl=request.nccl and nccl({NCCL: request.nccl}),
+            token=request.token[:_TOKEN_LIMIT],
         )
         return _message(self._jobs.submit(job))
 

@@ -40,6 +40,7 @@ class Job(NamedTuple):
     capture: str = ""  # as grit.dev/capture has it
     tcp: str = ""  # as grit.dev/tcp, which counts if this is empty
     nccl: str = ""  # as grit.dev/nccl, likewise
+    token: str = ""  # by which who asks knows it again
     state: str = QUEUED
     phase: str = ""  # the kind of what it does
     begun: str = ""  # RFC 3339, UTC

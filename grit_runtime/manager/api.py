@@ -175,7 +175,6 @@ class CheckpointStatus(NamedTuple):
     node_name: Annotated[str, "The node that the pod was on."] = ""
     pod_name: Annotated[str, "The pod that was checkpointed."] = ""
     pod_uid: str = ""
-    job: Annotated[str, "The agent's that takes it."] = ""
     containers: Annotated[tuple[str, ...], "Those that ran, and go on."] = ()
     pod_spec_hash: Annotated[str, "sha256 of what a pod must have to go on from it."] = ""
     pod_template: Annotated[

@@ -12,6 +12,7 @@ from grit_runtime.errors import (
     NotArrivedError,
     NotFoundError,
     NotRestoredError,
+    PodDiffersError,
     UnavailableError,
     of_reason,
 )
@@ -51,6 +52,7 @@ class Source(NamedTuple):
     store: str
     containers: tuple[str, ...]
     digest: str  # of what its pods have in common
+    template: Object  # the pod that it was taken of
 
 
 async def run(world: World, namespace: str, name: str) -> None:
@@ -77,7 +79,7 @@ async def _advance(world: World, restore: Restore, status: Status) -> None:
         await status.enter(api.CREATED)
     checkpoint = await sealed(world.cluster, restore.metadata.namespace, restore.spec)
     source = await _source(world.cluster, checkpoint)
-    pod = await _selected(world.cluster, restore, source.digest, status)
+    pod = await _selected(world.cluster, restore, source, status)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if status.phase == api.CREATED:
         await status.enter(api.PENDING, targetPod=name, targetPodUID=uid)
@@ -119,15 +121,16 @@ async def _source(cluster: Cluster, found: Object) -> Source:
         ),
         containers=now.containers,
         digest=now.pod_spec_hash,
+        template=now.pod_template,
     )
 
 
-async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Status) -> Object:
+async def _selected(cluster: Cluster, restore: Restore, source: Source, status: Status) -> Object:
     """The pod that the webhook has selected, once there is one."""
     meta = restore.metadata
     known_uid = status.now.get("targetPodUID", "")
     watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{targets.LABEL}={meta.name}")
-    helping = asyncio.create_task(_help(cluster, restore, digest, status))
+    helping = asyncio.create_task(_help(cluster, restore, source, status))
     try:
         async for found in watched:
             for pod in found.values():
@@ -142,7 +145,7 @@ async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Sta
     raise AssertionError  # a watch has no end
 
 
-async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status) -> None:
+async def _help(cluster: Cluster, restore: Restore, source: Source, status: Status) -> None:
     """Mend what keeps a pod from being selected: one that never came, one that nobody asked of."""
     meta = restore.metadata
     claimed_s = 0.0
@@ -158,19 +161,30 @@ async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status)
                 await cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
                 claimed_s = 0.0
             continue
-        for pod in await _missed(cluster, restore, digest):
-            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-            message = f"pod {name} was made while the webhook did not answer"
-            if meta.owner_references:  # a migration's: its source is held, and no other may run
-                message += ", and is deleted: its owner makes another"
-                await cluster.delete(kube.PODS, meta.namespace, name, uid, grace_s=0)
-            else:
-                message += ", and starts from its image; delete it to have another one restored"
-            await status.warn("WebhookMissed", message)
+        for pod in await _missed(cluster, restore):
+            await _mend(cluster, restore, source, status, pod)
 
 
-async def _missed(cluster: Cluster, restore: Restore, digest: str) -> list[Object]:
-    """Pods that should have been selected, and are not asking for the checkpoint."""
+async def _mend(
+    cluster: Cluster, restore: Restore, source: Source, status: Status, pod: Object
+) -> None:
+    """Say why a pod that is meant was not selected; a migration's goes, and another comes."""
+    meta, name = restore.metadata, pod["metadata"]["name"]
+    if pod_template.digest(pod) != source.digest:
+        differs = "; ".join(pod_template.differences(pod, source.template)[:3])
+        await status.warn(PodDiffersError.reason, f"pod {name} cannot go on from it: {differs}")
+        return
+    message = f"pod {name} was made while the webhook did not answer"
+    if meta.owner_references:  # its source is held, and no other may run
+        message += ", and is deleted: its owner makes another"
+        await cluster.delete(kube.PODS, meta.namespace, name, pod["metadata"]["uid"], grace_s=0)
+    else:
+        message += ", and starts from its image; delete it to have another one restored"
+    await status.warn("WebhookMissed", message)
+
+
+async def _missed(cluster: Cluster, restore: Restore) -> list[Object]:
+    """Pods that are meant, made since, and not asking for the checkpoint."""
     meta = restore.metadata
     known = meta.annotations.get(moves.KNOWN)
     return [
@@ -178,9 +192,8 @@ async def _missed(cluster: Cluster, restore: Restore, digest: str) -> list[Objec
         for pod in await cluster.every(kube.PODS, meta.namespace)
         if _is_meant(pod, restore)
         and not (targets.is_asking(pod) or pods.is_ending(pod))
-        and pod_template.digest(pod) == digest
         and (
-            pod["metadata"]["creationTimestamp"] > meta.creation_timestamp
+            pod["metadata"]["creationTimestamp"] >= meta.creation_timestamp
             if known is None
             else pod["metadata"]["uid"] not in known.split(",")
         )

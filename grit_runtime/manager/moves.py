@@ -15,7 +15,7 @@ from grit_runtime.errors import (
     of_reason,
     one_line,
 )
-from grit_runtime.manager import api, patience, pods
+from grit_runtime.manager import api, patience, pods, restores
 from grit_runtime.manager import cluster as kube
 from grit_runtime.proto import agent_pb2
 from grit_runtime.startup.named import NamedTuple
@@ -171,6 +171,9 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
     spec: dict[str, Any] = {"checkpointName": move.checkpoint}
     if reference:
         spec["ownerRef"] = reference
+        every = await world.cluster.every(kube.PODS, move.namespace)
+        before = (one["metadata"]["uid"] for one in every if pods.is_of(one, reference["uid"]))
+        places = {**places, restores.BEFORE: ",".join(before)}
     else:
         spec["selector"] = {"matchLabels": {pods.RESTORE_LABEL: name}}
     meta: dict[str, Any] = {"name": name, "namespace": move.namespace, "annotations": places}

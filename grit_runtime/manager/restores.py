@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 ENDED = (api.RESTORED, api.FAILED)
 SELECTED = "grit.dev/pod-selected"  # of a Restore: a pod has been found for it, as upstream has it
+# Of a migration's Restore: its owner's pods of before, by their uids. Times have whole seconds.
+BEFORE = "manager.grit.dev/before"
 # A pod that was selected and does not come was never made: another admission has refused it.
 UNUSED_S = 20.0
 _LOOK_S, _LOOK_SELDOM_S = 2.0, 30.0
@@ -133,7 +135,7 @@ async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Sta
         async for found in watched:
             for pod in found.values():
                 if known_uid in ("", pod["metadata"]["uid"]):
-                    return pod
+                    return _annotated(pod)
             if known_uid:
                 raise NotRestoredError(
                     f"pod {status.now['targetPod']} was deleted before it was restored"
@@ -141,6 +143,16 @@ async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Sta
     finally:
         helping.cancel()
     raise AssertionError  # a watch has no end
+
+
+def _annotated(pod: Object) -> Object:
+    """*pod*, which has the label already. NotRestoredError if the webhook has not seen it."""
+    if pods.CHECKPOINT not in (pod["metadata"].get("annotations") or {}):
+        raise NotRestoredError(
+            f"pod {pod['metadata']['name']} was made while the webhook did not answer, and starts "
+            "from its image"
+        )
+    return pod
 
 
 async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status) -> None:
@@ -172,14 +184,22 @@ async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status)
 
 async def _missed(cluster: Cluster, restore: Restore, digest: str) -> list[Object]:
     """Pods that should have been selected: made since, of the owner, and like the source."""
-    owner = restore.spec.owner
+    owner, meta = restore.spec.owner, restore.metadata
     if owner is None:
         return []
+    before = meta.annotations.get(BEFORE)
+
+    def is_since(pod: Object) -> bool:
+        made = pod["metadata"]
+        if before is None:
+            return bool(made["creationTimestamp"] > meta.creation_timestamp)
+        return made["uid"] not in before.split(",")
+
     return [
         pod
-        for pod in await cluster.every(kube.PODS, restore.metadata.namespace)
-        if (pods.owner(pod) or {}).get("uid") == owner.uid
-        and pod["metadata"]["creationTimestamp"] > restore.metadata.creation_timestamp
+        for pod in await cluster.every(kube.PODS, meta.namespace)
+        if pods.is_of(pod, owner.uid)
+        and is_since(pod)
         and _LABEL not in (pod["metadata"].get("labels") or {})
         and not pods.is_ending(pod)
         and pod_template.digest(pod) == digest

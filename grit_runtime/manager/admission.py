@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from grit_runtime.errors import (
+    BusyError,
     ConflictError,
     GritError,
     InvalidArgumentError,
     NoNodeError,
+    NotFoundError,
     PermissionDeniedError,
     PodDiffersError,
     one_line,
 )
-from grit_runtime.manager import api, moves, pods, restores, rules, storage, targets
+from grit_runtime.manager import api, evictions, moves, pods, restores, rules, storage, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.model import pod_template
 from grit_runtime.model.selectors import selects
@@ -42,6 +44,7 @@ class Answer(NamedTuple):
     patch: tuple[dict[str, Any], ...] = ()  # JSON patch
     warnings: tuple[str, ...] = ()  # kubectl shows them
     error: GritError | None = None
+    code: int = 422  # of the error, in HTTP
 
 
 class Admission:
@@ -110,13 +113,21 @@ class Admission:
     async def _claim(self, restore: Restore) -> None:
         """Take the Restore for one pod. ConflictError if another has it."""
         meta = restore.metadata
-        patch = {
-            "metadata": {
-                "resourceVersion": meta.resource_version,
-                "annotations": {targets.SELECTED: "true"},
+        while targets.SELECTED not in meta.annotations:
+            patch = {
+                "metadata": {
+                    "resourceVersion": meta.resource_version,
+                    "annotations": {targets.SELECTED: "true"},
+                }
             }
-        }
-        await self._cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+            try:
+                await self._cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+            except ConflictError:  # the manager has written to it, or another pod was quicker
+                now = await self._cluster.get(kube.RESTORES, meta.namespace, meta.name)
+                meta = api.read(api.Restore, now).metadata
+            else:
+                return
+        raise ConflictError(f"Restore {meta.namespace}/{meta.name} is another pod's")
 
     async def _of_deleted_source(self, namespace: str, pod: Object, *, is_dry: bool) -> Answer:
         """The pod that an owner makes in place of a deleted one goes on from its checkpoint.
@@ -236,9 +247,14 @@ class Admission:
         for verb in ("create", "delete"):
             await self._may(request, verb, "pods", "")
 
-    async def eviction(self, _request: Object) -> Answer:
-        """An eviction of a pod."""
-        return Answer()
+    async def eviction(self, request: Object) -> Answer:
+        """An eviction of a pod: it is moved instead, if it can be."""
+        try:
+            return Answer(warnings=await evictions.review(self._cluster, request))
+        except NotFoundError as error:
+            return Answer(error=error, code=404)
+        except GritError as error:  # whatever it is: better that it is asked again than a lost pod
+            return Answer(error=BusyError(one_line(error)), code=429)
 
     async def _may(self, request: Object, verb: str, what: str, name: str) -> None:
         """PermissionDeniedError if whoever made the request may not do that too."""

@@ -6,6 +6,7 @@ import asyncio
 
 from grit_runtime import log
 from grit_runtime.errors import (
+    AlreadyExistsError,
     DeadlineExceededError,
     FailedPreconditionError,
     GritError,
@@ -105,7 +106,8 @@ async def _look(world: World, migration: Migration, status: Status) -> None:
 async def _checkpointed(world: World, migration: Migration, status: Status) -> None:
     """Make the Checkpoint that carries the pod, and wait until it is sealed."""
     meta = migration.metadata
-    if await world.cluster.find(kube.CHECKPOINTS, meta.namespace, meta.name) is None:
+    there = await world.cluster.find(kube.CHECKPOINTS, meta.namespace, meta.name)
+    if there is None:
         spec: dict[str, Any] = {
             "podName": status.now["sourcePod"],
             "sourcePodUID": status.now["sourcePodUID"],
@@ -124,6 +126,11 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
             "spec": spec,
         }
         await world.cluster.create(kube.CHECKPOINTS, made)
+    elif meta.uid not in {one["uid"] for one in there["metadata"].get("ownerReferences") or ()}:
+        raise AlreadyExistsError(
+            f"Checkpoint {meta.namespace}/{meta.name} is none of this Migration's: give it another "
+            "name"
+        )
     only = f"metadata.name={meta.name}"
     async for found in world.cluster.watched(kube.CHECKPOINTS, meta.namespace, fields=only):
         if meta.name not in found:

@@ -192,11 +192,7 @@ async def _siblings(world: World, move: Move) -> list[str]:
     if reference is None:
         return []
     found = await world.cluster.every(kube.PODS, move.namespace)
-    return [
-        pod["metadata"]["uid"]
-        for pod in found
-        if (pods.owner(pod) or {}).get("uid") == reference["uid"]
-    ]
+    return [pod["metadata"]["uid"] for pod in found if pods.is_of(pod, reference["uid"])]
 
 
 async def _make_pod(world: World, move: Move, restore: Restore) -> None:

@@ -91,6 +91,10 @@ def owner(pod: Object) -> dict[str, Any] | None:
     return next((one for one in references if one.get("controller")), None)
 
 
+def is_of(pod: Object, owner_uid: str) -> bool:
+    return (owner(pod) or {}).get("uid") == owner_uid
+
+
 def template(pod: Object) -> Object:
     """What of a pod is kept with its checkpoint."""
     meta = pod["metadata"]

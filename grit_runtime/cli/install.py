@@ -1,6 +1,6 @@
 import click
 
-from grit_runtime.installation import changes, operations, wanted
+from grit_runtime.installation import operations, wanted
 from grit_runtime.model.installation_steps import Choice
 from grit_runtime.version import VERSION
 
@@ -55,7 +55,4 @@ def uninstall(restart: bool, drain: bool, purge: bool) -> None:
     Checkpoints are left, and without --purge what grit has recorded, logged and was told in
     /etc/grit.
     """
-    if not changes.recorded():
-        click.echo("grit: grit install has written nothing here", err=True)
-        return
     operations.uninstall(restart=restart, drain=drain, purge=purge, tell=click.echo)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import socket
 import tomllib
 from pathlib import Path
 
 from grit_runtime import config
-from grit_runtime.errors import FailedPreconditionError, NotFoundError
+from grit_runtime.errors import CommandError, FailedPreconditionError, NotFoundError
 from grit_runtime.host import process, procfs
 from grit_runtime.startup.named import NamedTuple
 
@@ -167,4 +168,11 @@ def effective(daemon: Daemon, staged: Mapping[str, bytes | None]) -> dict[str, A
     words = ["--config", daemon.config, "config", "dump"] if has_config else ["config", "default"]
     asked = (daemon.program, [daemon.argv0, *words], dict(staged))
     argv = process.python("grit_runtime.installation.preview", asked)
-    return tomllib.loads(process.run(argv, token=process.new_token()).decode())
+    table = tomllib.loads(process.run(argv, token=process.new_token()).decode())
+    directory = os.path.dirname(daemon.config)
+    for path in (os.path.join(directory, name) for name in table.get("imports", [])):
+        # What 2.x prints ends before such an import, without an error; but it would not start.
+        is_there = staged.get(path) is not None if path in staged else os.path.exists(path)
+        if not is_there and not glob.has_magic(path):
+            raise CommandError(f"{daemon.config} imports {path}, which is not there")
+    return table

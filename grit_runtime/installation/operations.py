@@ -114,6 +114,9 @@ def uninstall(*, restart: bool, drain: bool, purge: bool, tell: Tell) -> None:
     no pod has it. With *drain*, pods that still do are stopped. Blocks for seconds.
     """
     with _held() as held:
+        if not held.steps():
+            tell("grit install has written nothing here, or all of it is taken back")
+            return
         done = changes.standing(held.steps())
         daemon = containerd.find()
         if not drain:

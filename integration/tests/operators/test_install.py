@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from grit_runtime.proto import cri_pb2
+from integration.node import killed as killing
 from integration.node.bare import GRIT, BareNode
 from integration.pods import checkpoints, kubelet, workload
 
@@ -265,6 +267,7 @@ def configured(node: BareNode) -> Iterator[BareNode]:
     node.run(["sh", "-c", f"rm -rf {CONFIG.parent}/*"])
     (directory / CONFIG.name).write_text(own)
     node.restart_containerd()
+    grit(node, "uninstall", "--restart")  # what a test that failed has left
 
 
 def configure(node: BareNode, files: dict[str, str]) -> None:
@@ -296,3 +299,186 @@ def test_a_configuration_of_the_wild_gets_the_handler_and_nothing_else(
     assert handler(after)["options.BinaryName"] == "/usr/local/bin/grit-runtime"
     grit(node, "uninstall", "--restart")
     assert node.disk() ^ disk == set()
+
+
+def killed(node: BareNode, step: int, *words: str) -> bool:
+    """Run a command of grit, killed before its change number *step*; false if it has fewer."""
+    script = Path(killing.__file__).read_text()
+    python = str(Path(GRIT).with_name("python"))
+    done = node.run([python, "-c", script, str(step), *words], check=False)
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return done.returncode != 0
+
+
+def test_an_installation_killed_anywhere_is_finished_or_taken_back(node: BareNode) -> None:
+    disk = node.disk()
+    step = 1
+    while killed(node, step, "install", "--agent"):
+        if step % 2:
+            grit(node, "install")
+            assert not killed(node, 1 << 20, "install")  # which finds nothing amiss
+        grit(node, "uninstall")
+        assert node.disk() ^ disk == set(), step
+        step += 1
+    assert step > 30
+    grit(node, "uninstall")
+    assert node.disk() ^ disk == set()
+
+
+def test_taking_back_goes_on_where_it_was_killed(node: BareNode) -> None:
+    disk = node.disk()
+    step = 1
+    grit(node, "install", "--agent")
+    while killed(node, step, "uninstall"):
+        if step % 2:
+            grit(node, "install", "--agent")
+        else:
+            grit(node, "uninstall")
+            assert node.disk() ^ disk == set(), step
+            grit(node, "install", "--agent")
+        step += 1
+    assert step > 20
+    assert node.disk() ^ disk == set()
+
+
+def refused(node: BareNode, *words: str) -> str:
+    """Why grit does not do it, which changes nothing."""
+    disk = node.disk()
+    done = grit(node, *words, check=False)
+    assert done.returncode == 1
+    assert node.disk() ^ disk == set()
+    return done.stderr
+
+
+REFUSED = {
+    "version 1": ({"config.toml": "[debug]\nlevel = 'info'\n"}, "is of version 1, expected 2 or 3"),
+    "a handler made by hand": (
+        {
+            "config.toml": f"version = 2\n[{V2}.containerd.runtimes.runc]\n"
+            "runtime_type = 'io.containerd.runc.v2'\n"
+            f"[{V2}.containerd.runtimes.grit]\nruntime_type = 'io.containerd.runc.v2'\n"
+        },
+        "has a handler grit already, which grit install has not written",
+    ),
+    "not runc": (
+        {
+            "config.toml": f"version = 2\n[{V2}.containerd]\ndefault_runtime_name = 'kata'\n"
+            f"[{V2}.containerd.runtimes.kata]\nruntime_type = 'io.containerd.kata.v2'\n"
+        },
+        "handler kata is of type io.containerd.kata.v2, expected io.containerd.runc.v2",
+    ),
+    "tables that cannot be added to": (
+        {
+            "config.toml": "version = 2\n[plugins]\n"
+            f"{V2[8:]} = {{ restrict_oom_score_adj = true }}\n"
+        },
+        "cannot be given the handler grit: with the handler in /etc/containerd/config.toml",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_take_the_handler_is_left_as_it_is(configured: BareNode, name: str) -> None:
+    files, reason = REFUSED[name]
+    if name == "version 1" and configured.edition.containerd == "2.x":
+        pytest.skip("a version that this containerd does not read")
+    configure(configured, files)
+    configured.restart_containerd()
+    assert reason in refused(configured, "install", "--restart")
+
+
+def test_a_file_that_is_imported_by_name_is_not_removed(configured: BareNode) -> None:
+    if configured.edition.containerd == "1.7":
+        pytest.skip("1.7 gets no file of grit's own")
+    imports = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml'"
+    configure(configured, {"config.toml": f"{imports}]\n"})
+    configured.restart_containerd()
+    grit(configured, "install", "--restart")
+    by_name = f"{imports}, '/etc/containerd/conf.d/grit.toml']\n"
+    configured.path(CONFIG).write_text(by_name)
+    reason = refused(configured, "uninstall", "--restart")
+    assert "containerd would not start" in reason
+    assert "imports /etc/containerd/conf.d/grit.toml, which is not there" in reason
+    configured.path(CONFIG).write_text(f"{imports}]\n")
+    grit(configured, "uninstall", "--restart")
+
+
+def test_what_others_write_beside_the_handler_is_kept(configured: BareNode) -> None:
+    configure(configured, {"config.toml": "version = 2\n"})
+    configured.restart_containerd()
+    grit(configured, "install")
+    with configured.path(CONFIG).open("a") as file:
+        file.write("[debug]\nlevel = 'info'\n")
+    grit(configured, "uninstall")
+    assert configured.path(CONFIG).read_text() == "version = 2\n[debug]\nlevel = 'info'\n"
+
+
+def test_nothing_is_half_written_where_etc_is_read_only(configured: BareNode) -> None:
+    node = configured
+    node.path(Path("/opt/containerd")).mkdir(exist_ok=True)
+    configure(node, {"config.toml": "version = 2\nimports = ['/opt/containerd/*.toml']\n"})
+    node.restart_containerd()
+    disk = node.disk()
+    node.run(["sh", "-c", "mount --bind /etc /etc && mount -o remount,bind,ro /etc"])
+    try:
+        if node.edition.containerd == "1.7":
+            assert "no file of its configuration can be written" in refused(node, "install")
+        else:
+            grit(node, "install", "--restart")
+            assert node.path(Path("/opt/containerd/grit.toml")).exists()
+            grit(node, "uninstall", "--restart")
+    finally:
+        node.run(["umount", "/etc"])
+    assert node.disk() ^ disk == set()
+
+
+K3S = Path("/var/lib/rancher/k3s/agent/etc/containerd")
+MICROK8S = Path("/var/snap/microk8s/current/args")
+
+
+@pytest.mark.parametrize("custom", [False, True], ids=["no template", "a template"])
+def test_on_k3s_the_handler_goes_into_the_template(node: BareNode, *, custom: bool) -> None:
+    """There is no k3s here: what it would make of its template is put together by the test."""
+    version, name = (2, "config.toml.tmpl")
+    if node.edition.containerd == "2.x":
+        version, name = 3, "config-v3.toml.tmpl"
+    base = f"version = {version}\n[debug]\nlevel = 'info'\n"
+    node.path(K3S).mkdir(parents=True)
+    node.path(K3S / "config.toml").write_text(base)
+    template = '{{ template "base" . }}\n# our own\n'
+    if custom:
+        node.path(K3S / name).write_text(template)
+    arguments = ("--config", str(K3S / "config.toml"))
+    node.restart_containerd(*arguments)
+    before, disk = effective(node, *arguments), node.disk()
+    told = grit(node, "install").stdout
+    assert f"+++ {K3S / name}" in told
+    written = node.path(K3S / name).read_text()
+    assert written.startswith(template if custom else '{{ template "base" . }}\n')
+    node.path(K3S / "config.toml").write_text(written.replace('{{ template "base" . }}\n', base))
+    node.restart_containerd(*arguments)
+    assert "self-test" in grit(node, "install").stdout
+    assert others(effective(node, *arguments)) == before
+    stale = grit(node, "uninstall", check=False)
+    assert "still has the handler" in stale.stderr
+    node.path(K3S / "config.toml").write_text(base)
+    node.restart_containerd(*arguments)
+    grit(node, "uninstall")
+    assert {line for line in node.disk() ^ disk if "/config.toml" not in line} == set()
+    node.run(["rm", "-r", "/var/lib/rancher"])
+    node.restart_containerd()
+
+
+def test_on_microk8s_the_handler_goes_into_the_template(node: BareNode) -> None:
+    """There is no microk8s here, either."""
+    node.path(MICROK8S).mkdir(parents=True)
+    for name in ("containerd-template.toml", "containerd.toml"):
+        node.path(MICROK8S / name).write_text("version = 2\n[debug]\nlevel = 'info'\n")
+    node.restart_containerd("--config", str(MICROK8S / "containerd.toml"))
+    disk = node.disk()
+    assert f"+++ {MICROK8S}/containerd-template.toml" in grit(node, "install").stdout
+    assert "runtimes.grit]" in node.path(MICROK8S / "containerd-template.toml").read_text()
+    grit(node, "uninstall")
+    assert node.disk() ^ disk == set()
+    node.run(["rm", "-r", "/var/snap"])
+    node.restart_containerd()

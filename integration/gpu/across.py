@@ -25,13 +25,12 @@ def tensors(gib: float, other: Neighbour) -> Case:
                 logs.wait_for_more(pod, 1)
                 taken = migration.take(pod, job.name, after="frozen")
                 last = neighbour.last_step(pod)
-                copy_s = link.send(directory, str(directory), neighbour.THEIRS)
                 restored, first, after = other.ask(job, (1,), job.name, last)
                 link_s = link.send(directory, None, neighbour.THEIRS)
         finally:
             migration.forget(job.name)
         seconds = {f"checkpoint {phase}": value for phase, value in taken.items()}
-        seconds |= {"copy": copy_s, "link alone": link_s, **restored, "downtime": first - last}
+        seconds |= {"link alone": link_s, **restored, "downtime": first - last}
         return Outcome(VERIFIED, seconds, before == after)
 
     return run

@@ -46,7 +46,8 @@ def main() -> None:
             if archive.name in IMAGES:
                 shutil.copy(archive, image_dir)
         site_packages = rootfs.VENV / f"lib/python{python}/site-packages"
-        rootfs.install_dependencies(tree / site_packages, python=python)
+        needed = [*rootfs.dependencies(), *rootfs.part("agent")]
+        rootfs.install(needed, tree / site_packages, python=python)
         bundle = rootfs.REPO / f"build/gpu-bundle-{python}.tar.xz"
         _pack(tree, bundle)
     print(f"{bundle}: {bundle.stat().st_size / (1 << 20):.1f} MiB")

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyroute2
 
 from grit_runtime.host import linux
-from integration.gpu import cases, link, logs, migration, pods
+from integration.gpu import agent, cases, link, logs, migration, pods
 from integration.gpu.bundle import PREFIX
-from integration.gpu.machine import Machine
+from integration.gpu.machine import STATE, Machine
 from integration.pods import kubelet
 
 TYPE_CHECKING = False
@@ -96,7 +96,10 @@ def _serve(pipe: Connection, library_dirs: list[Path], on_gpu: bool) -> None:  #
         _set_up(ip, "lo", None)
         _set_up(ip, "node-a", THEIRS)
     link.serve(THEIRS)
-    with Machine(library_dirs=library_dirs, state=STATE_B, is_first=False) as machine:
+    with (
+        Machine(library_dirs=library_dirs, state=STATE_B, is_first=False) as machine,
+        agent.running(machine, "node-b", STATE / "etc/grit/agent"),
+    ):
         room = cases.Room(machine, pods.machinery(machine, on_gpu=on_gpu))
         pipe.send("ready")
         while request := pipe.recv():
@@ -109,14 +112,20 @@ def _serve(pipe: Connection, library_dirs: list[Path], on_gpu: bool) -> None:  #
 def _restore(
     room: cases.Room, job: Job, cards: tuple[int, ...], name: str, moment: float
 ) -> tuple[dict[str, float], float, dict[str, str]]:
-    """Seconds by phase, when the first step after *moment* was, and the tensors' digests."""
-    with kubelet.sandbox(room.machine, room.spec(job, cards, migration.asking_for(name))) as pod:
+    """Seconds by phase, when the first step after *moment* was, and the tensors' digests.
+
+    The checkpoint is on its way from the first node when the pod is made.
+    """
+    spec = room.spec(job, cards, migration.asking_for(name))
+    with kubelet.sandbox(room.machine, spec) as pod:
         created = time.monotonic()
+        bringing = agent.prepare(spec.namespace, name, "node-a", OURS)
         pod.run_containers()
         seconds = {"start": time.monotonic() - created}
         logs.wait_for_more(pod, 1)
         seconds |= {f"restore {phase}": s for phase, s in migration.restored(pod).items()}
         first = first_step_after(pod, moment)
+        seconds |= agent.brought(bringing)
         return seconds, first, cases.ask_digests(pod, 1)
 
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.gpu import across, by_hand, cases, driver, memory_rate, pods
+from integration.gpu import across, agent, by_hand, cases, driver, memory_rate, pods
 from integration.gpu.cases import Room
 from integration.gpu.machine import Machine
 from integration.gpu.neighbour import Neighbour
@@ -215,6 +215,7 @@ def main() -> None:
         else:
             room = Room(machine, pods.machinery(machine, on_gpu=on_gpu))
             if other:
+                stack.enter_context(agent.running(machine, "node-a"))
                 other.ask("begin")
             every = across_nodes(other) if other else GROUPS[group]
             plans = [plan for plan in every if on_gpu or not plan.needs_gpu]

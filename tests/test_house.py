@@ -190,11 +190,11 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
-        *("bundle", "compat", "doctor", "explain", "get_command", "list_", "list_commands", "ls"),
+        *("compat", "doctor", "explain", "get_command", "list_", "list_commands", "ls"),
         *("manager", "migrate", "rm"),
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
-        *("current", "domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
+        *("domainname", "failcnt", "max_usage", "network_lock_method"),
         *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
@@ -212,7 +212,6 @@ USED_BY_OTHERS = {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",
     },
-    "compared as part of its tuple": {"patch"},
     "keeps a task alive": {"_sending"},
 }
 

@@ -34,7 +34,6 @@ TOP_LEVEL = {
     "integration",
     "pyproject.toml",
     "runtime-config",
-    "systemd",
     "tests",
 }
 
@@ -43,7 +42,7 @@ LAYERS = (
     {"cli"},
     {"bug_report"},
     {"doctor", "explain"},
-    {"shim", "oci", "agent", "manager"},
+    {"shim", "oci", "agent", "manager", "installation"},
     {"runc_level"},
     {"checkpoint"},
     {"restore"},
@@ -94,7 +93,7 @@ MODULES = sorted(
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in (".ci", "integration", "runtime-config")
+    for directory in (".ci", "integration", "grit_runtime/installation/files")
     for path in (REPO / directory).rglob("*")
     if path.is_file() and path.read_bytes().startswith((b"#!/bin/", b"# shellcheck shell="))
 )
@@ -207,7 +206,6 @@ USED_BY_OTHERS = {
         *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE"),
     },
     "made into a file by CONTRIBUTING.md's command": {"crds"},
-    "the manager's, still without a caller": {"SCHEDULES", "next_time", "surplus"},
     "a setting of kopf's": {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",

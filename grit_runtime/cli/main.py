@@ -20,6 +20,7 @@ _MODULES = {
     "gc": "store",
     "gpu": "gpu",
     "inspect": "inspect",
+    "install": "install",
     "ls": "store",
     "manager": "manager",
     "pull": "store",
@@ -28,6 +29,8 @@ _MODULES = {
     "resume": "resume",
     "rm": "store",
     "status": "status",
+    "uninstall": "install",
+    "upgrade": "install",
     "verify": "verify",
 }
 

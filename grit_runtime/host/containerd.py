@@ -96,6 +96,28 @@ class Containerd:
         reply = self._call(method, cri.ImageFsInfoRequest(), cri.ImageFsInfoResponse)
         return reply.image_filesystems[0].fs_id.mountpoint
 
+    def handlers(self) -> dict[str, dict[str, Any]]:
+        """The handlers that containerd has read, under its own names for their fields."""
+        config = json.loads(self.status().config)
+        found: dict[str, dict[str, Any]] = config["containerd"]["runtimes"]
+        return found
+
+    def pods_of(self, handler: str) -> dict[str, str]:
+        """NAMESPACE/POD of all pods that run under *handler*, by their sandboxes' ids."""
+        reply = self._call(
+            "ListPodSandbox", cri.ListPodSandboxRequest(), cri.ListPodSandboxResponse
+        )
+        return {
+            sandbox.id: f"{sandbox.metadata.namespace}/{sandbox.metadata.name}"
+            for sandbox in reply.items
+            if sandbox.runtime_handler == handler and sandbox.state == cri.SANDBOX_READY
+        }
+
+    def stop(self, sandbox_id: str) -> None:
+        """End all containers of a pod; kubelet, if it still wants the pod, starts it anew."""
+        request = cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id)
+        self._call("StopPodSandbox", request, cri.StopPodSandboxResponse)
+
     def find(self, target: str) -> Pod:
         """The pod that *target* names, with the containers that it selects.
 

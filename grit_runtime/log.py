@@ -55,22 +55,34 @@ def _quoted(value: object) -> str:
 
 
 class Timeline:
-    """The phases of one checkpoint or restore, each logged as it ends.
+    """The phases of one checkpoint or restore, each logged as it ends. It begins when it is made.
 
-    An entry of `phases` has "phase", "seconds" and, if they apply, "container" and "size_bytes".
+    An entry of `phases` has "phase", "begin_s", "seconds" and, if they apply, "container",
+    "size_bytes" and "failed".
     """
 
     def __init__(self) -> None:
         self.phases: list[dict[str, object]] = []
+        self._begin = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._begin
 
     @contextmanager
     def phase(self, name: str, **fields: object) -> Iterator[dict[str, object]]:
         """Time the block; the entry also has what the block puts into the yielded dict."""
         begin = time.monotonic()
-        yield fields
+        try:
+            yield fields
+        except BaseException:
+            self.add(name, seconds=time.monotonic() - begin, **fields, failed=True)
+            raise
         self.add(name, seconds=time.monotonic() - begin, **fields)
 
     def add(self, name: str, *, seconds: float, **fields: object) -> None:
+        """A phase that ends now."""
         entry = {**fields, "seconds": round(seconds, 4)}
-        self.phases.append({"phase": name, **entry})
+        begin_s = round(max(0.0, self.elapsed_s - seconds), 4)
+        self.phases.append({"phase": name, "begin_s": begin_s, **entry})
         info(name, **entry)

@@ -40,7 +40,8 @@ TOP_LEVEL = {
 # Top to bottom: a part imports from itself and from the lines below its own.
 LAYERS = (
     {"cli"},
-    {"doctor"},
+    {"bug_report"},
+    {"doctor", "explain"},
     {"shim", "oci", "agent", "manager", "installation"},
     {"runc_level"},
     {"checkpoint"},
@@ -188,11 +189,11 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
-        *("compat", "doctor", "get_command", "list_", "list_commands", "ls", "manager", "migrate"),
-        "rm",
+        *("compat", "doctor", "explain", "get_command", "list_", "list_commands", "ls"),
+        *("manager", "migrate", "rm"),
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
-        *("domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
+        *("domainname", "failcnt", "max_usage", "network_lock_method"),
         *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },

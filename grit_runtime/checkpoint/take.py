@@ -57,20 +57,25 @@ def checkpoint(order: Order, config: Config) -> Result:
 
     Blocks for as long as the dump takes. GritError says what went wrong; either way is recorded.
     """
+    timeline = log.Timeline()
     try:
-        sealed = _take_or_undo(order, config)
+        sealed = _take_or_undo(order, config, timeline)
     except BaseException as error:
         outcome = outcomes.LOST if isinstance(error, SourceLostError) else outcomes.FAILED
         text = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
         failed = _outcome(order, config, outcome, text)
-        records.append(failed._replace(error=reason(error)))
+        records.append(failed._replace(error=reason(error), timeline=tuple(timeline.phases)))
         raise
     warnings = tuple(map(losses.line, sealed.manifest.warnings))
-    records.append(_outcome(order, config, outcomes.SEALED, "")._replace(warnings=warnings))
+    records.append(
+        _outcome(order, config, outcomes.SEALED, "")._replace(
+            warnings=warnings, timeline=tuple(timeline.phases)
+        )
+    )
     return sealed
 
 
-def _take_or_undo(order: Order, config: Config) -> Result:
+def _take_or_undo(order: Order, config: Config, timeline: log.Timeline) -> Result:
     final_dir = _preflight(order, config)
     if order.after == "frozen":
         holds.warn(order.pod)
@@ -83,7 +88,6 @@ def _take_or_undo(order: Order, config: Config) -> Result:
             running = tuple(
                 running_container.read(tool, c.name, c.id, order.decided) for c in order.pod.running
             )
-            timeline = log.Timeline()
             sealed = _take(Context(order, config, final_dir, tool, driver, held, timeline, running))
     except BaseException:
         holds.undo(held)

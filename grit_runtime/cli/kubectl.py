@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from grit_runtime.errors import GritError, told
+from grit_runtime.errors import GritError, InvalidArgumentError, told
 
 _CLAIM = click.option("--claim", default="", help="Put the checkpoint into this claim.")
 _URL = click.option("--store", "url", default="", help="Put the checkpoint into this store.")
@@ -141,6 +141,36 @@ def ls(namespace: str) -> None:
                 fields = ("podName", "nodeName", "size", "completionTime", "dataPath")
                 rows.append((one["metadata"]["name"], *(now.get(key, "") for key in fields)))
         _table(("NAME", "POD", "NODE", "SIZE", "TAKEN", "WHERE"), rows)
+
+    _run(namespace, ask)
+
+
+@kubectl.command()
+@click.argument("target")
+@click.pass_obj
+def explain(namespace: str, target: str) -> None:
+    """Say what has happened to KIND/NAME (a checkpoint, restore or migration), or what a reason
+    means."""
+    from grit_runtime import reasons
+    from grit_runtime.explain import conditions, terminal
+    from grit_runtime.manager import cluster as kube
+
+    if page := reasons.find(target):
+        terminal.show_reason(page, ())
+        return
+    kinds = {
+        "checkpoint": kube.CHECKPOINTS,
+        "restore": kube.RESTORES,
+        "migration": kube.MIGRATIONS,
+    }
+    kind, _, name = target.partition("/")
+    if kind not in kinds or not name:
+        raise InvalidArgumentError(
+            f"{target[:80]}: expected a reason, checkpoint/NAME, restore/NAME or migration/NAME"
+        )
+
+    async def ask(cluster: Any, here: str) -> None:
+        terminal.show(conditions.story(await cluster.get(kinds[kind], here, name)))
 
     _run(namespace, ask)
 

@@ -12,9 +12,11 @@ from grit_runtime.errors import GritError, told
 # The module of each command, the only one that is loaded: a pull need not know how to checkpoint.
 _MODULES = {
     "agent": "agent",
+    "bundle": "bundle",
     "checkpoint": "checkpoint",
     "compat": "compat",
     "doctor": "doctor",
+    "explain": "explain",
     "gc": "store",
     "gpu": "gpu",
     "inspect": "inspect",

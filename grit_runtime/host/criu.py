@@ -83,14 +83,22 @@ def decisive_line(log_path: str) -> str | None:
     The first error is the cause, later ones are consequences. A restore that misses an image logs
     only a warning ("No pagemap-1.img image"), so without an error the last warning is taken.
     """
-    lines = _last_lines(log_path)
-    begin = next((at + 1 for at, line in enumerate(lines) if _PROBES_END in line), 0)
-    lines = lines[begin:]
-    errors = [line for line in lines if "Error (" in line and _NOISE not in line]
-    if errors:
-        return _message(errors[0])
+    lines = _after_probes(log_path)
+    if errors := telling_lines(log_path):
+        return errors[0]
     warnings = [line for line in lines if "Warn " in line or ".img image" in line]
     return _message(warnings[-1]) if warnings else None
+
+
+def telling_lines(log_path: str) -> list[str]:
+    """All errors of a CRIU log as `decisive_line` gives the first: causes, then consequences."""
+    lines = _after_probes(log_path)
+    return [_message(line) for line in lines if "Error (" in line and _NOISE not in line]
+
+
+def _after_probes(log_path: str) -> list[str]:
+    lines = _last_lines(log_path)
+    return lines[next((at + 1 for at, line in enumerate(lines) if _PROBES_END in line), 0) :]
 
 
 def has_given_up(log_path: str) -> bool:

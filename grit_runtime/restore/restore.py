@@ -12,7 +12,6 @@ digests are compared.
 from __future__ import annotations
 
 import os
-import time
 from contextlib import ExitStack
 from enum import Enum
 
@@ -66,15 +65,17 @@ def restore(request: Request) -> End:
     attempts.sweep(request.pod_dir, starting=request.name)
     attempt = journal.begin(f"{request.attempt_dir}/{attempts.JOURNAL}", STEPS)
     attempt.record(Begin(_outcome(request, outcomes.FAILED, "")))
+    timeline = log.Timeline()
     try:
-        instead = _attempt(request, attempt)
+        instead = _attempt(request, attempt, timeline)
     except (GritError, OSError) as error:
-        _start_cold_or_raise(request, attempt, error)
+        _start_cold_or_raise(request, attempt, error, timeline)
         return End.COLD
     except BaseException as error:
         attempts.undo(attempt)
         failed = _outcome(request, outcomes.FAILED, f"{type(error).__name__}: {error}")
-        attempts.report(failed._replace(error=reason(error)))
+        phases = tuple(timeline.phases)
+        attempts.report(failed._replace(error=reason(error), timeline=phases))
         raise
     if instead is None:
         attempt.close()
@@ -90,30 +91,32 @@ def restore(request: Request) -> End:
 
 
 def _start_cold_or_raise(
-    request: Request, attempt: Journal[Step], error: GritError | OSError
+    request: Request, attempt: Journal[Step], error: GritError | OSError, timeline: log.Timeline
 ) -> None:
     """Undo a failed attempt, and raise *error* unless the container may start cold instead."""
-    text, cause = one_line(error), reason(error)
+    text = one_line(error)
     # What is still on its way is not lost: the next start may find it.
     may_be_cold = request.order.cold_on_failure and not isinstance(error, NotArrivedError)
     with journal.locked(request.pod_dir):
         beside = _restored_beside(request)
         steps = attempt.steps()
         claim = last(steps, Claim)
-        sha256 = claim.manifest_sha256 if claim else ""
+        failed = _outcome(request, outcomes.FAILED, text)._replace(
+            manifest_sha256=claim.manifest_sha256 if claim else "",
+            error=reason(error),
+            timeline=tuple(timeline.phases),
+        )
         loopback.release(request.pod_dir)
         attempts.undo(attempt)
         if may_be_cold and beside is None:
             if has(steps, RwLayer):
                 _clear(request, steps)
-            cold = _outcome(request, outcomes.COLD, text, binds=True)
-            attempts.report(cold._replace(manifest_sha256=sha256, error=cause))
+            attempts.report(failed._replace(outcome=outcomes.COLD, binds=True))
             return
     if may_be_cold:
         text += f"; not started cold, because container {beside} of the pod was restored"
         error = FailedPreconditionError(text)
-    failed = _outcome(request, outcomes.FAILED, text)
-    attempts.report(failed._replace(manifest_sha256=sha256, error=cause))
+    attempts.report(failed._replace(reason=text))
     raise error
 
 
@@ -146,10 +149,8 @@ def _clear(request: Request, steps: list[Step]) -> None:
         os.truncate(carried.path, 0)
 
 
-def _attempt(request: Request, attempt: Journal[Step]) -> Outcome | None:
+def _attempt(request: Request, attempt: Journal[Step], timeline: log.Timeline) -> Outcome | None:
     """Restore the container and return None, or return what is to become of it instead."""
-    begin = time.monotonic()
-    timeline = log.Timeline()
     past_reason = _past_reason(request)
     if past_reason:
         return _outcome(request, outcomes.COLD, past_reason)
@@ -187,7 +188,7 @@ def _attempt(request: Request, attempt: Journal[Step]) -> Outcome | None:
         ready = stages.Verified(checkpoint_fd, sealed, container, pod, criu_version, driver)
         warnings = stages.bring_back(request, attempt, ready, timeline)
         attempts.remove(request.copy_dir)
-        timeline.add("all", seconds=time.monotonic() - begin)
+        timeline.add("all", seconds=timeline.elapsed_s)
         _commit(request, attempt, sealed, timeline, warnings)
         return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +308,21 @@ def test_which_installation_fits_is_asked_as_the_document_says(server: Cluster) 
     applied = server.kubectl("apply", "--dry-run=server", "-k", CONFIG / "kubernetes", check=False)
     is_refused = 'unknown field "selectableFields"' in applied.stderr
     assert (asked.returncode != 0) == is_refused
+
+
+def test_kubectl_explains_an_object_by_its_conditions(server: Cluster) -> None:
+    name = next(NAMES)
+    server.apply(checkpoint(name, podName="a"))
+    now = conditions.reached(
+        (), api.PENDING, "InitializingCompleted", "next", Moment("2026-11-24T12:00:00Z", 1)
+    )
+    now = conditions.reached(
+        now, api.FAILED, "NoRoom", "the disk is full", Moment("2026-11-24T12:00:07Z", 1)
+    )
+    status = api.CheckpointStatus(phase="Failed", conditions=now)
+    with_status(server, path_of("checkpoints", name), fields.plain(status))
+    words = [sys.executable, "-m", "grit_runtime.cli.kubectl", "-n", "default", "explain"]
+    with server.plane.popen([*words, f"checkpoint/{name}"], stdout=subprocess.PIPE) as asked:
+        told, _ = asked.communicate()
+    assert "the disk is full" in told
+    assert "make room, or raise resources.limits.memory (grit explain NoRoom)" in told

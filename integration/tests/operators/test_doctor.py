@@ -280,6 +280,8 @@ def test_doctor_names_what_is_broken_and_nothing_else(nodes: Nodes, how: str) ->
 def test_a_whole_node_has_nothing_broken_and_a_container_goes_there_and_back(nodes: Nodes) -> None:
     with agents.running(nodes):
         found = doctor(nodes.a, "--live", "--peer", "peer://node-b")
+    for node in nodes:
+        node.run(["rm", "-rf", str(agents.DIRECTORY)])
     assert verdicts(found, "broken") == {}
     looked_at = {"dump and restore", "reached peers", "agent", "certificate", "handler", "criu"}
     assert looked_at <= verdicts(found, "ok").keys()

@@ -6,6 +6,7 @@ So `kubectl drain` and all that evict by the API have pods moved, as they try ag
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from grit_runtime.errors import (
@@ -16,7 +17,7 @@ from grit_runtime.errors import (
     PermissionDeniedError,
     one_line,
 )
-from grit_runtime.manager import api, migrations, moves, pods, targets
+from grit_runtime.manager import api, migrations, moves, pods, schedules, targets
 from grit_runtime.manager import cluster as kube
 
 TYPE_CHECKING = False
@@ -36,44 +37,90 @@ async def review(cluster: Cluster, request: Object) -> tuple[str, ...]:
     BusyError while it is moved or checkpointed; NotFoundError if it has gone, and another has its
     name.
     """
-    namespace, name = request["namespace"], request["name"]
-    pod = await cluster.find(kube.PODS, namespace, name)
+    pod = await cluster.find(kube.PODS, request["namespace"], request["name"])
     if pod is None or not _is_meant(pod):
         return ()
-    try:
-        moves.refuse(pod)
-    except GritError as error:
-        return (one_line(error),)
-    own = f"{name[:200].rstrip('-.')}-evicted-{pod['metadata']['uid'][:8]}"
-    for body in await cluster.every(kube.MIGRATIONS, namespace):
-        migration = api.read(api.Migration, body)
-        _wait_for(migration, pod)
-        if migration.metadata.name == own and migration.status.phase == api.FAILED:
-            why = migration.status.message
-            return (f"pod {namespace}/{name} is lost: Migration {own} has failed: {why}",)
-    if not pods.is_running(pod) or await _is_held(cluster, pod):
-        return ()
+    why = await _refusal(cluster, pod)
     deletion = (request.get("object") or {}).get("deleteOptions") or {}
     if request.get("dryRun") or deletion.get("dryRun"):
-        return (f"pod {namespace}/{name} would be moved first",)
-    return await _moved(cluster, pod, own)
+        return (f"{_where(pod)} would be moved first",) if why is None else ()
+    if why is None:
+        try:
+            name = await move(cluster, pod, TIMEOUT_S)
+        except PermissionDeniedError as error:  # as in a namespace that is being deleted
+            why = f"it could not be moved: {one_line(error)}"
+        else:
+            raise _moving(pod, name)
+    await _checkpointed(cluster, pod)
+    return (f"{_where(pod)} goes: {why}",) if why else ()
+
+
+async def move(cluster: Cluster, pod: Object, timeout_s: int) -> str:
+    """Have the pod move, once: the name of the Migration, which may be there."""
+    meta = pod["metadata"]
+    made = {
+        "apiVersion": api.API_VERSION,
+        "kind": "Migration",
+        "metadata": {"name": _name(pod), "namespace": meta["namespace"]},
+        "spec": {
+            "podName": meta["name"],
+            "sourcePodUID": meta["uid"],
+            "timeoutSeconds": timeout_s,
+        },
+    }
+    with suppress(AlreadyExistsError):  # it was evicted twice at once
+        await cluster.create(kube.MIGRATIONS, made)
+    return _name(pod)
+
+
+def stays(pod: Object) -> bool:
+    """Whether the pod says that it is not to move when it is evicted."""
+    return (pod["metadata"].get("annotations") or {}).get(ON_EVICTION) == LET_GO
+
+
+def _name(pod: Object) -> str:
+    meta = pod["metadata"]
+    return f"{meta['name'][:200].rstrip('-.')}-evicted-{meta['uid'][:8]}"
+
+
+def _where(pod: Object) -> str:
+    return f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
 
 
 def _is_meant(pod: Object) -> bool:
-    """Whether it is a pod that moves, or that arrives."""
-    annotations = pod["metadata"].get("annotations") or {}
+    """Whether it is a pod of grit's that runs, or arrives."""
     return (
         pod["spec"].get("runtimeClassName") == pods.RUNTIME_CLASS
-        and annotations.get(ON_EVICTION) != LET_GO
         and not pods.is_ending(pod)
         and pod["status"].get("phase") not in ("Succeeded", "Failed")
     )
 
 
+async def _refusal(cluster: Cluster, pod: Object) -> str | None:
+    """Why the pod goes and is not moved, "" if that is as it should be; None if it is moved.
+
+    BusyError if it is already; NotFoundError if it has come in place of the one that was.
+    """
+    if stays(pod):
+        return ""
+    try:
+        moves.refuse(pod)
+    except GritError as error:
+        return one_line(error)
+    for body in await cluster.every(kube.MIGRATIONS, pod["metadata"]["namespace"]):
+        migration = api.read(api.Migration, body)
+        _wait_for(migration, pod)
+        if migration.metadata.name == _name(pod) and migration.status.phase == api.FAILED:
+            return f"Migration {_name(pod)} has failed: {migration.status.message}"
+    if not pods.is_running(pod) or await _is_held(cluster, pod):
+        return ""
+    return None
+
+
 def _wait_for(migration: Migration, pod: Object) -> None:
     """BusyError if the pod moves by it already; NotFoundError if it has."""
     spec, now, meta = migration.spec, migration.status, pod["metadata"]
-    where = f"pod {meta['namespace']}/{meta['name']}"
+    where = _where(pod)
     by = f"Migration {migration.metadata.name}"
     uid = now.source_pod_uid or spec.source_pod_uid
     if now.phase not in migrations.ENDED:
@@ -103,39 +150,31 @@ async def _is_held(cluster: Cluster, pod: Object) -> bool:
         if now.phase not in (api.CHECKPOINTED, api.SUBMITTED, api.FAILED) or (
             spec.auto_migration and now.phase == api.CHECKPOINTED
         ):
-            raise BusyError(
-                f"pod {meta['namespace']}/{meta['name']} is being checkpointed by Checkpoint "
-                f"{checkpoint.metadata.name}: try again"
-            )
+            raise _checkpointing(pod, checkpoint.metadata.name)
         if spec.after == "frozen" and now.phase == api.CHECKPOINTED:
             return True
     return False
 
 
-async def _moved(cluster: Cluster, pod: Object, name: str) -> tuple[str, ...]:
-    """Have the pod moved: BusyError. Told, if that is not allowed."""
-    meta = pod["metadata"]
-    made = {
-        "apiVersion": api.API_VERSION,
-        "kind": "Migration",
-        "metadata": {"name": name, "namespace": meta["namespace"]},
-        "spec": {
-            "podName": meta["name"],
-            "sourcePodUID": meta["uid"],
-            "timeoutSeconds": TIMEOUT_S,
-        },
-    }
-    try:
-        await cluster.create(kube.MIGRATIONS, made)
-    except AlreadyExistsError:
-        pass  # it was evicted twice at once
-    except PermissionDeniedError as error:  # as in a namespace that is being deleted
-        where = f"pod {meta['namespace']}/{meta['name']}"
-        return (f"{where} is lost: it could not be moved: {one_line(error)}",)
-    raise _moving(pod, name)
+async def _checkpointed(cluster: Cluster, pod: Object) -> None:
+    """Have the pod's schedules take a last checkpoint, if they do that: BusyError until it is."""
+    namespace = pod["metadata"]["namespace"]
+    for body in await cluster.every(kube.SCHEDULES, namespace):
+        planned = api.read(api.CheckpointSchedule, body)
+        if "PodEviction" not in planned.spec.triggers or not schedules.means(planned, pod):
+            continue
+        made = schedules.made(planned, pod, f"evicted-{pod['metadata']['uid'][:8]}")
+        name = made["metadata"]["name"]
+        there = await cluster.find(kube.CHECKPOINTS, namespace, name)
+        if there is None and pods.is_running(pod):
+            there = await cluster.create(kube.CHECKPOINTS, made)
+        if there and (there.get("status") or {}).get("phase") not in (api.CHECKPOINTED, api.FAILED):
+            raise _checkpointing(pod, name)
+
+
+def _checkpointing(pod: Object, checkpoint: str) -> BusyError:
+    return BusyError(f"{_where(pod)} is being checkpointed by Checkpoint {checkpoint}: try again")
 
 
 def _moving(pod: Object, migration: str) -> BusyError:
-    meta = pod["metadata"]
-    where = f"pod {meta['namespace']}/{meta['name']}"
-    return BusyError(f"{where} is being moved by Migration {migration}: try again")
+    return BusyError(f"{_where(pod)} is being moved by Migration {migration}: try again")

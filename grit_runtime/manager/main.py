@@ -23,6 +23,7 @@ from grit_runtime.manager import (
     migrations,
     names,
     nodes,
+    notices,
     patience,
     restores,
     retention,
@@ -138,6 +139,7 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     ):
         _on_deletion(registry, plural, world, forget)
     _keep_schedules(registry, world)
+    _answer_notices(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
 
 
@@ -159,6 +161,17 @@ def _keep_schedules(registry: kopf.OperatorRegistry, world: World) -> None:
             backoff=_RETRY_S,
             cancellation_timeout=1.0,
         )(_standing(world, run_one))
+
+
+def _answer_notices(registry: kopf.OperatorRegistry, world: World) -> None:
+    async def look(name: Any, type: Any, **_: object) -> None:  # noqa: A002  kopf's name
+        if type != "DELETED":
+            await notices.answer(world.cluster, name)
+
+    def is_told(body: Any, **_: object) -> bool:
+        return notices.is_open(body)
+
+    kopf.on.event("", "v1", "nodes", registry=registry, id="notices", when=is_told)(look)
 
 
 def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:

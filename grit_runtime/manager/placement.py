@@ -135,13 +135,19 @@ def _shown(taint: Mapping[str, str]) -> str:
     return f"{taint['key']}{value}:{taint['effect']}"
 
 
-def _lacking(node: Node, pod_spec: Mapping[str, Any]) -> list[str]:
-    """What the pod requests and no such node has, however empty it is."""
+def requested(pod_spec: Mapping[str, Any]) -> Counter[str]:
+    """What the pod requests of each resource."""
     wanted: Counter[str] = Counter()
     for amounts in _requests(pod_spec, "containers"):
         wanted.update(amounts)
     for amounts in _requests(pod_spec, "initContainers"):
         wanted |= amounts
+    return wanted
+
+
+def _lacking(node: Node, pod_spec: Mapping[str, Any]) -> list[str]:
+    """What the pod requests and no such node has, however empty it is."""
+    wanted = requested(pod_spec)
     return [
         f"has {node.allocatable.get(name, '0')} of {name}, and the pod requests {amount}"
         for name, amount in wanted.items()

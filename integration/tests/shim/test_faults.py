@@ -290,7 +290,11 @@ def test_execs_and_pauses_at_once_end_all_the_same(asked: Pod) -> None:
     assert asked.exec_sync("main", ["true"]).exit_code == 0
 
 
-@pytest.mark.parametrize("data", [os.urandom(4096), bytes(4096), b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data",
+    [os.urandom(4096), bytes(4096), b"GET / HTTP/1.1\r\n\r\n"],
+    ids=["noise", "zeros", "http"],  # each process of the tests has other noise
+)
 def test_garbage_on_the_socket_disturbs_nobody(asked: Pod, data: bytes) -> None:
     path = shim_client.socket_of(asked.node, asked.container_ids["main"])
     with socket.socket(socket.AF_UNIX) as client:

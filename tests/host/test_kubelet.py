@@ -1,4 +1,4 @@
-"""kubelet says by its command line and its file what it was told; a pod of that name says nothing."""
+"""kubelet: what of its runtime and its patience can be read of its command line and files."""
 
 from __future__ import annotations
 

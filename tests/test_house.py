@@ -207,6 +207,7 @@ USED_BY_OTHERS = {
         *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE"),
     },
     "made into a file by CONTRIBUTING.md's command": {"crds"},
+    "a field of tarfile's": {"linkname"},
     "a setting of kopf's": {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from threading import Event
 
 from grit_runtime import certificates, log, paths
-from grit_runtime.agent import copies, engine, identity, metrics, service
+from grit_runtime.agent import copies, engine, helpers, identity, metrics, service
 from grit_runtime.agent import job as job_files
 from grit_runtime.agent.access import Access
 from grit_runtime.agent.calls import Calls
@@ -18,7 +18,7 @@ from grit_runtime.agent.job import Job
 from grit_runtime.agent.jobs import Jobs
 from grit_runtime.agent.kubernetes import ApiServer
 from grit_runtime.agent.peers import SCHEME
-from grit_runtime.agent.serving import Server
+from grit_runtime.agent.serving import Server, listening_at
 from grit_runtime.agent.work import Work
 from grit_runtime.errors import GritError, InvalidArgumentError, of_reason, one_line
 from grit_runtime.host import linux
@@ -116,8 +116,10 @@ def _serve_peers(config: Config, jobs: Jobs, stack: ExitStack) -> None:
         return
     fetching = Fetching(jobs)
     own = Identity(config.agent_dir)
-    server = Server(config.checkpoint_root, own, config.agent_port, fetch=fetching.fetch)
-    stack.enter_context(server)
+    listening = listening_at(config.agent_port)
+    count = helpers.servers_worth_having()
+    stack.enter_context(helpers.serving(listening, config.checkpoint_root, config.agent_dir, count))
+    stack.enter_context(Server(config.checkpoint_root, own, listening, fetch=fetching.fetch))
 
 
 class Fetching:

@@ -8,7 +8,7 @@ Whatever was done before is not done again: a job that has failed is started ane
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from grit_runtime import log
 from grit_runtime.agent import engine
@@ -26,6 +26,7 @@ from grit_runtime.store.stored_source import rank
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from grit_runtime.config import Config
     from grit_runtime.model.manifest import File
@@ -102,6 +103,9 @@ class _Directory:
     def runs(self, wanted: list[Wanted]) -> Iterator[list[Wanted]]:
         ordered = sorted(wanted, key=lambda one: (rank(one.file), one.file.path, one.number))
         return ([one] for one in ordered)
+
+    def apart(self, _dir_fd: int, _size_bytes: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def receive(self, run: list[Wanted]) -> Iterator[Received]:
         for wanted in run:

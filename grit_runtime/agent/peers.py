@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 
-from grit_runtime.agent import connection, identity
+from grit_runtime.agent import connection, helpers, identity
 from grit_runtime.agent.identity import Identity
 from grit_runtime.errors import (
     DamagedError,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from grit_runtime.agent.connection import Connection
     from grit_runtime.config import Config
     from grit_runtime.model.manifest import File
-    from grit_runtime.store.receiving import Wanted
+    from grit_runtime.store.receiving import Apart, Wanted
 
 SCHEME = "peer://"
 DEFAULT_PORT = 9465
@@ -126,6 +126,7 @@ class PeerSource:
         self.name = f"peer {peer.node}"
         self._peer = peer
         self._own = own
+        self._entry = entry
         self._checkpoint = _named(entry)
         self._lock = Lock()
         self._idle: list[tuple[Connection, bytearray]] = []
@@ -165,6 +166,19 @@ class PeerSource:
                     reply, view = self._chunk(connected, buffer, wanted)
                     measured.append(len(view))
                 yield Received(wanted, self._decoded(reply.piece, view, wanted), len(view))
+
+    @contextmanager
+    def apart(self, dir_fd: int, size_bytes: int) -> Iterator[Apart | None]:
+        if not helpers.are_worth_having(size_bytes):
+            yield None
+            return
+        source = {
+            "peer": self._peer._asdict(),
+            "identity": self._own.directory,
+            "entry": self._entry._asdict(),
+        }
+        with helpers.receiver(source, dir_fd) as bring:
+            yield bring
 
     def _chunk(
         self, connected: Connection, buffer: bytearray, wanted: Wanted

@@ -41,6 +41,16 @@ if TYPE_CHECKING:
 _MAX_CONNECTIONS = 64
 
 
+def listening_at(port: int, host: str = "") -> socket.socket:
+    """A socket that peers connect to, by IPv4 and IPv6 where there are both."""
+    is_dual = not host and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port),
+        family=socket.AF_INET6 if is_dual else socket.AF_INET,
+        dualstack_ipv6=is_dual,
+    )
+
+
 class Server:
     """Serves the sealed checkpoints below a root for as long as its block lasts.
 
@@ -48,9 +58,7 @@ class Server:
     host.
     """
 
-    def __init__(
-        self, root: str, own: Identity, port: int, *, host: str = "", fetch: Fetch
-    ) -> None:
+    def __init__(self, root: str, own: Identity, listening: socket.socket, *, fetch: Fetch) -> None:
         self._root = root
         self._own = own
         self._fetch = fetch
@@ -58,13 +66,8 @@ class Server:
         self._open: set[socket.socket] = set()
         self._is_closing = False
         self.sent_bytes = 0
-        is_dual = not host and socket.has_dualstack_ipv6()
-        self._listening = socket.create_server(
-            (host, port),
-            family=socket.AF_INET6 if is_dual else socket.AF_INET,
-            dualstack_ipv6=is_dual,
-        )
-        self.port: int = self._listening.getsockname()[1]
+        self._listening = listening
+        self.port: int = listening.getsockname()[1]
         self._thread = Thread(target=self._accept, name="peers", daemon=True)
 
     def __enter__(self) -> Self:

@@ -23,10 +23,13 @@ from grit_runtime.store.sending import MAX_THREADS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from typing import Protocol
 
     from grit_runtime.model.manifest import File
     from grit_runtime.store.sending import Told
+
+    Apart = Callable[["Wanted"], tuple[bytes, int]]  # the BLAKE3, and what went over the link
 
     class Source(Protocol):
         """Where a checkpoint comes from."""
@@ -44,6 +47,12 @@ if TYPE_CHECKING:
 
         def receive(self, run: list[Wanted]) -> Iterator[Received]:
             """The chunks of a portion, of the right sizes and known digests; from any thread."""
+
+        def apart(self, dir_fd: int, size_bytes: int) -> AbstractContextManager[Apart | None]:
+            """Whoever brings chunks into a directory in a process of his own.
+
+            None if so much comes as soon without. Used by one thread.
+            """
 
 
 class Wanted(NamedTuple):
@@ -136,7 +145,8 @@ class Receiving:
             return set() if checkpoint_dir.corrupt_files(dir_fd, [file]) else set(own)
         there = {wanted for wanted in own if _is_whole(fd, wanted)}
         for wanted in there:
-            self._note(wanted, os.pread(fd, wanted.size_bytes, wanted.offset))
+            data = os.pread(fd, wanted.size_bytes, wanted.offset)
+            self._hashed.setdefault(file.path, {})[wanted.number] = blake3(data).digest()
             self._kept.append(wanted)
         return there
 
@@ -147,7 +157,8 @@ class Receiving:
         left = iter(self._source.runs([one for one in wanted if not one.is_zeros]))
         threads = max(2, min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS))
         with ThreadPoolExecutor(threads) as pool:
-            running = [pool.submit(self._work, dir_fd, left) for _ in range(threads)]
+            size_bytes = sum(one.size_bytes for one in wanted)
+            running = [pool.submit(self._work, dir_fd, left, size_bytes) for _ in range(threads)]
             try:
                 for thread in running:
                     thread.result()
@@ -155,34 +166,34 @@ class Receiving:
                 self._stopped.set()
         self._stopped.clear()
 
-    def _work(self, dir_fd: int, left: Iterator[list[Wanted]]) -> None:
-        while run := self._next(left):
-            for received in self._source.receive(run):
-                self._write(dir_fd, received)
+    def _work(self, dir_fd: int, left: Iterator[list[Wanted]], size_bytes: int) -> None:
+        with self._source.apart(dir_fd, size_bytes) as apart:
+            while run := self._next(left):
+                if apart:
+                    for wanted in run:
+                        one, moved_bytes = apart(wanted)
+                        self._done(wanted, one, moved_bytes)
+                else:
+                    for received in self._source.receive(run):
+                        self._write(dir_fd, received)
 
     def _next(self, left: Iterator[list[Wanted]]) -> list[Wanted] | None:
         with self._lock:
             return None if self._stopped.is_set() else next(left, None)
 
     def _write(self, dir_fd: int, received: Received) -> None:
-        wanted, data, moved_bytes = received
-        with closing_fd(_opened(dir_fd, wanted.file.path, os.O_RDWR)) as fd:
-            if data is None and not _is_hole(fd, wanted):
-                data = bytes(wanted.size_bytes)
-            if data is not None:
-                fdcopy.write_out(fd, data, wanted.offset)  # it is synced in the end
-        self._note(wanted, data)
+        wanted = received.wanted
+        data = write(dir_fd, received)
+        one = b"" if wanted.digest else blake3(data).digest()
+        self._done(wanted, one, received.moved_bytes)
+
+    def _done(self, wanted: Wanted, one: bytes, moved_bytes: int) -> None:
+        """Keep a chunk's digest, if the file's is made of it and nobody has compared it."""
+        if not wanted.digest and wanted.file.digest.startswith(digest.PIECEWISE):
+            self._hashed.setdefault(wanted.file.path, {})[wanted.number] = one
         with self._lock:
             self.received_bytes += moved_bytes
         self._told(wanted.size_bytes, moved_bytes)
-
-    def _note(self, wanted: Wanted, data: bytes | memoryview | None) -> None:
-        """Keep the chunk's digest, if the file's is made of it and nobody has compared it."""
-        if wanted.digest or not wanted.file.digest.startswith(digest.PIECEWISE):
-            return
-        own = self._hashed.setdefault(wanted.file.path, {})
-        zeros = records.digest_of_zeros
-        own[wanted.number] = zeros(wanted.size_bytes) if data is None else blake3(data).digest()
 
     def _wrong(self, dir_fd: int, files: list[File]) -> dict[File, str]:
         """What is wrong with *files* whose chunks had no digests to be compared with."""
@@ -199,6 +210,18 @@ class Receiving:
         compared = [file for file in files if file.path in found]
         lines = [checkpoint_dir.digest_mismatches([one], [found[one.path]]) for one in compared]
         return {file: line for file, own in zip(compared, lines, strict=True) for line in own}
+
+
+def write(dir_fd: int, received: Received) -> bytes | memoryview:
+    """Write a chunk where it belongs, unless it is zeros and that is a hole; its bytes."""
+    wanted, data, _ = received
+    with closing_fd(_opened(dir_fd, wanted.file.path, os.O_RDWR)) as fd:
+        is_there = data is None and _is_hole(fd, wanted)
+        if data is None:
+            data = bytes(wanted.size_bytes)
+        if not is_there:
+            fdcopy.write_out(fd, data, wanted.offset)  # it is synced in the end
+    return data
 
 
 def _is_memory(file: File) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import groupby
 
 from grit_runtime.errors import DamagedError, GritError, NotFoundError
@@ -14,6 +15,7 @@ from grit_runtime.store.receiving import Received
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from grit_runtime.model.manifest import File
     from grit_runtime.model.stored import Chunk, Index
@@ -81,6 +83,9 @@ class StoredSource:
                     run = []
                 run.append(one)
             yield run
+
+    def apart(self, _dir_fd: int, _size_bytes: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def receive(self, run: list[Wanted]) -> Iterator[Received]:
         first, last = self._chunk(run[0]), self._chunk(run[-1])

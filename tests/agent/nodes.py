@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from grit_runtime.agent import connection, identity, work
 from grit_runtime.agent.identity import Identity
 from grit_runtime.agent.peers import Address
-from grit_runtime.agent.serving import Server
+from grit_runtime.agent.serving import Server, listening_at
 from grit_runtime.errors import GritError, UnimplementedError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def no_fetch(fetch: peer_pb2.Fetch, _peer: str, _host: str) -> Iterable[peer_pb2
 @contextmanager
 def serving(root: Path, own: Identity, node: str) -> Iterator[Address]:
     """An agent's server of the checkpoints below *root*."""
-    with Server(str(root), own, 0, host=HOST, fetch=no_fetch) as server:
+    with Server(str(root), own, listening_at(0, HOST), fetch=no_fetch) as server:
         yield Address(node, HOST, server.port)
 
 

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from grit_runtime.errors import GritError, NotFoundError
-from grit_runtime.host import process, procfs
+from grit_runtime.host import kubelet, process
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.nvidia import gpu_driver, suspension
 from grit_runtime.startup.named import NamedTuple
@@ -16,25 +16,12 @@ from grit_runtime.startup.named import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.config import Config
+    from grit_runtime.host.kubelet import Kubelet
     from grit_runtime.nvidia.gpu_driver import Card
 
 LAUNCHER = "/usr/local/bin/grit-runtime"
 _SHIM = "containerd-shim-grit-v1"
 _SHIM_TYPE = "io.containerd.grit.v1"
-
-# Where distributions have the socket that kubelet uses: containerd's own, k3s and RKE2, microk8s,
-# k0s.
-SOCKETS = (
-    "/run/containerd/containerd.sock",
-    "/run/k3s/containerd/containerd.sock",
-    "/var/snap/microk8s/common/run/containerd.sock",
-    "/run/k0s/containerd.sock",
-)
-
-_KUBELET_CONFIG = "/var/lib/kubelet/config.yaml"  # kubeadm's place
-_REQUEST_TIMEOUT_S = 120.0
-_GO_PARTS = re.compile(r"([0-9.]+)(ms|h|m|s)")
-_GO_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 class Answers(NamedTuple):
@@ -49,12 +36,6 @@ class Answers(NamedTuple):
     default_runtime: str
     image_directory: str
     cdi_directories: tuple[str, ...]  # none if it has CDI turned off
-
-
-class Kubelet(NamedTuple):
-    endpoint: str  # its container runtime's socket, "" if nothing says so
-    cgroup_driver: str
-    request_timeout_s: float
 
 
 class Driver(NamedTuple):
@@ -93,8 +74,8 @@ class Node(NamedTuple):
 
 def look(config: Config, peers: tuple[str, ...]) -> Node:
     """Ask containerd and the driver, and read what kubelet was told."""
-    kubelet = _kubelet()
-    return Node(config, _containerd(config, kubelet), kubelet, _driver(), peers)
+    told = kubelet.told()
+    return Node(config, _containerd(config, told), told, _driver(), peers)
 
 
 def launcher_runc(launcher: str) -> str:
@@ -113,12 +94,14 @@ def _is_ours(handler: dict[str, Any]) -> bool:
     )
 
 
-def _containerd(config: Config, kubelet: Kubelet | None) -> Answers | GritError:
+def _containerd(config: Config, beside: Kubelet | None) -> Answers | GritError:
     address = config.containerd_address
     if not os.path.exists(address):
-        told = (kubelet.endpoint,) if kubelet else ()
+        told = (beside.endpoint,) if beside else ()
         others = [
-            path for path in dict.fromkeys((*told, *SOCKETS)) if path and os.path.exists(path)
+            path
+            for path in dict.fromkeys((*told, *kubelet.SOCKETS))
+            if path and os.path.exists(path)
         ]
         seen = f"there is {' and '.join(others)}" if others else "is containerd running?"
         return NotFoundError(f"no containerd at {address}; {seen}")
@@ -149,55 +132,3 @@ def _driver() -> Driver | GritError | None:
     except GritError as error:
         return error
     return Driver(version, tuple(cards))
-
-
-def _kubelet() -> Kubelet | None:
-    """What kubelet was told, by its command line or its file; None if neither is to be seen.
-
-    Source: kubernetes staging/src/k8s.io/kubelet/config/v1beta1/types.go.
-    """
-    options, root = dict[str, str](), ""
-    for pid, name in procfs.names().items():
-        if name == "kubelet":
-            root = f"/proc/{pid}/root"
-            options = _options(procfs.text(pid, "cmdline").split("\0"))
-    text = _read(root + options.get("config", _KUBELET_CONFIG))
-    if not (options or text):
-        return None
-    timeout = _told(options, text, "runtime-request-timeout", "runtimeRequestTimeout")
-    return Kubelet(
-        endpoint=_told(
-            options, text, "container-runtime-endpoint", "containerRuntimeEndpoint"
-        ).removeprefix("unix://"),
-        cgroup_driver=_told(options, text, "cgroup-driver", "cgroupDriver"),
-        request_timeout_s=_go_seconds(timeout) or _REQUEST_TIMEOUT_S,
-    )
-
-
-def _options(words: list[str]) -> dict[str, str]:
-    """Those of a command line: ``--name=value``, or ``--name value``."""
-    found = {}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            found[name] = value if equals else after
-    return found
-
-
-def _told(options: dict[str, str], text: str, option: str, key: str) -> str:
-    """A setting's value: the command line's, or that of the file, which is YAML or JSON."""
-    found = re.search(rf'^[ {{,]*"?{key}"?\s*:\s*"?([^",\s]+)', text, flags=re.MULTILINE)
-    return options.get(option) or (found[1] if found else "")
-
-
-def _go_seconds(text: str) -> float:
-    return sum(float(number) * _GO_UNITS_S[unit] for number, unit in _GO_PARTS.findall(text))
-
-
-def _read(path: str) -> str:
-    """A file's text; "" if there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""

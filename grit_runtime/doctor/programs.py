@@ -90,7 +90,7 @@ def launcher(node: Node) -> Finding:
     if node.handlers and not os.access(path, os.X_OK):
         return broken(
             f"containerd's handler calls {path}, and there is no such program",
-            "install runtime-config/grit-runtime there (docs/install.md)",
+            "run grit install",
             errors.NotFoundError.reason,
         )
     if not os.path.exists(path):
@@ -102,7 +102,7 @@ def launcher(node: Node) -> Finding:
     except CommandError as error:
         return broken(
             f"{path} does not work: {error}",
-            "correct the paths at its top: Python, the directory with grit_runtime, runc",
+            "run grit install, or correct the paths at its top: Python, grit's packages, runc",
             errors.CommandError.reason,
         )
     return ok(f"{path} reaches grit and runc")

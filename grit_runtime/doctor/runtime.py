@@ -49,7 +49,7 @@ def handler(node: Node) -> Finding:
         others = ", ".join(sorted(node.containerd.runtimes))
         return broken(
             f"containerd has no handler that calls grit-runtime, only {others}",
-            "add the handler to containerd's configuration and restart it (docs/install.md)",
+            "run grit install",
             errors.NotFoundError.reason,
         )
     for name, one in node.handlers.items():
@@ -57,7 +57,7 @@ def handler(node: Node) -> Finding:
         if shim and not os.access(shim, os.X_OK):
             return broken(
                 f"handler {name} has its shim at {shim}, and there is none",
-                "install runtime-config/containerd-shim-grit-v1 there (docs/install.md)",
+                "run grit install",
                 errors.NotFoundError.reason,
             )
     return ok(f"containerd has {_names(node)}")
@@ -76,8 +76,8 @@ def passed_annotations(node: Node) -> Finding:
             if not all(any(_passes(p, k) for p in patterns) for k in known.KNOWN):
                 return broken(
                     f"handler {name} has {key} = {patterns}, which does not pass grit.dev/*",
-                    f'set {key} = ["grit.dev/*"] in its table and restart containerd: without it a '
-                    "pod starts from its image, and nothing says so",
+                    f'run grit install, or set {key} = ["grit.dev/*"] in its table and restart '
+                    "containerd: a pod starts from its image otherwise, and nothing says so",
                     errors.AnnotationError.reason,
                 )
     return ok(f"{_names(node)} passes grit.dev/* of pods and containers")

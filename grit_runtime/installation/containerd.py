@@ -10,7 +10,7 @@ from pathlib import Path
 
 from grit_runtime import config
 from grit_runtime.errors import CommandError, FailedPreconditionError, NotFoundError
-from grit_runtime.host import process, procfs
+from grit_runtime.host import kubelet, process, procfs
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_CONFIG = "/etc/containerd/config.toml"
-
-# Of containerd itself, k3s and RKE2, microk8s.
-_SOCKETS = (
-    "/run/containerd/containerd.sock",
-    "/run/k3s/containerd/containerd.sock",
-    "/var/snap/microk8s/common/run/containerd.sock",
-)
-_ENDPOINT = "--container-runtime-endpoint"
 
 
 class Daemon(NamedTuple):
@@ -73,7 +65,8 @@ def find() -> Daemon:
 def _address() -> str:
     """Which socket is meant: the configured one, or kubelet's, or the only one there is."""
     configured = config.load().containerd_address
-    told = _told_kubelet()
+    beside = kubelet.told()
+    told = beside.endpoint if beside else ""
     if configured != config.Config().containerd_address:
         if told and told != configured:
             raise FailedPreconditionError(
@@ -83,29 +76,13 @@ def _address() -> str:
         return configured
     if told:
         return told
-    there = [path for path in _SOCKETS if os.path.exists(path)]
+    there = [path for path in kubelet.SOCKETS if os.path.exists(path)]
     if len(there) > 1:
         raise FailedPreconditionError(
-            f"there are several containerds, at {' and '.join(there)}, and no kubelet that runs "
+            f"there are several containerds, at {' and '.join(there)}, and no kubelet "
             f"says which is its; set containerd_address in {config.PATH}"
         )
     return there[0] if there else configured
-
-
-def _told_kubelet() -> str:
-    """The endpoint in the command line of a kubelet that runs, or in its file; "" without one."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if procfs.text(int(pid), "comm").strip() != "kubelet":
-            continue
-        words = procfs.text(int(pid), "cmdline").split("\0")
-        told = _option(words, _ENDPOINT)
-        file = _option(words, "--config")
-        if not told and file:
-            lines = Path(f"/proc/{pid}/root{file}").read_text("utf-8").splitlines()
-            told = _option([line.replace(": ", "=") for line in lines], "containerRuntimeEndpoint")
-        if told:
-            return told.strip("\"'").removeprefix("unix://")
-    return ""
 
 
 def _option(words: list[str], *names: str) -> str:

@@ -115,7 +115,9 @@ def tell(target: str, config: Config) -> Story:
 
 
 def with_error(name: str) -> list[Outcome]:
-    """The records that have this reason, oldest first."""
+    """The records that have this reason, oldest first; none for who may not read them."""
+    if not os.access(records.DIR, os.R_OK):
+        return []
     return [one for one in records.matching(None) if one.error == name]
 
 

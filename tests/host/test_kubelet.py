@@ -1,4 +1,4 @@
-"""kubelet: what of its runtime and its patience can be read of its command line and files."""
+"""kubelet was told by its command line or its file; a pod of that name tells nothing."""
 
 from __future__ import annotations
 

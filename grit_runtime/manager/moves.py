@@ -7,8 +7,11 @@ source is deleted first, and comes back from the checkpoint if the target does n
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from grit_runtime import log
 from grit_runtime.errors import (
+    AlreadyExistsError,
     FailedPreconditionError,
     GritError,
     NotRestoredError,
@@ -86,6 +89,14 @@ async def place(world: World, move: Move) -> None:
     else:
         # At once: kubelet may take long, and what is held does not run meanwhile.
         await _delete_source(world, move, grace_s=0)
+
+
+async def replace(world: World, move: Move) -> None:
+    """Have a new pod go on from the checkpoint in place of one that runs no more."""
+    await _make_restore(world, move, move.name, {NOT_NODE: move.source_node})
+    if pods.owner(move.source) is None:
+        await _make_pod(world, move)
+    await _delete_source(world, move, grace_s=0)
 
 
 async def restored(world: World, move: Move, name: str = "") -> Object:
@@ -181,7 +192,8 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
         meta["ownerReferences"] = [move.parent]
     if await world.cluster.find(kube.RESTORES, move.namespace, name) is None:
         made = {"apiVersion": api.API_VERSION, "kind": "Restore", "metadata": meta, "spec": spec}
-        await world.cluster.create(kube.RESTORES, made)
+        with suppress(AlreadyExistsError):
+            await world.cluster.create(kube.RESTORES, made)
 
 
 async def _make_pod(world: World, move: Move) -> None:

@@ -34,14 +34,14 @@ TOP_LEVEL = {
     "integration",
     "pyproject.toml",
     "runtime-config",
-    "systemd",
     "tests",
 }
 
 # Top to bottom: a part imports from itself and from the lines below its own.
 LAYERS = (
     {"cli"},
-    {"shim", "oci", "agent", "manager"},
+    {"doctor"},
+    {"shim", "oci", "agent", "manager", "installation"},
     {"runc_level"},
     {"checkpoint"},
     {"restore"},
@@ -60,6 +60,7 @@ LAYERS = (
     {"paths"},
     {"certificates"},
     {"version"},
+    {"reasons"},
     {"errors"},
     {"startup"},
 )
@@ -91,7 +92,7 @@ MODULES = sorted(
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in (".ci", "integration", "runtime-config")
+    for directory in (".ci", "integration", "grit_runtime/installation/files")
     for path in (REPO / directory).rglob("*")
     if path.is_file() and path.read_bytes().startswith((b"#!/bin/", b"# shellcheck shell="))
 )
@@ -187,11 +188,11 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
-        "migrate",
-        *("compat", "get_command", "list_", "list_commands", "ls", "rm"),
+        *("compat", "doctor", "get_command", "list_", "list_commands", "ls", "manager", "migrate"),
+        "rm",
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
-        *("current", "domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
+        *("domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
         *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
@@ -204,12 +205,10 @@ USED_BY_OTHERS = {
         *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE"),
     },
     "made into a file by CONTRIBUTING.md's command": {"crds"},
-    "the manager's, still without a caller": {"SCHEDULES", "next_time", "surplus"},
     "a setting of kopf's": {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",
     },
-    "compared as part of its tuple": {"patch"},
     "keeps a task alive": {"_sending"},
 }
 

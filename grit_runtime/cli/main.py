@@ -14,9 +14,11 @@ _MODULES = {
     "agent": "agent",
     "checkpoint": "checkpoint",
     "compat": "compat",
+    "doctor": "doctor",
     "gc": "store",
     "gpu": "gpu",
     "inspect": "inspect",
+    "install": "install",
     "ls": "store",
     "manager": "manager",
     "pull": "store",
@@ -25,6 +27,8 @@ _MODULES = {
     "resume": "resume",
     "rm": "store",
     "status": "status",
+    "uninstall": "install",
+    "upgrade": "install",
     "verify": "verify",
 }
 

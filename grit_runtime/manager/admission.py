@@ -24,11 +24,11 @@ from grit_runtime.manager import (
     evictions,
     lost_nodes,
     moves,
-    placement,
     pods,
     restores,
     rules,
     storage,
+    targets,
 )
 from grit_runtime.manager import cluster as kube
 from grit_runtime.model import pod_template
@@ -98,7 +98,7 @@ class Admission:
         found = []
         for one in await self._cluster.every(kube.RESTORES, namespace):
             restore = api.read(api.Restore, one)
-            if restore.status.phase not in _WAITING or restores.SELECTED in (
+            if restore.status.phase not in _WAITING or targets.SELECTED in (
                 restore.metadata.annotations
             ):
                 continue
@@ -123,11 +123,11 @@ class Admission:
     async def _claim(self, restore: Restore) -> None:
         """Take the Restore for one pod. ConflictError if another has it."""
         meta = restore.metadata
-        while restores.SELECTED not in meta.annotations:
+        while targets.SELECTED not in meta.annotations:
             patch = {
                 "metadata": {
                     "resourceVersion": meta.resource_version,
-                    "annotations": {restores.SELECTED: "true"},
+                    "annotations": {targets.SELECTED: "true"},
                 }
             }
             try:
@@ -182,7 +182,7 @@ class Admission:
                 "metadata": {
                     "name": restore.metadata.name,
                     "namespace": namespace,
-                    "annotations": {restores.SELECTED: "true"},
+                    "annotations": {targets.SELECTED: "true"},
                 },
                 "spec": {"checkpointName": newest.metadata.name, "ownerRef": owner},
             }
@@ -217,29 +217,12 @@ class Admission:
         self, pod: Object, restore: Restore, checkpoint: Checkpoint
     ) -> tuple[dict[str, Any], ...]:
         """What makes the pod one that is restored, on a node that can."""
-        meta = checkpoint.metadata
-        annotations = {
-            **(pod["metadata"].get("annotations") or {}),
-            pods.RESTORE_NAME: restore.metadata.name,
-            pods.CHECKPOINT: f"{self._checkpoint_root}/{restore.metadata.namespace}/{meta.name}",
-            pods.MANIFEST_DIGEST: checkpoint.status.manifest_digest,
-        }
-        if restore.spec.on_failure == "coldStart":
-            annotations[pods.ON_FAILURE] = "cold-start"
-        labels = {
-            **(pod["metadata"].get("labels") or {}),
-            pods.RESTORE_LABEL: restore.metadata.name,
-        }
-        patch = [
-            {"op": "add", "path": "/metadata/annotations", "value": annotations},
-            {"op": "add", "path": "/metadata/labels", "value": labels},
-        ]
-        places = restore.metadata.annotations
-        only, without = places.get(moves.NODE), places.get(moves.NOT_NODE, "")
-        needs = checkpoint.status.needs
-        able = [only] if only else self._nodes.that_can(pod["spec"], needs, without)
-        affinity = placement.affinity(pod["spec"], able)
-        return (*patch, {"op": "add", "path": "/spec/affinity", "value": affinity})
+        asking = targets.asking(pod, restore, checkpoint, self._nodes, self._checkpoint_root)
+        return (
+            {"op": "add", "path": "/metadata/annotations", "value": asking.annotations},
+            {"op": "add", "path": "/metadata/labels", "value": asking.labels},
+            {"op": "add", "path": "/spec/affinity", "value": asking.affinity},
+        )
 
     async def object(self, request: Object) -> Answer:
         """An object of kaito.sh that is made or changed."""

@@ -26,7 +26,7 @@ CREATED, PENDING, FAILED = "Created", "Pending", "Failed"
 CHECKPOINTING, CHECKPOINTED = "Checkpointing", "Checkpointed"
 SUBMITTING, SUBMITTED = "Submitting", "Submitted"
 RESTORING, RESTORED = "Restoring", "Restored"
-TRANSFERRING, PLACING, VERIFIED = "Transferring", "Placing", "Verified"
+PLACING, VERIFIED = "Placing", "Verified"
 SUCCEEDED, ROLLING_BACK = "Succeeded", "RollingBack"
 READY = "Ready"  # a condition's type alone
 
@@ -35,7 +35,7 @@ CheckpointPhase = Literal[
 ]
 RestorePhase = Literal["Created", "Pending", "Restoring", "Restored", "Failed"]
 MigrationPhase = Literal[
-    "Pending", "Checkpointing", "Transferring", "Placing", "Restoring", "Verified", "Succeeded",
+    "Pending", "Checkpointing", "Placing", "Restoring", "Verified", "Succeeded",
     "RollingBack", "Failed",
 ]  # fmt: skip
 
@@ -175,7 +175,6 @@ class CheckpointStatus(NamedTuple):
     node_name: Annotated[str, "The node that the pod was on."] = ""
     pod_name: Annotated[str, "The pod that was checkpointed."] = ""
     pod_uid: str = ""
-    job: Annotated[str, "The agent's that takes it."] = ""
     containers: Annotated[tuple[str, ...], "Those that ran, and go on."] = ()
     pod_spec_hash: Annotated[str, "sha256 of what a pod must have to go on from it."] = ""
     pod_template: Annotated[
@@ -263,10 +262,6 @@ class MigrationStatus(NamedTuple):
     target_pod: str = ""
     target_pod_uid: str = ""
     checkpoint_name: Annotated[str, "The Checkpoint that carries it."] = ""
-    downtime_seconds: Annotated[
-        float | None, "From the freeze of the old pod to the first instruction of the new one."
-    ] = None
-    downtime: Annotated[str, "downtimeSeconds for people."] = ""
     size: Annotated[str, "What was carried, for people."] = ""
     duration: Annotated[str, "Of all of it, for people."] = ""
     durations: Durations = {}  # noqa: RUF012

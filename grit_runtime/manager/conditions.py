@@ -29,7 +29,6 @@ RESTORE_REASONS = {
 MIGRATION_REASONS = {
     api.PENDING: "MigrationIsCreated",
     api.CHECKPOINTING: "SourcePodFound",
-    api.TRANSFERRING: "SourcePodFrozen",
     api.PLACING: "CheckpointSealed",
     api.RESTORING: "TargetPodPlaced",
     api.VERIFIED: "TargetPodRestored",

@@ -17,7 +17,7 @@ from grit_runtime.errors import (
     PermissionDeniedError,
     one_line,
 )
-from grit_runtime.manager import api, migrations, moves, pods, schedules
+from grit_runtime.manager import api, migrations, moves, pods, schedules, targets
 from grit_runtime.manager import cluster as kube
 
 TYPE_CHECKING = False
@@ -126,7 +126,7 @@ def _wait_for(migration: Migration, pod: Object) -> None:
     if now.phase not in migrations.ENDED:
         if uid == meta["uid"] or (not uid and spec.pod_name == meta["name"]):
             raise _moving(pod, migration.metadata.name)
-        restored_by = (meta.get("labels") or {}).get(pods.RESTORE_LABEL)
+        restored_by = (meta.get("labels") or {}).get(targets.LABEL)
         if meta["uid"] == now.target_pod_uid or restored_by == migration.metadata.name:
             raise BusyError(f"{where} is just arriving by {by}: try again")
     elif (now.target_pod_uid, now.source_pod) == (meta["uid"], meta["name"]):

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 FINALIZER = "manager.grit.dev/finalizer"
 
 _RETRY_S = 2.0
+_FORGET_S = 180.0  # after which an object goes whatever is left of it
 _AT_ONCE = 500  # objects that are worked on
 
 
@@ -83,7 +84,7 @@ async def run(options: Options) -> None:
         async def lead() -> None:
             told.leads(1)
             await patience.together(
-                _operate(World(cluster, agents), told),
+                _operate(World(cluster, agents, known, options.checkpoint_root), told),
                 authority.keep_bundles(cluster, own),
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),
@@ -236,5 +237,9 @@ def _on_deletion(registry: kopf.OperatorRegistry, plural: str, world: World, for
         await forget(world, namespace, name)
 
     kopf.on.delete(
-        *(api.GROUP, api.VERSION, plural), registry=registry, id=f"{plural}-end", backoff=_RETRY_S
+        *(api.GROUP, api.VERSION, plural),
+        registry=registry,
+        id=f"{plural}-end",
+        backoff=_RETRY_S,
+        timeout=_FORGET_S,
     )(end)

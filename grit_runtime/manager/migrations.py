@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from grit_runtime import log
 from grit_runtime.errors import (
     AlreadyExistsError,
     DeadlineExceededError,
@@ -179,5 +180,9 @@ async def forget(world: World, namespace: str, name: str) -> None:
     now = (found or {}).get("status") or {}
     if found is not None and now.get("phase") in _HELD:
         status = Status(world.cluster, kube.MIGRATIONS, found)
-        migration = api.read(api.Migration, found)
-        await moves.roll_back(world, await _move(world, migration, status))
+        try:
+            migration = api.read(api.Migration, found)
+            await moves.roll_back(world, await _move(world, migration, status))
+        except GritError as error:
+            # Its pods may be gone with their namespace: a deletion always works.
+            log.warning("a source may be held still", migration=name, reason=one_line(error))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer")
 
 _PASSING = (UnavailableError, DeadlineExceededError, StoreBusyError)
-_BUSY_TRIES, _BUSY_PAUSE_S = 60, 2.0
+_BUSY_TRIES, _BUSY_PAUSE_S = 30, 2.0
 _PAUSES_S = (0.5, 1, 2, 5, 10, 20, 30, 30, 30)
 
 

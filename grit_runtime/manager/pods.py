@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from grit_runtime.model.selectors import LabelSelector
 
 RUNTIME_CLASS = "grit"
-RESTORE_LABEL = "manager.grit.dev/restore"  # of a restored pod: the Restore's name
 DETACHED = "manager.grit.dev/detached"  # of a source: the label that its owner knew it by
 RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"
 MANIFEST_DIGEST = "grit.dev/manifest-digest"
 ON_FAILURE = "grit.dev/on-failure"
+TCP = "grit.dev/tcp"
 
 # What an owner selects its pods by, and no other owner's.
 _OWNER_LABELS = {"ReplicaSet": "pod-template-hash", "Job": "controller-uid"}

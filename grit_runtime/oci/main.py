@@ -1,8 +1,8 @@
 """grit-runtime: the OCI runtime that containerd calls.
 
-The launcher (runtime-config/grit-runtime) decides which calls grit may have to answer. It passes
-all others to runc in a millisecond, without starting Python. This module gets the calls for which
-it starts Python.
+The launcher (installation/files/grit-runtime) decides which calls grit may have to answer. It
+passes all others to runc in a millisecond, without starting Python. This module gets the calls for
+which it starts Python.
 """
 
 from grit_runtime.oci.command_line import command_index, exec_runc

@@ -209,10 +209,9 @@ def _install_project() -> None:
 
 def _configure_containerd() -> None:
     config_dir = Path("/etc/containerd")
-    shutil.copy(rootfs.REPO / "integration/node/containerd-2.x.toml", config_dir / "config.toml")
-    (config_dir / "conf.d").mkdir()
-    handler = rootfs.REPO / "runtime-config/containerd-2.x.toml"
-    shutil.copy(handler, config_dir / "conf.d/grit.toml")
+    config = (rootfs.REPO / "integration/node/containerd-2.x.toml").read_text()
+    config += node.handler_tables("2.x", node.HANDLER, shim="")
+    (config_dir / "config.toml").write_text(config)
 
 
 def _output(*argv: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import select
 import shutil
@@ -15,6 +14,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Self
 
+from grit_runtime.installation import wanted
+from grit_runtime.model import handlers
 from integration.node import cache, images, rootfs, supervisor
 from integration.node.cri import Cri
 
@@ -70,6 +71,7 @@ class Node:
         self.name = name
         self.network = network
         self.runtime_handler = HANDLER
+        self.handlers = {HANDLER: "", SHIM_HANDLER: wanted.SHIM}
         self.id = f"{supervisor.NAME_PREFIX}{name}-{secrets.token_hex(4)}"
 
     def __enter__(self) -> Self:
@@ -88,7 +90,7 @@ class Node:
             stack.callback(self.cri.close)
             if not self.cri.becomes_ready(self._containerd, READY, START_TIMEOUT_S):
                 raise LostNodeError(f"containerd is not ready:\n{self.collect_logs()}")
-            for image in images.ensure(self.edition, lower):
+            for image in stack.enter_context(images.use(self.edition, lower)):
                 self._import_image(image)
             self._stack = stack.pop_all()
         return self
@@ -244,16 +246,8 @@ class Node:
     def _configure(self) -> None:
         config_dir = self.root / "etc/containerd"
         config = Path(__file__).with_name(f"containerd-{self.edition.containerd}.toml").read_text()
-        for name, suffix in ((HANDLER, ""), (SHIM_HANDLER, "-shim")):
-            file = f"containerd-{self.edition.containerd}{suffix}.toml"
-            handler = (
-                (RUNTIME_CONFIG / file).read_text().replace("runtimes.grit", f"runtimes.{name}")
-            )
-            if self.edition.containerd == "1.7":
-                config += handler
-            else:
-                (config_dir / "conf.d").mkdir(parents=True, exist_ok=True)
-                (config_dir / f"conf.d/{name}.toml").write_text(handler)
+        for name, shim in self.handlers.items():
+            config += handler_tables(self.edition.containerd, name, shim=shim)
         (config_dir / "config.toml").write_text(config)
         cni_dir = self.root / "etc/cni/net.d"
         cni_dir.mkdir(parents=True, exist_ok=True)
@@ -264,7 +258,7 @@ class Node:
         library = self.path(Path(CRIU_PRELOAD))
         options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
         subprocess.run(["gcc", *options, "-o", library, CRIU_PRELOAD_SOURCE], check=True)
-        _write_script(self.root / "usr/local/sbin/criu", CRIU_LAUNCHER)
+        write_script(self.root / "usr/local/sbin/criu", CRIU_LAUNCHER)
 
     def _install_project(self) -> None:
         site_packages = Path("/") / rootfs.site_packages(self.edition)
@@ -296,20 +290,23 @@ def write_launchers(root: Path, *, python: str, site_packages: Path, runc: str) 
         "grit": CLI_LAUNCHER.format(python=f"/{rootfs.VENV}/bin/python"),
     }
     for name, text in launchers.items():
-        _write_script(root / "usr/local/bin" / name, text)
+        write_script(root / "usr/local/bin" / name, text)
 
 
 def launcher(name: str, **paths: str) -> str:
-    """The file *name* of runtime-config with the paths in it replaced."""
-    file = RUNTIME_CONFIG / name
-    text = file.read_text()
-    for variable, path in paths.items():
-        text, count = re.subn(f"^{variable}=.*$", f"{variable}={path}", text, flags=re.MULTILINE)
-        assert count == 1, f"{file} does not say {variable}= once"
-    return text
+    """A launcher as an installation writes it for a node with these paths."""
+    return wanted.launcher(name, **paths).content.decode()
 
 
-def _write_script(path: Path, text: str) -> None:
+def handler_tables(containerd: str, name: str, *, shim: str) -> str:
+    """A handler as an installation adds it to the configuration of that containerd."""
+    base = handlers.Base("runc", {"runtime_type": handlers.RUNTIME_TYPE})
+    table = handlers.table(base, runtime=wanted.RUNTIME, shim=shim)
+    return handlers.text(2 if containerd == "1.7" else 3, {name: table})
+
+
+def write_script(path: Path, text: str) -> None:
+    """Write a program at *path*."""
     path.write_text(text)
     path.chmod(0o755)
 

@@ -110,7 +110,7 @@ def test_runcs_option_forms_are_read(
 
 
 def test_the_launcher_looks_where_the_engine_writes() -> None:
-    launcher = (node.RUNTIME_CONFIG / "grit-runtime").read_text()
+    launcher = node.launcher("grit-runtime")
     assert f"\npods={journal.PODS_DIR}\n" in launcher
     assert f'"$pods"/*/{journal.CHECKPOINT}; do' in launcher
     assert f"\nheld={held_pods.DIR}\n" in launcher

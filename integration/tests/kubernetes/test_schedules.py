@@ -94,7 +94,7 @@ def test_what_was_missed_without_a_manager_is_made_up_for_once(
         "it is planned", lambda: kubernetes.get("cksched", name).get("status", {}).get("nextTime")
     )
     assert taken(kubernetes, name) == []
-    manager.kill()
+    manager.stop()
     # As if it had been away for years.
     long_ago = (datetime.now(UTC) - timedelta(days=800)).strftime("%Y-%m-%dT%H:%M:%SZ")
     found = kubernetes.get("cksched", name)

@@ -1,0 +1,484 @@
+"""grit install, upgrade and uninstall on nodes that have nothing of grit but its package."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tomllib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from grit_runtime.proto import cri_pb2
+from integration.node import killed as killing
+from integration.node.bare import GRIT, BareNode
+from integration.pods import checkpoints, kubelet, workload
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from subprocess import CompletedProcess
+
+    from integration.node.network import Network
+    from integration.node.rootfs import Edition
+
+LOOPS = 50 if os.environ.get("GRIT_LONG") else 5
+CONFIG = Path("/etc/containerd/config.toml")
+# What a table of options has or lacks to the same effect.
+UNSAID: tuple[Any, ...] = ("", 0, [], False, "podsandbox")
+HANDLER = re.compile(r"^plugins\.[^ ]*\.containerd\.runtimes\.grit\.")
+
+
+@pytest.fixture(scope="module")
+def bare(edition: Edition, network: Network) -> Iterator[tuple[BareNode, BareNode]]:
+    """Two nodes that nothing but their packages was installed on."""
+    with (
+        BareNode(edition, name="bare-a", network=network) as a,
+        BareNode(edition, name="bare-b", network=network) as b,
+    ):
+        for node in (a, b):
+            node.restart_containerd()
+        yield a, b
+
+
+@pytest.fixture
+def node(bare: tuple[BareNode, BareNode]) -> BareNode:
+    return bare[0]
+
+
+def grit(node: BareNode, *words: str, check: bool = True) -> CompletedProcess[str]:
+    return node.run([GRIT, *words], check=check, timeout_s=120)
+
+
+def effective(node: BareNode, *arguments: str) -> dict[str, Any]:
+    """What containerd makes of its files, value by value, as it prints it itself."""
+    argv = ["containerd", *arguments, "config", "dump"]
+    return dict(leaves(tomllib.loads(node.run(argv).stdout)))
+
+
+def leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif key != "imports" and value not in UNSAID:
+            yield f"{prefix}{key}", value
+
+
+def others(values: dict[str, Any]) -> dict[str, Any]:
+    return {path: value for path, value in values.items() if not HANDLER.match(path)}
+
+
+def handler(values: dict[str, Any]) -> dict[str, Any]:
+    return {HANDLER.sub("", path): value for path, value in values.items() if HANDLER.match(path)}
+
+
+def test_a_bare_node_gets_grit_moves_a_pod_and_is_bare_again(
+    bare: tuple[BareNode, BareNode],
+) -> None:
+    a, b = bare
+    disks = [node.disk() for node in bare]
+    for node in bare:
+        assert (
+            "self-test: a container was checkpointed" in grit(node, "install", "--restart").stdout
+        )
+    with ExitStack() as pods:
+        source = pods.enter_context(kubelet.running(a, workload.counter_pod("moving")))
+        workload.wait_for_count(source, 20)
+        pid = source.pid("counter")
+        grit(a, "upgrade", "--restart")
+        assert source.pid("counter") == pid
+        checkpoints.take(source, "moving")
+        checkpoints.carry(a, b, "moving")
+        annotations = (("grit.dev/restore-name", "moving"),)
+        spec = workload.counter_pod("moved", annotations=annotations)
+        target = pods.enter_context(kubelet.running(b, spec))
+        workload.assert_goes_on_from(target, 20, node=b)
+        refused = grit(b, "uninstall", "--restart", check=False)
+        assert refused.returncode == 1
+        assert "default/moved; delete them, or say --drain" in refused.stderr
+        workload.assert_goes_on_from(target, 20, node=b)
+    for node, disk in zip(bare, disks, strict=True):
+        grit(node, "uninstall", "--restart", "--purge")
+        node.run(["sh", "-c", "rm -rf /mnt/grit-agent/*"])  # checkpoints are left
+        assert node.disk() ^ disk == set()
+
+
+def test_an_installation_is_made_and_taken_back_again_and_again(node: BareNode) -> None:
+    disk = node.disk()
+    for _ in range(LOOPS):
+        grit(node, "install", "--restart")
+        grit(node, "uninstall", "--restart")
+        assert node.disk() ^ disk == set()
+
+
+def test_a_dry_run_shows_all_and_writes_nothing(node: BareNode) -> None:
+    disk = node.disk()
+    shown = grit(node, "install", "--dry-run", "--agent").stdout
+    assert node.disk() ^ disk == set()
+    grit(node, "install", "--agent")
+    written = {line.split()[0] for line in node.disk() - disk}
+    files = {path for path in written if not path.startswith(("/var/lib/grit", "/mnt"))}
+    named = set(re.findall(r"^\+\+\+ (\S+)", shown, flags=re.MULTILINE))
+    assert {path for path in files if path in named} == named
+    grit(node, "uninstall")
+    assert node.disk() ^ disk == set()
+
+
+def test_containerd_is_not_restarted_unless_that_is_asked_for(node: BareNode) -> None:
+    pid = node.run(["pidof", "containerd"]).stdout
+    told = grit(node, "install").stdout
+    assert "systemctl restart containerd.service" in told
+    assert node.run(["pidof", "containerd"]).stdout == pid
+    node.restart_containerd()
+    assert "self-test" in grit(node, "install").stdout
+    refused = grit(node, "uninstall", check=False)
+    assert "the containerd that runs still has the handler grit" in refused.stderr
+    assert node.path(Path("/usr/local/bin/grit-runtime")).exists()
+    node.restart_containerd()
+    grit(node, "uninstall")
+
+
+def test_what_is_no_longer_asked_for_is_taken_away(node: BareNode) -> None:
+    units = node.path(Path("/usr/local/lib/systemd/system"))
+    disk = node.disk()
+    grit(node, "install", "--agent", "--restart")
+    assert {path.name for path in units.glob("*.*")} >= {"grit-agent.service", "grit-zygote.socket"}
+    assert "runtime_path" in handler(effective(node))
+    grit(node, "install", "--shim", "stock", "--restart")
+    assert [path.name for path in units.glob("grit-*")] == []
+    assert "runtime_path" not in handler(effective(node))
+    grit(node, "uninstall", "--restart")
+    assert node.disk() ^ disk == set()
+
+
+def test_pods_that_still_run_are_stopped_when_that_is_asked_for(node: BareNode) -> None:
+    disk = node.disk()
+    grit(node, "install", "--restart")
+    with kubelet.running(node, workload.counter_pod("doomed")) as pod:
+        workload.wait_for_count(pod, 3)
+        assert "stopped: default/doomed" in grit(node, "uninstall", "--restart", "--drain").stdout
+        assert pod.status("counter").state == cri_pb2.CONTAINER_EXITED
+    grit(node, "install", "--restart")
+    grit(node, "uninstall", "--restart", "--purge")
+    assert node.disk() ^ disk == set()
+
+
+class Wild(NamedTuple):
+    """A configuration as it is found on nodes, and what of it grit's handler takes over."""
+
+    files: dict[str, str]
+    expected: tuple[tuple[str, Any], ...] = ()
+    editions: tuple[str, ...] = ("2.x", "1.7")
+
+
+V2 = 'plugins."io.containerd.grpc.v1.cri"'
+V3 = 'plugins."io.containerd.cri.v1.runtime"'
+NVIDIA = "/usr/bin/nvidia-container-runtime"
+
+KUBEADM_2 = f"""\
+disabled_plugins = []
+version = 2
+
+[{V2}]
+  restrict_oom_score_adj = true
+  [{V2}.containerd]
+    default_runtime_name = "runc"
+    [{V2}.containerd.runtimes]
+      [{V2}.containerd.runtimes.runc]
+        runtime_type = "io.containerd.runc.v2"
+        base_runtime_spec = "/etc/containerd/base.json"
+        [{V2}.containerd.runtimes.runc.options]
+          SystemdCgroup = true
+  [{V2}.registry]
+    config_path = "/etc/containerd/certs.d"
+"""
+
+WILD = {
+    "version 2, systemd cgroups": Wild(
+        {"config.toml": KUBEADM_2},
+        (("options.SystemdCgroup", True), ("base_runtime_spec", "/etc/containerd/base.json")),
+    ),
+    "no line end, comments, odd order": Wild(
+        {
+            "config.toml": "# kept by hand\nversion = 2 # not 3\n\n"
+            f"[{V2}.registry] # first\nconfig_path = '/etc/containerd/certs.d'\n"
+            "[debug]\nlevel = 'info'\n"
+            f"[ {V2} ]\n  restrict_oom_score_adj = true # last"
+        },
+    ),
+    "only a version": Wild({"config.toml": "version = 2\n"}),
+    "no file at all": Wild({}),
+    "imports of another's files, version 2": Wild(
+        {
+            "config.toml": 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n',
+            "conf.d/registry.toml": f"version = 2\n[{V2}.registry]\n"
+            "config_path = '/etc/containerd/certs.d'\n",
+        },
+    ),
+    "imports of another's files, version 3": Wild(
+        {
+            "config.toml": "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n"
+            f"[{V3}]\nrestrict_oom_score_adj = true\n",
+            "conf.d/99-nvidia.toml": f"version = 3\n[{V3}.containerd]\n"
+            f"default_runtime_name = 'nvidia'\n[{V3}.containerd.runtimes.nvidia]\n"
+            f"runtime_type = 'io.containerd.runc.v2'\n[{V3}.containerd.runtimes.nvidia.options]\n"
+            f"BinaryName = '{NVIDIA}'\nSystemdCgroup = true\n",
+        },
+        (("options.SystemdCgroup", True),),
+        ("2.x",),
+    ),
+    "a relative import": Wild(
+        {
+            "config.toml": "version = 3\nimports = ['more/*.toml']\n",
+            "more/debug.toml": "version = 3\n[debug]\nlevel = 'info'\n",
+        },
+        editions=("2.x",),
+    ),
+    "nvidia as default runtime": Wild(
+        {
+            "config.toml": f"version = 2\n[{V2}.containerd]\ndefault_runtime_name = 'nvidia'\n"
+            f"[{V2}.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n"
+            f"[{V2}.containerd.runtimes.nvidia]\nruntime_type = 'io.containerd.runc.v2'\n"
+            f"[{V2}.containerd.runtimes.nvidia.options]\nBinaryName = '{NVIDIA}'\n"
+            "SystemdCgroup = true\n"
+        },
+        (("options.SystemdCgroup", True),),
+    ),
+    "another containerd's snapshotter": Wild(
+        {
+            "config.toml": f"version = 2\n[{V2}.containerd.runtimes.runc]\n"
+            "runtime_type = 'io.containerd.runc.v2'\nsnapshotter = 'native'\n"
+            "pod_annotations = ['example.com/*']\n"
+        },
+        (("snapshotter", "native"), ("pod_annotations", ["example.com/*", "grit.dev/*"])),
+    ),
+}
+
+
+@pytest.fixture
+def configured(node: BareNode) -> Iterator[BareNode]:
+    """A node whose containerd gets other files; it has its own again at the end."""
+    directory = node.path(CONFIG.parent)
+    own = node.path(CONFIG).read_text()
+    yield node
+    node.run(["sh", "-c", f"rm -rf {CONFIG.parent}/*"])
+    (directory / CONFIG.name).write_text(own)
+    node.restart_containerd()
+    grit(node, "uninstall", "--restart")  # what a test that failed has left
+
+
+def configure(node: BareNode, files: dict[str, str]) -> None:
+    directory = node.path(CONFIG.parent)
+    node.run(["sh", "-c", f"rm -rf {CONFIG.parent}/*"])
+    for name, text in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text)
+    spec = node.run(["ctr", "oci", "spec"]).stdout
+    (directory / "base.json").write_text(spec)
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_a_configuration_of_the_wild_gets_the_handler_and_nothing_else(
+    configured: BareNode, name: str
+) -> None:
+    node, wild = configured, WILD[name]
+    if node.edition.containerd not in wild.editions:
+        pytest.skip("a version that this containerd does not read")
+    configure(node, wild.files)
+    node.restart_containerd()
+    disk = node.disk()
+    before = effective(node) if wild.files or node.edition.containerd == "2.x" else None
+    grit(node, "install", "--restart")
+    after = effective(node)
+    if before is not None:
+        assert others(after) == before
+    assert [handler(after).get(key) for key, _ in wild.expected] == [v for _, v in wild.expected]
+    assert handler(after)["options.BinaryName"] == "/usr/local/bin/grit-runtime"
+    grit(node, "uninstall", "--restart")
+    assert node.disk() ^ disk == set()
+
+
+def killed(node: BareNode, step: int, *words: str) -> bool:
+    """Run a command of grit, killed before its change number *step*; false if it has fewer."""
+    script = Path(killing.__file__).read_text()
+    python = str(Path(GRIT).with_name("python"))
+    done = node.run([python, "-c", script, str(step), *words], check=False)
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return done.returncode != 0
+
+
+def test_an_installation_killed_anywhere_is_finished_or_taken_back(node: BareNode) -> None:
+    disk = node.disk()
+    step = 1
+    while killed(node, step, "install", "--agent"):
+        if step % 2:
+            grit(node, "install")
+            assert not killed(node, 1 << 20, "install")  # which finds nothing amiss
+        grit(node, "uninstall")
+        assert node.disk() ^ disk == set(), step
+        step += 1
+    assert step > 30
+    grit(node, "uninstall")
+    assert node.disk() ^ disk == set()
+
+
+def test_taking_back_goes_on_where_it_was_killed(node: BareNode) -> None:
+    disk = node.disk()
+    step = 1
+    grit(node, "install", "--agent")
+    while killed(node, step, "uninstall"):
+        if step % 2:
+            grit(node, "install", "--agent")
+        else:
+            grit(node, "uninstall")
+            assert node.disk() ^ disk == set(), step
+            grit(node, "install", "--agent")
+        step += 1
+    assert step > 20
+    assert node.disk() ^ disk == set()
+
+
+def refused(node: BareNode, *words: str) -> str:
+    """Why grit does not do it, which changes nothing."""
+    disk = node.disk()
+    done = grit(node, *words, check=False)
+    assert done.returncode == 1
+    assert node.disk() ^ disk == set()
+    return done.stderr
+
+
+REFUSED = {
+    "version 1": ({"config.toml": "[debug]\nlevel = 'info'\n"}, "is of version 1, expected 2 or 3"),
+    "a handler made by hand": (
+        {
+            "config.toml": f"version = 2\n[{V2}.containerd.runtimes.runc]\n"
+            "runtime_type = 'io.containerd.runc.v2'\n"
+            f"[{V2}.containerd.runtimes.grit]\nruntime_type = 'io.containerd.runc.v2'\n"
+        },
+        "has a handler grit already, which grit install has not written",
+    ),
+    "not runc": (
+        {
+            "config.toml": f"version = 2\n[{V2}.containerd]\ndefault_runtime_name = 'kata'\n"
+            f"[{V2}.containerd.runtimes.kata]\nruntime_type = 'io.containerd.kata.v2'\n"
+        },
+        "handler kata is of type io.containerd.kata.v2, expected io.containerd.runc.v2",
+    ),
+    "tables that cannot be added to": (
+        {
+            "config.toml": "version = 2\n[plugins]\n"
+            f"{V2[8:]} = {{ restrict_oom_score_adj = true }}\n"
+        },
+        "cannot be given the handler grit: with the handler in /etc/containerd/config.toml",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_take_the_handler_is_left_as_it_is(configured: BareNode, name: str) -> None:
+    files, reason = REFUSED[name]
+    if name == "version 1" and configured.edition.containerd == "2.x":
+        pytest.skip("a version that this containerd does not read")
+    configure(configured, files)
+    configured.restart_containerd()
+    assert reason in refused(configured, "install", "--restart")
+
+
+def test_a_file_that_is_imported_by_name_is_not_removed(configured: BareNode) -> None:
+    if configured.edition.containerd == "1.7":
+        pytest.skip("1.7 gets no file of grit's own")
+    imports = "version = 2\nimports = ['/etc/containerd/conf.d/*.toml'"
+    configure(configured, {"config.toml": f"{imports}]\n"})
+    configured.restart_containerd()
+    grit(configured, "install", "--restart")
+    by_name = f"{imports}, '/etc/containerd/conf.d/grit.toml']\n"
+    configured.path(CONFIG).write_text(by_name)
+    reason = refused(configured, "uninstall", "--restart")
+    assert "containerd would not start" in reason
+    assert "imports /etc/containerd/conf.d/grit.toml, which is not there" in reason
+    configured.path(CONFIG).write_text(f"{imports}]\n")
+    grit(configured, "uninstall", "--restart")
+
+
+def test_what_others_write_beside_the_handler_is_kept(configured: BareNode) -> None:
+    configure(configured, {"config.toml": "version = 2\n"})
+    configured.restart_containerd()
+    grit(configured, "install")
+    with configured.path(CONFIG).open("a") as file:
+        file.write("[debug]\nlevel = 'info'\n")
+    grit(configured, "uninstall")
+    assert configured.path(CONFIG).read_text() == "version = 2\n[debug]\nlevel = 'info'\n"
+
+
+def test_nothing_is_half_written_where_etc_is_read_only(configured: BareNode) -> None:
+    node = configured
+    node.path(Path("/opt/containerd")).mkdir(exist_ok=True)
+    configure(node, {"config.toml": "version = 2\nimports = ['/opt/containerd/*.toml']\n"})
+    node.restart_containerd()
+    disk = node.disk()
+    node.run(["sh", "-c", "mount --bind /etc /etc && mount -o remount,bind,ro /etc"])
+    try:
+        if node.edition.containerd == "1.7":
+            assert "no file of its configuration can be written" in refused(node, "install")
+        else:
+            grit(node, "install", "--restart")
+            assert node.path(Path("/opt/containerd/grit.toml")).exists()
+            grit(node, "uninstall", "--restart")
+    finally:
+        node.run(["umount", "/etc"])
+    assert node.disk() ^ disk == set()
+
+
+K3S = Path("/var/lib/rancher/k3s/agent/etc/containerd")
+MICROK8S = Path("/var/snap/microk8s/current/args")
+
+
+@pytest.mark.parametrize("custom", [False, True], ids=["no template", "a template"])
+def test_on_k3s_the_handler_goes_into_the_template(node: BareNode, *, custom: bool) -> None:
+    """There is no k3s here: what it would make of its template is put together by the test."""
+    version, name = (2, "config.toml.tmpl")
+    if node.edition.containerd == "2.x":
+        version, name = 3, "config-v3.toml.tmpl"
+    base = f"version = {version}\n[debug]\nlevel = 'info'\n"
+    node.path(K3S).mkdir(parents=True)
+    node.path(K3S / "config.toml").write_text(base)
+    template = '{{ template "base" . }}\n# our own\n'
+    if custom:
+        node.path(K3S / name).write_text(template)
+    arguments = ("--config", str(K3S / "config.toml"))
+    node.restart_containerd(*arguments)
+    before, disk = effective(node, *arguments), node.disk()
+    told = grit(node, "install").stdout
+    assert f"+++ {K3S / name}" in told
+    written = node.path(K3S / name).read_text()
+    assert written.startswith(template if custom else '{{ template "base" . }}\n')
+    node.path(K3S / "config.toml").write_text(written.replace('{{ template "base" . }}\n', base))
+    node.restart_containerd(*arguments)
+    assert "self-test" in grit(node, "install").stdout
+    assert others(effective(node, *arguments)) == before
+    stale = grit(node, "uninstall", check=False)
+    assert "still has the handler" in stale.stderr
+    node.path(K3S / "config.toml").write_text(base)
+    node.restart_containerd(*arguments)
+    grit(node, "uninstall")
+    assert {line for line in node.disk() ^ disk if "/config.toml" not in line} == set()
+    node.run(["rm", "-r", "/var/lib/rancher"])
+    node.restart_containerd()
+
+
+def test_on_microk8s_the_handler_goes_into_the_template(node: BareNode) -> None:
+    """There is no microk8s here, either."""
+    node.path(MICROK8S).mkdir(parents=True)
+    for name in ("containerd-template.toml", "containerd.toml"):
+        node.path(MICROK8S / name).write_text("version = 2\n[debug]\nlevel = 'info'\n")
+    node.restart_containerd("--config", str(MICROK8S / "containerd.toml"))
+    disk = node.disk()
+    assert f"+++ {MICROK8S}/containerd-template.toml" in grit(node, "install").stdout
+    assert "runtimes.grit]" in node.path(MICROK8S / "containerd-template.toml").read_text()
+    grit(node, "uninstall")
+    assert node.disk() ^ disk == set()
+    node.run(["rm", "-r", "/var/snap"])
+    node.restart_containerd()

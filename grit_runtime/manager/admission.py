@@ -19,7 +19,17 @@ from grit_runtime.errors import (
     PodDiffersError,
     one_line,
 )
-from grit_runtime.manager import api, evictions, moves, pods, restores, rules, storage, targets
+from grit_runtime.manager import (
+    api,
+    evictions,
+    lost_nodes,
+    moves,
+    pods,
+    restores,
+    rules,
+    storage,
+    targets,
+)
 from grit_runtime.manager import cluster as kube
 from grit_runtime.model import pod_template
 from grit_runtime.model.selectors import selects
@@ -154,6 +164,7 @@ class Admission:
                 and not checkpoint.is_part
                 and any(reference["uid"] == owner["uid"] for reference in owners)
                 and await self._is_gone(namespace, now.pod_name, now.pod_uid)
+                and await self._is_reached(checkpoint)
             ):
                 found.append(checkpoint)
         if not found:
@@ -181,6 +192,26 @@ class Admission:
     async def _is_gone(self, namespace: str, name: str, uid: str) -> bool:
         pod = await self._cluster.find(kube.PODS, namespace, name)
         return pod is None or pod["metadata"]["uid"] != uid or pods.is_ending(pod)
+
+    async def _is_reached(self, checkpoint: Checkpoint) -> bool:
+        """Whether a pod could go on from it now: a node that is lost may run its pod still.
+
+        NoNodeError if the pod is to go on, as soon as that is sure: until then it is not made.
+        """
+        now = checkpoint.status
+        node = await self._cluster.find(kube.NODES, "", now.node_name)
+        if node is not None and not lost_nodes.is_lost(node):
+            return True
+        if node is None or lost_nodes.is_fenced(node):
+            return checkpoint.spec.stored is not None
+        names = {"name": now.pod_name, "namespace": checkpoint.metadata.namespace}
+        pod = {"metadata": {**now.pod_template["metadata"], **names}}
+        if await lost_nodes.asks(self._cluster, pod):
+            raise NoNodeError(
+                f"node {now.node_name} is lost, and may run pod {now.pod_name} still: it goes on "
+                f"elsewhere once the node is fenced ({lost_nodes.FENCED}=true)"
+            )
+        return False
 
     def _patch(
         self, pod: Object, restore: Restore, checkpoint: Checkpoint

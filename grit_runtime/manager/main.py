@@ -19,6 +19,7 @@ from grit_runtime.manager import (
     authority,
     checkpoints,
     lease,
+    lost_nodes,
     metrics,
     migrations,
     names,
@@ -139,7 +140,7 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     ):
         _on_deletion(registry, plural, world, forget)
     _keep_schedules(registry, world)
-    _answer_notices(registry, world)
+    _watch_nodes(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
 
 
@@ -163,15 +164,21 @@ def _keep_schedules(registry: kopf.OperatorRegistry, world: World) -> None:
         )(_standing(world, run_one))
 
 
-def _answer_notices(registry: kopf.OperatorRegistry, world: World) -> None:
-    async def look(name: Any, type: Any, **_: object) -> None:  # noqa: A002  kopf's name
-        if type != "DELETED":
-            await notices.answer(world.cluster, name)
+def _watch_nodes(registry: kopf.OperatorRegistry, world: World) -> None:
+    async def told(name: Any, **_: object) -> None:
+        await notices.answer(world.cluster, name)
 
-    def is_told(body: Any, **_: object) -> bool:
-        return notices.is_open(body)
+    async def lost(name: Any, **_: object) -> None:
+        await lost_nodes.answer(world, name)
 
-    kopf.on.event("", "v1", "nodes", registry=registry, id="notices", when=is_told)(look)
+    def is_told(type: Any, body: Any, **_: object) -> bool:  # noqa: A002  kopf's name
+        return type != "DELETED" and notices.is_open(body)
+
+    def is_lost(type: Any, body: Any, **_: object) -> bool:  # noqa: A002
+        return type == "DELETED" or lost_nodes.is_lost(body)
+
+    for name, when, look in (("told", is_told, told), ("lost", is_lost, lost)):
+        kopf.on.event("", "v1", "nodes", registry=registry, id=name, when=when)(look)
 
 
 def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from grit_runtime import log
 from grit_runtime.errors import (
+    AlreadyExistsError,
     FailedPreconditionError,
     GritError,
     NotRestoredError,
@@ -85,6 +86,14 @@ async def place(world: World, move: Move) -> None:
     else:
         # At once: kubelet may take long, and what is held does not run meanwhile.
         await _delete_source(world, move, grace_s=0)
+
+
+async def replace(world: World, move: Move) -> None:
+    """Have a new pod go on from the checkpoint in place of one that runs no more."""
+    restore = await _make_restore(world, move, move.name, {targets.NOT_NODE: move.source_node})
+    if pods.owner(move.source) is None:
+        await _make_pod(world, move, restore)
+    await _delete_source(world, move, grace_s=0)
 
 
 async def restored(world: World, move: Move, name: str = "") -> Object:
@@ -182,7 +191,10 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
     found = await world.cluster.find(kube.RESTORES, move.namespace, name)
     if found is None:
         made = {"apiVersion": api.API_VERSION, "kind": "Restore", "metadata": meta, "spec": spec}
-        found = await world.cluster.create(kube.RESTORES, made)
+        try:
+            found = await world.cluster.create(kube.RESTORES, made)
+        except AlreadyExistsError:  # the webhook was quicker
+            found = await world.cluster.get(kube.RESTORES, move.namespace, name)
     return api.read(api.Restore, found)
 
 

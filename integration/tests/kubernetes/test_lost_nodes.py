@@ -1,0 +1,122 @@
+"""A node that is lost: its pods go on elsewhere once it is sure that they do not run there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grit_runtime.manager import lost_nodes
+from integration.kubernetes import grit, pods
+from integration.kubernetes.cluster import NODES
+from integration.node import volume
+from integration.tests.kubernetes.test_objects import KINDS, assert_goes_on, living, made, started
+from integration.tests.kubernetes.test_schedules import until
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from integration.kubernetes.cluster import Cluster
+
+SOURCE, TARGET = NODES
+STORE = "/var/lib/shared-store"
+ASKS = {lost_nodes.ON_NODE_LOSS: lost_nodes.RESTORE}
+SIGNAL = """
+for dir in /proc/[0-9]*; do
+    ! grep -qs ^/opt/kubernetes/kubelet $dir/cmdline || kill -{} ${{dir#/proc/}}
+done
+"""
+
+pytestmark = pytest.mark.usefixtures("manager")
+
+
+@pytest.fixture
+def store(kubernetes: Cluster, tmp_path: Path) -> str:
+    """A store that all nodes have."""
+    for node in kubernetes.nodes:
+        volume.mount(tmp_path, node, Path(STORE))
+    return f"file://{STORE}"
+
+
+@pytest.fixture
+def name(kubernetes: Cluster) -> Iterator[str]:
+    """A name for what the test makes; in the end it goes, and the node is back."""
+    yield "lost"
+    kubernetes.node(SOURCE).run(["sh", "-c", SIGNAL.format("CONT")])
+    kubernetes.kubectl("annotate", "node", SOURCE, f"{lost_nodes.FENCED}-")
+    kubernetes.wait("--for=condition=Ready", f"node/{SOURCE}")
+    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
+    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
+
+
+def on_source(pod: dict[str, Any]) -> dict[str, Any]:
+    """The pod, which prefers the node that is lost, and stays when it is."""
+    preferred = {
+        "weight": 100,
+        "preference": {
+            "matchFields": [{"key": "metadata.name", "operator": "In", "values": [SOURCE]}]
+        },
+    }
+    ways = {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}
+    return {**pod, "spec": {**pod["spec"], "affinity": {"nodeAffinity": ways}}}
+
+
+def test_pods_of_a_lost_node_go_on_elsewhere_once_it_is_fenced(
+    kubernetes: Cluster, name: str, store: str
+) -> None:
+    running = {
+        kind: started(kubernetes, make(on_source(pods.counter(f"{name}-{kind}", annotations=ASKS))))
+        for kind, make in (
+            ("bare", lambda pod: pod),
+            ("deployment", pods.deployment),
+            ("set", pods.stateful_set),
+        )
+    }
+    for kind, pod in running.items():
+        assert kubernetes.get("pod", pod)["spec"]["nodeName"] == SOURCE
+        kubernetes.apply(made("Checkpoint", f"{name}-{kind}", podName=pod, storage={"url": store}))
+    for kind in running:
+        status = grit.ended(kubernetes, "checkpoint", f"{name}-{kind}", "Checkpointed")
+        assert status["phase"] == "Checkpointed", status
+    kubernetes.node(SOURCE).run(["sh", "-c", SIGNAL.format("STOP")])
+    kubernetes.wait("--for=condition=Ready=Unknown", f"node/{SOURCE}", timeout_s=120)
+
+    of_node = f"involvedObject.name={SOURCE},reason=NodeLost"
+    until(
+        "it is told what is waited for",
+        lambda: kubernetes.get("events", "-A", "--field-selector", of_node)["items"],
+    )
+    assert kubernetes.get("restores")["items"] == []
+    # As eviction by taint would after its five minutes: the owner wants another at once.
+    kubernetes.kubectl("delete", "pod", running["deployment"], "--wait=false")
+    assert len(kubernetes.get("pods")["items"]) == 3
+
+    kubernetes.kubectl("annotate", "node", SOURCE, f"{lost_nodes.FENCED}=true")
+    restores = until(
+        "all are restored",
+        lambda: (
+            found
+            if len(found := kubernetes.get("restores")["items"]) == 3
+            and all((one.get("status") or {}).get("phase") == "Restored" for one in found)
+            else None
+        ),
+    )
+    for one in restores:
+        assert one["status"]["nodeName"] == TARGET
+        assert_goes_on(kubernetes, one["status"]["targetPod"])
+    for kind in running:
+        (left,) = living(kubernetes, f"app={name}-{kind}")
+        assert left["spec"]["nodeName"] == TARGET
+    # The node is back, and kubelet ends what the API server has no more.
+    kubernetes.node(SOURCE).run(["sh", "-c", SIGNAL.format("CONT")])
+    until("none of them runs there", lambda: containers(kubernetes) == [])
+
+
+def containers(kubernetes: Cluster) -> list[str]:
+    """The counters that the source's containerd runs."""
+    listed = kubernetes.node(SOURCE).run(["ctr", "-n", "k8s.io", "tasks", "ls"]).stdout
+    known = kubernetes.node(SOURCE).run(["ctr", "-n", "k8s.io", "containers", "ls"]).stdout
+    counters = {line.split()[0] for line in known.splitlines() if "python" in line}
+    return [line for line in listed.splitlines() if line.split()[0] in counters]

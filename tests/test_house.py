@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ TOP_LEVEL = {
     "docs",
     "grit_runtime",
     "integration",
+    "packaging",
     "pyproject.toml",
     "runtime-config",
     "tests",
@@ -90,7 +91,7 @@ MODULES = sorted(
 PROTOS = sorted(path.name for path in PROTO_DIR.glob("*.proto"))
 SCRIPTS = sorted(
     path.relative_to(REPO)
-    for directory in (".ci", "integration", "grit_runtime/installation/files")
+    for directory in (".ci", "integration", "grit_runtime/installation/files", "packaging")
     for path in (REPO / directory).rglob("*")
     if path.is_file() and path.read_bytes().startswith((b"#!/bin/", b"# shellcheck shell="))
 )
@@ -187,10 +188,10 @@ API = "grit_runtime/manager/api.py:"
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
         "migrate",
-        *("compat", "get_command", "list_", "list_commands", "ls", "rm"),
+        *("compat", "format_commands", "list_", "ls", "manager", "rm"),
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
-        *("current", "domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
+        *("domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
         *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
@@ -208,7 +209,7 @@ USED_BY_OTHERS = {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",
     },
-    "compared as part of its tuple": {"patch"},
+    "read by tarfile": {"linkname"},
     "keeps a task alive": {"_sending"},
 }
 
@@ -313,6 +314,20 @@ print(*sys.modules)
     assert names & {"grit_runtime.cli.checkpoint", "grit_runtime.checkpoint.take", "grpc"} == set()
 
 
+def test_help_loads_no_command() -> None:
+    """It would take longer to load them than to read what they say of themselves."""
+    code = """
+from grit_runtime.cli.main import grit
+grit(["--help"], standalone_mode=False)
+import sys
+print(*sys.modules)
+"""
+    printed = run(sys.executable, "-c", code)
+    assert "\n  verify      Read every byte" in printed
+    names = {name for name in printed.splitlines()[-1].split() if name.startswith("grit_runtime.")}
+    assert names <= {"grit_runtime.cli", "grit_runtime.cli.main", "grit_runtime.errors"}
+
+
 def test_named_tuples_are_our_own() -> None:
     users = [module for module in MODULES if "typing.NamedTuple" in imports(parsed(module))]
     assert users == [Path("grit_runtime/startup/named.py")]
@@ -335,9 +350,9 @@ def test_all_generated_code_has_its_proto() -> None:
     assert generated == {proto.removesuffix(".proto") for proto in PROTOS}
 
 
-def test_the_version_is_the_one_that_is_packaged() -> None:
-    packaged = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
-    assert packaged == VERSION
+def test_what_names_the_version_names_this_one() -> None:
+    manifest = (REPO / "runtime-config/kubernetes/manager.yaml").read_text()
+    assert re.findall(r"image: grit-runtime:(.*)", manifest) == [VERSION]
 
 
 def test_nothing_else_lies_at_the_top() -> None:

@@ -1,8 +1,10 @@
 """The command grit. Each of its commands is a module beside this one, without logic of its own."""
 
+import ast
 import importlib
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -43,6 +45,22 @@ class _Commands(click.Group):
             importlib.import_module(f"grit_runtime.cli.{_MODULES[name]}"), name
         )
         return command
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click's, but from the text of the modules: to load them all takes 0.2 s."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name)) for name in _MODULES])
+
+
+def _summary(name: str) -> str:
+    """The first sentence of a command's help, which is its function's docstring."""
+    text = Path(__file__).with_name(f"{_MODULES[name]}.py").read_text("utf-8")
+    (function,) = (
+        node
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and node.name.rstrip("_") == name
+    )
+    return " ".join((ast.get_docstring(function) or "").split()).partition(". ")[0].rstrip(".")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,3 +1,3 @@
-"""The version of the package."""
+"""The version, of which nothing else knows the number."""
 
-VERSION = "0.1.0"  # as in pyproject.toml
+VERSION = "0.1.0"

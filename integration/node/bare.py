@@ -79,6 +79,13 @@ class BareNode(Node):
         """Every file of the node, but for what its programs write while they run."""
         return set(self.run(["sh", "-c", LIST]).stdout.splitlines())
 
+    def restart_by_hand(self) -> None:
+        """Restart containerd where nothing stands in for systemd."""
+        self.run(["sh", "-c", "kill $(pidof containerd); while pidof containerd; do :; done"])
+        self._containerd.wait(60)
+        self.start_containerd()
+        self.cri.call("Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse)
+
     def restart_containerd(self, *arguments: str) -> None:
         """Have the stand-in for systemd start containerd, as the unit that it then is."""
         (self.root / "run/containerd-arguments").write_text(" ".join(arguments))

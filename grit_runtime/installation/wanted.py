@@ -7,7 +7,6 @@ import re
 import sys
 from pathlib import Path
 
-import grit_runtime
 from grit_runtime import config
 from grit_runtime.host import process
 from grit_runtime.installation import changes, handler, services
@@ -76,8 +75,7 @@ def _programs(runc: str) -> dict[str, Change]:
         SHIM: launcher("containerd-shim-grit-v1", **paths),
     }
     command = f"{sys.prefix}/bin/grit"
-    # A package of the distribution has a command of its own on PATH.
-    if os.path.exists(command) and not os.path.exists("/usr/bin/grit"):
+    if os.path.exists(command):
         programs[_COMMAND] = Link(command)
     return programs
 
@@ -91,7 +89,7 @@ def launcher(name: str, **paths: str) -> File:
 
 
 def _packages() -> str:
-    return os.path.dirname(os.path.dirname(os.path.abspath(grit_runtime.__spec__.origin or "")))
+    return str(Path(__file__).absolute().parents[2])
 
 
 def _units(units: Mapping[str, str]) -> dict[str, Change]:

@@ -103,9 +103,8 @@ def text(version: int, handlers: Mapping[str, Table]) -> str:
         options = table.get("options", {})
         for header, values in ((path, table), (f"{path}.options", options)):
             parts += [f"\n[{header}]"]
-            # What JSON makes of texts, numbers, booleans and lists of texts is TOML too.
             parts += [
-                f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}"
+                f"{_key(key)} = {_value(value)}"
                 for key, value in values.items()
                 if not isinstance(value, dict)
             ]
@@ -200,6 +199,11 @@ def _shown(value: object) -> str:
     return "nothing" if value is None else repr(value)
 
 
+def _value(value: object) -> str:
+    """What JSON makes of texts, numbers, booleans and lists is TOML too, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _key(name: str) -> str:
     is_bare = name.isascii() and name.replace("-", "_").isidentifier()
-    return name if is_bare else json.dumps(name)
+    return name if is_bare else _value(name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
+import subprocess
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from grit_runtime.proto import cri_pb2
+from integration.documents import documented
 from integration.node import killed as killing
 from integration.node.bare import GRIT, BareNode
+from integration.node.node import write_script
 from integration.pods import checkpoints, kubelet, workload
 
 TYPE_CHECKING = False
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
     from integration.node.network import Network
     from integration.node.rootfs import Edition
 
-LOOPS = 50 if os.environ.get("GRIT_LONG") else 5
+LONG = bool(os.environ.get("GRIT_LONG"))
+LOOPS = 50 if LONG else 5
+STRIDE = 1 if LONG else 3  # between the steps that a command is killed at
 CONFIG = Path("/etc/containerd/config.toml")
 # What a table of options has or lacks to the same effect.
 UNSAID: tuple[Any, ...] = ("", 0, [], False, "podsandbox")
@@ -81,9 +87,11 @@ def test_a_bare_node_gets_grit_moves_a_pod_and_is_bare_again(
     a, b = bare
     disks = [node.disk() for node in bare]
     for node in bare:
-        assert (
-            "self-test: a container was checkpointed" in grit(node, "install", "--restart").stdout
-        )
+        shown, told = [
+            node.run(shlex.split(line), timeout_s=120).stdout for line in documented("install")
+        ]
+        assert "+++ /usr/local/bin/grit-runtime" in shown
+        assert "self-test: a container was checkpointed" in told
     with ExitStack() as pods:
         source = pods.enter_context(kubelet.running(a, workload.counter_pod("moving")))
         workload.wait_for_count(source, 20)
@@ -101,8 +109,9 @@ def test_a_bare_node_gets_grit_moves_a_pod_and_is_bare_again(
         assert "default/moved; delete them, or say --drain" in refused.stderr
         workload.assert_goes_on_from(target, 20, node=b)
     for node, disk in zip(bare, disks, strict=True):
-        grit(node, "uninstall", "--restart", "--purge")
-        node.run(["sh", "-c", "rm -rf /mnt/grit-agent/*"])  # checkpoints are left
+        node.run(["sh", "-c", "rm -rf /mnt/grit-agent/*"])  # checkpoints would be left
+        (line,) = documented("uninstall")
+        node.run([*shlex.split(line), "--purge"])
         assert node.disk() ^ disk == set()
 
 
@@ -319,7 +328,7 @@ def test_an_installation_killed_anywhere_is_finished_or_taken_back(node: BareNod
             assert not killed(node, 1 << 20, "install")  # which finds nothing amiss
         grit(node, "uninstall")
         assert node.disk() ^ disk == set(), step
-        step += 1
+        step += STRIDE
     assert step > 30
     grit(node, "uninstall")
     assert node.disk() ^ disk == set()
@@ -336,7 +345,7 @@ def test_taking_back_goes_on_where_it_was_killed(node: BareNode) -> None:
             grit(node, "uninstall")
             assert node.disk() ^ disk == set(), step
             grit(node, "install", "--agent")
-        step += 1
+        step += STRIDE
     assert step > 20
     assert node.disk() ^ disk == set()
 
@@ -482,3 +491,38 @@ def test_on_microk8s_the_handler_goes_into_the_template(node: BareNode) -> None:
     assert node.disk() ^ disk == set()
     node.run(["rm", "-r", "/var/snap"])
     node.restart_containerd()
+
+
+OTHER = "/run/k3s/containerd/containerd.sock"
+OTHER_CONTAINERD = f"""
+mkdir -p /etc/other && echo 'version = 2' >/etc/other/config.toml
+exec containerd --config /etc/other/config.toml --address {OTHER} --root /run/other-root \
+    --state /run/other
+"""
+KUBELET = f"#!/bin/sh\n# {OTHER}\nread -r line\n"
+
+
+def test_of_two_containerds_kubelet_s_is_meant(node: BareNode) -> None:
+    """Its own kubelet is a script of that name, which does nothing."""
+    write_script(node.path(Path("/run/kubelet")), KUBELET)
+    with ExitStack() as stack:
+        for argv in (
+            ["sh", "-c", OTHER_CONTAINERD],
+            ["/run/kubelet", f"--container-runtime-endpoint=unix://{OTHER}"],
+        ):
+            if "kubelet" in argv[0]:
+                node.run(["sh", "-c", f"until [ -S {OTHER} ]; do sleep 0.05; done"])
+                assert "there are several containerds" in refused(node, "install")
+            process = stack.enter_context(node.popen(argv, stdin=subprocess.PIPE))
+            stack.callback(os.killpg, process.pid, signal.SIGKILL)
+        disk = node.disk()
+        shown = grit(node, "install", "--dry-run").stdout
+        assert "configured by /etc/other/config.toml" in shown
+        grit(node, "install")
+        assert "runtimes.grit]" in node.path(Path("/etc/other/config.toml")).read_text()
+        address = node.path(Path("/etc/grit/config.toml")).read_text()
+        assert f'containerd_address = "{OTHER}"\n' in address
+        assert grit(node, "install").returncode == 0
+        grit(node, "uninstall")
+        assert node.disk() ^ disk == set()
+    node.run(["rm", "-r", "/etc/other", "/run/k3s"])

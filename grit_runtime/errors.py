@@ -195,6 +195,12 @@ class UnavailableError(GritError):
     reason = "Unavailable"
 
 
+class BusyError(GritError):
+    """It is being done; who asks again later will find it done."""
+
+    reason = "TooManyRequests"  # Kubernetes' word, which clients of its API go by
+
+
 class UnimplementedError(GritError):
     """The other side does not know what was asked."""
 

@@ -41,6 +41,7 @@ TOP_LEVEL = {
 # Top to bottom: a part imports from itself and from the lines below its own.
 LAYERS = (
     {"cli"},
+    {"doctor"},
     {"shim", "oci", "agent", "manager", "installation"},
     {"runc_level"},
     {"checkpoint"},
@@ -60,6 +61,7 @@ LAYERS = (
     {"paths"},
     {"certificates"},
     {"version"},
+    {"reasons"},
     {"errors"},
     {"startup"},
 )
@@ -187,11 +189,10 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
-        "migrate",
-        *("compat", "format_commands", "list_", "ls", "manager", "rm"),
+        *("compat", "doctor", "format_commands", "list_", "ls", "manager", "migrate", "rm"),
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
-        *("domainname", "failcnt", "kernel", "max_usage", "network_lock_method"),
+        *("domainname", "failcnt", "max_usage", "network_lock_method"),
         *("orig_rax", "rip", "swap_limit", "swap_max_usage", "swap_usage"),
         "usage_limit",
     },
@@ -204,7 +205,6 @@ USED_BY_OTHERS = {
         *("ABORTED", "DATA_LOSS", "OUT_OF_RANGE"),
     },
     "made into a file by CONTRIBUTING.md's command": {"crds"},
-    "the manager's, still without a caller": {"SCHEDULES", "next_time", "surplus"},
     "a setting of kopf's": {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",

@@ -19,7 +19,7 @@ from grit_runtime.host import records
 from grit_runtime.host.changes import Changes
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import compatibility, losses
-from grit_runtime.model.annotations import capture, checkpoint_name
+from grit_runtime.model.annotations import NCCL, TCP, capture, checkpoint_name, nccl, tcp
 from grit_runtime.proto import agent_pb2
 from grit_runtime.version import VERSION
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     IsThere = Callable[[], bool]
 
 _URLS = ("/", "s3://", "gs://", "az://", "peer://")
+_TOKEN_LIMIT = 64
 _AFTER = ("running", "frozen", "stopped")
 _UID = re.compile(r"[-0-9a-zA-Z]{1,64}")
 _LOOK_EVERY_S = 1.0  # whether a caller that follows records has gone
@@ -65,6 +66,9 @@ class Calls:
             strict=request.strict,
             uid=request.uid and _uid(request.uid),
             capture=volumes,
+            tcp=request.tcp and tcp({TCP: request.tcp}),
+            nccl=request.nccl and nccl({NCCL: request.nccl}),
+            token=request.token[:_TOKEN_LIMIT],
         )
         return _message(self._jobs.submit(job))
 

@@ -47,7 +47,18 @@ def take(progress: Progress, checkpoint_root: str) -> None:
     that was to be held runs on, and is not.
     """
     job = progress.job
-    names = ("target", "name", "after", "replace", "pod_is_going", "strict", "uid", "capture")
+    names = (
+        "target",
+        "name",
+        "after",
+        "replace",
+        "pod_is_going",
+        "strict",
+        "uid",
+        "capture",
+        "tcp",
+        "nccl",
+    )
     wanted = {name: getattr(job, name) for name in names}
     status, _ = _called("perform", wanted, progress.killing)
     if status is None or (job.after == "running" and _is_sealed(job, checkpoint_root)):
@@ -139,13 +150,14 @@ def perform(wanted: dict[str, Any], config: Config) -> str:
     from grit_runtime.checkpoint import take
     from grit_runtime.checkpoint.order import Order
     from grit_runtime.host.containerd import Containerd
-    from grit_runtime.model.annotations import capture
+    from grit_runtime.model.annotations import NCCL, TCP, capture
 
     recover()
     with Containerd(config.containerd_address) as containerd:
         pod = containerd.find(wanted["target"])
         version = containerd.version()
     _require(pod, wanted["uid"])
+    decided = {TCP: wanted["tcp"], NCCL: wanted["nccl"]}
     order = Order(
         pod=pod,
         name=wanted["name"],
@@ -155,6 +167,7 @@ def perform(wanted: dict[str, Any], config: Config) -> str:
         capture=capture(wanted["capture"]),
         containerd_version=version,
         strict=wanted["strict"],
+        decided={key: value for key, value in decided.items() if value},
     )
     return take.checkpoint(order, config).path
 

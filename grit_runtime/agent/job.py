@@ -38,6 +38,9 @@ class Job(NamedTuple):
     strict: bool = False
     uid: str = ""  # the pod's that is meant; any if empty
     capture: str = ""  # as grit.dev/capture has it
+    tcp: str = ""  # as grit.dev/tcp, which counts if this is empty
+    nccl: str = ""  # as grit.dev/nccl, likewise
+    token: str = ""  # by which who asks knows it again
     state: str = QUEUED
     phase: str = ""  # the kind of what it does
     begun: str = ""  # RFC 3339, UTC

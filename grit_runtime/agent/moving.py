@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from grit_runtime.agent.peers import Address
     from grit_runtime.config import Config
     from grit_runtime.store.keys import FileKey
-    from grit_runtime.store.pull import Pulled, Ready
+    from grit_runtime.store.pull import Announced, Pulled
     from grit_runtime.store.sending import Told
 
     class Remote(Protocol):
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
             told: Told,
             *,
             replace: bool = False,
-            ready: Ready | None = None,
+            announced: Announced | None = None,
         ) -> Pulled:
-            """Bring it to this node, verified and durable; *ready* as for `bring`."""
+            """Bring it to this node, verified and durable; *announced* as for `bring`."""
 
         def push(self, namespace: str, name: str, told: Told, begun: str = "") -> Pushed:
             """Put this node's checkpoint of that name there; *begun* as for a store's push."""
@@ -63,10 +63,10 @@ class _Store:
         return entry, catalog.read_header(store, entry).size_bytes
 
     def pull(
-        self, entry: Entry, told: Told, *, replace: bool = False, ready: Ready | None = None
+        self, entry: Entry, told: Told, *, replace: bool = False, announced: Announced | None = None
     ) -> Pulled:
         with pull.stored(open_store(self._url), entry, self._file_key) as source:
-            return pull.bring(source, entry, self._root, told, replace=replace, ready=ready)
+            return pull.bring(source, entry, self._root, told, replace=replace, announced=announced)
 
     def push(self, namespace: str, name: str, told: Told, begun: str = "") -> Pushed:
         path = f"{self._root}/{namespace}/{name}"
@@ -88,10 +88,10 @@ class _Peer:
         return peers.find(self._address, self._own, namespace, name, sha256)
 
     def pull(
-        self, entry: Entry, told: Told, *, replace: bool = False, ready: Ready | None = None
+        self, entry: Entry, told: Told, *, replace: bool = False, announced: Announced | None = None
     ) -> Pulled:
         with peers.PeerSource(self._address, self._own, entry) as source:
-            return pull.bring(source, entry, self._root, told, replace=replace, ready=ready)
+            return pull.bring(source, entry, self._root, told, replace=replace, announced=announced)
 
     def push(self, namespace: str, name: str, told: Told, _begun: str = "") -> Pushed:
         """Have the peer pull it from this node's agent."""

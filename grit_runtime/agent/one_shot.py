@@ -65,6 +65,8 @@ def checkpoint(pod: Pod, src_dir: str, dst_dir: str, config: Config) -> None:
                 "strict": False,
                 "uid": pod.uid,
                 "capture": "",
+                "tcp": "",
+                "nccl": "",
             }
             taking = config._replace(checkpoint_root=f"{src_dir}/{_TAKING}")
             taken = f"{taking.checkpoint_root}/{namespace}/{name}"

@@ -63,7 +63,7 @@ class Work:
 
             def pull() -> None:
                 with self._moving(progress, slots, size_bytes):
-                    pulled = remote.pull(entry, told, ready=announced.is_ready)
+                    pulled = remote.pull(entry, told, announced=announced)
                 if not pulled.was_here or copies.known(*names, entry.sha256):
                     copies.note(*names, entry.sha256, pulled.size_bytes)
 

@@ -34,6 +34,7 @@ class Order(NamedTuple):
     containerd_version: str
     strict: bool  # refuse a checkpoint that would come back different
     store: str = ""  # where memory is sent to while the rest is dumped
+    decided: dict[str, str] = {}  # noqa: RUF012  annotations that count instead of the pod's own
 
 
 class Context(NamedTuple):

@@ -80,7 +80,9 @@ def _take_or_undo(order: Order, config: Config) -> Result:
         outcome = _outcome(order, config, outcomes.FAILED, "the engine was killed")
         held.record(steps.Begin(tool.token, config.runc_root, outcome))
         with suspension.opened_driver(tool.token) as driver:
-            running = tuple(running_container.read(tool, c.name, c.id) for c in order.pod.running)
+            running = tuple(
+                running_container.read(tool, c.name, c.id, order.decided) for c in order.pod.running
+            )
             timeline = log.Timeline()
             sealed = _take(Context(order, config, final_dir, tool, driver, held, timeline, running))
     except BaseException:

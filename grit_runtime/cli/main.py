@@ -16,6 +16,7 @@ _MODULES = {
     "agent": "agent",
     "checkpoint": "checkpoint",
     "compat": "compat",
+    "doctor": "doctor",
     "gc": "store",
     "gpu": "gpu",
     "inspect": "inspect",

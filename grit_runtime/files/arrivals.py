@@ -53,6 +53,11 @@ class Announcement:
         self._arrival = self._arrival._replace(ready=directory)
         self._write()
 
+    def is_whole(self) -> None:
+        """Say that the memory is there too."""
+        self._arrival = self._arrival._replace(is_whole=True)
+        self._write()
+
     def fail(self, reason: str) -> None:
         """Say that nothing more will come."""
         self._arrival = self._arrival._replace(failed=reason)
@@ -103,6 +108,7 @@ def announced(
             arrived_bytes=0,
             begun=log.rfc3339(),
             ready="",
+            is_whole=False,
             failed="",
         )
         told = Announcement(own_dir, arrival)

@@ -16,6 +16,7 @@ from grit_runtime.proto import cri_pb2 as cri
 from grit_runtime.startup.named import NamedTuple
 
 _CALL_TIMEOUT_S = 10
+_IMAGES = "/runtime.v1.ImageService"
 
 M = TypeVar("M", bound=Message)
 
@@ -58,6 +59,13 @@ class Pod(NamedTuple):
         return tuple(c for c in self.containers if c.state == "running")
 
 
+class Status(NamedTuple):
+    """What containerd says of itself."""
+
+    not_ready: tuple[str, ...]  # the conditions that do not hold
+    config: str  # of its CRI plugin, as JSON
+
+
 class Containerd:
     """A connection to containerd's CRI socket; a context manager."""
 
@@ -75,12 +83,23 @@ class Containerd:
         request = cri.VersionRequest()
         return self._call("Version", request, cri.VersionResponse).runtime_version
 
+    def status(self) -> Status:
+        reply = self._call("Status", cri.StatusRequest(verbose=True), cri.StatusResponse)
+        not_ready = [
+            f"{one.type}: {one.message}" for one in reply.status.conditions if not one.status
+        ]
+        return Status(tuple(not_ready), reply.info["config"])
+
+    def image_directory(self) -> str:
+        """Where the snapshotter of CRI's images keeps them; its name is in it."""
+        method = f"{_IMAGES}/ImageFsInfo"
+        reply = self._call(method, cri.ImageFsInfoRequest(), cri.ImageFsInfoResponse)
+        return reply.image_filesystems[0].fs_id.mountpoint
+
     def handlers(self) -> dict[str, dict[str, Any]]:
         """The handlers that containerd has read, under its own names for their fields."""
-        reply = self._call("Status", cri.StatusRequest(verbose=True), cri.StatusResponse)
-        found: dict[str, dict[str, Any]] = json.loads(reply.info["config"])["containerd"][
-            "runtimes"
-        ]
+        config = json.loads(self.status().config)
+        found: dict[str, dict[str, Any]] = config["containerd"]["runtimes"]
         return found
 
     def pods_of(self, handler: str) -> dict[str, str]:
@@ -165,7 +184,7 @@ class Containerd:
 
     def _call(self, method: str, request: Message, answer: type[M]) -> M:
         call: Any = self._channel.unary_unary(
-            f"/runtime.v1.RuntimeService/{method}",
+            method if method.startswith("/") else f"/runtime.v1.RuntimeService/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )

@@ -50,7 +50,7 @@ def _join() -> int:
         with suppress(BlockingIOError):  # others use them already
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(fd).st_size == 0:
-                os.write(fd, _chosen().encode())
+                os.write(fd, (chosen() or "").encode())
             _choose("always")
         fcntl.flock(fd, fcntl.LOCK_SH)
         if os.fstat(fd).st_nlink:  # else the last user has left in between
@@ -66,10 +66,13 @@ def _leave(fd: int) -> None:
             os.unlink(_KEPT)
 
 
-def _chosen() -> str:
-    """The word in brackets of ``always [madvise] never``."""
-    with open(_ENABLED, encoding="ascii") as file:
-        return file.read().partition("[")[2].partition("]")[0]
+def chosen() -> str | None:
+    """The node's setting, the word in brackets of ``always [madvise] never``; None without them."""
+    try:
+        with open(_ENABLED, encoding="ascii") as file:
+            return file.read().partition("[")[2].partition("]")[0]
+    except FileNotFoundError:
+        return None
 
 
 def _choose(word: str) -> None:

@@ -36,6 +36,12 @@ class UsedFile(NamedTuple):
     is_written: bool
 
 
+def names() -> dict[int, str]:
+    """The names of all processes, as /proc/PID/comm has them."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return {pid: text(pid, "comm").rstrip("\n") for pid in pids}
+
+
 def is_ending(pid: int) -> bool:
     """Whether a process has begun to end, or has gone. Its descriptors are closed after that."""
     fields = _stat(pid)

@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from grit_runtime.errors import (
+    BusyError,
     ConflictError,
     GritError,
     InvalidArgumentError,
     NoNodeError,
+    NotFoundError,
     PermissionDeniedError,
     PodDiffersError,
     one_line,
 )
-from grit_runtime.manager import api, moves, placement, pods, restores, rules, storage
+from grit_runtime.manager import api, evictions, moves, pods, restores, rules, storage, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.model import pod_template
 from grit_runtime.model.selectors import selects
@@ -42,6 +44,7 @@ class Answer(NamedTuple):
     patch: tuple[dict[str, Any], ...] = ()  # JSON patch
     warnings: tuple[str, ...] = ()  # kubectl shows them
     error: GritError | None = None
+    code: int = 422  # of the error, in HTTP
 
 
 class Admission:
@@ -85,7 +88,7 @@ class Admission:
         found = []
         for one in await self._cluster.every(kube.RESTORES, namespace):
             restore = api.read(api.Restore, one)
-            if restore.status.phase not in _WAITING or restores.SELECTED in (
+            if restore.status.phase not in _WAITING or targets.SELECTED in (
                 restore.metadata.annotations
             ):
                 continue
@@ -110,13 +113,21 @@ class Admission:
     async def _claim(self, restore: Restore) -> None:
         """Take the Restore for one pod. ConflictError if another has it."""
         meta = restore.metadata
-        patch = {
-            "metadata": {
-                "resourceVersion": meta.resource_version,
-                "annotations": {restores.SELECTED: "true"},
+        while targets.SELECTED not in meta.annotations:
+            patch = {
+                "metadata": {
+                    "resourceVersion": meta.resource_version,
+                    "annotations": {targets.SELECTED: "true"},
+                }
             }
-        }
-        await self._cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+            try:
+                await self._cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
+            except ConflictError:  # the manager has written to it, or another pod was quicker
+                now = await self._cluster.get(kube.RESTORES, meta.namespace, meta.name)
+                meta = api.read(api.Restore, now).metadata
+            else:
+                return
+        raise ConflictError(f"Restore {meta.namespace}/{meta.name} is another pod's")
 
     async def _of_deleted_source(self, namespace: str, pod: Object, *, is_dry: bool) -> Answer:
         """The pod that an owner makes in place of a deleted one goes on from its checkpoint.
@@ -140,7 +151,7 @@ class Admission:
                 now.phase == api.CHECKPOINTED
                 and checkpoint.metadata.name not in taken
                 and now.pod_spec_hash == digest
-                and not _is_part(checkpoint)
+                and not checkpoint.is_part
                 and any(reference["uid"] == owner["uid"] for reference in owners)
                 and await self._is_gone(namespace, now.pod_name, now.pod_uid)
             ):
@@ -160,7 +171,7 @@ class Admission:
                 "metadata": {
                     "name": restore.metadata.name,
                     "namespace": namespace,
-                    "annotations": {restores.SELECTED: "true"},
+                    "annotations": {targets.SELECTED: "true"},
                 },
                 "spec": {"checkpointName": newest.metadata.name, "ownerRef": owner},
             }
@@ -175,29 +186,12 @@ class Admission:
         self, pod: Object, restore: Restore, checkpoint: Checkpoint
     ) -> tuple[dict[str, Any], ...]:
         """What makes the pod one that is restored, on a node that can."""
-        meta = checkpoint.metadata
-        annotations = {
-            **(pod["metadata"].get("annotations") or {}),
-            pods.RESTORE_NAME: restore.metadata.name,
-            pods.CHECKPOINT: f"{self._checkpoint_root}/{restore.metadata.namespace}/{meta.name}",
-            pods.MANIFEST_DIGEST: checkpoint.status.manifest_digest,
-        }
-        if restore.spec.on_failure == "coldStart":
-            annotations[pods.ON_FAILURE] = "cold-start"
-        labels = {
-            **(pod["metadata"].get("labels") or {}),
-            pods.RESTORE_LABEL: restore.metadata.name,
-        }
-        patch = [
-            {"op": "add", "path": "/metadata/annotations", "value": annotations},
-            {"op": "add", "path": "/metadata/labels", "value": labels},
-        ]
-        places = restore.metadata.annotations
-        only, without = places.get(moves.NODE), places.get(moves.NOT_NODE, "")
-        needs = checkpoint.status.needs
-        able = [only] if only else self._nodes.that_can(pod["spec"], needs, without)
-        affinity = placement.affinity(pod["spec"], able)
-        return (*patch, {"op": "add", "path": "/spec/affinity", "value": affinity})
+        asking = targets.asking(pod, restore, checkpoint, self._nodes, self._checkpoint_root)
+        return (
+            {"op": "add", "path": "/metadata/annotations", "value": asking.annotations},
+            {"op": "add", "path": "/metadata/labels", "value": asking.labels},
+            {"op": "add", "path": "/spec/affinity", "value": asking.affinity},
+        )
 
     async def object(self, request: Object) -> Answer:
         """An object of kaito.sh that is made or changed."""
@@ -253,9 +247,14 @@ class Admission:
         for verb in ("create", "delete"):
             await self._may(request, verb, "pods", "")
 
-    async def eviction(self, _request: Object) -> Answer:
-        """An eviction of a pod."""
-        return Answer()
+    async def eviction(self, request: Object) -> Answer:
+        """An eviction of a pod: it is moved instead, if it can be."""
+        try:
+            return Answer(warnings=await evictions.review(self._cluster, request))
+        except NotFoundError as error:
+            return Answer(error=error, code=404)
+        except GritError as error:  # whatever it is: better that it is asked again than a lost pod
+            return Answer(error=BusyError(one_line(error)), code=429)
 
     async def _may(self, request: Object, verb: str, what: str, name: str) -> None:
         """PermissionDeniedError if whoever made the request may not do that too."""
@@ -286,11 +285,6 @@ class Admission:
                 f"user {user.get('username')!r} may not {verb} {what} in namespace "
                 f"{request['namespace']}; a Role has to allow it"
             )
-
-
-def _is_part(checkpoint: Checkpoint) -> bool:
-    """Whether it is a Migration's, which makes its own Restore."""
-    return any(reference.controller for reference in checkpoint.metadata.owner_references)
 
 
 def refusal(error: GritError) -> Answer:

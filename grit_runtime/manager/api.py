@@ -26,7 +26,7 @@ CREATED, PENDING, FAILED = "Created", "Pending", "Failed"
 CHECKPOINTING, CHECKPOINTED = "Checkpointing", "Checkpointed"
 SUBMITTING, SUBMITTED = "Submitting", "Submitted"
 RESTORING, RESTORED = "Restoring", "Restored"
-TRANSFERRING, PLACING, VERIFIED = "Transferring", "Placing", "Verified"
+PLACING, VERIFIED = "Placing", "Verified"
 SUCCEEDED, ROLLING_BACK = "Succeeded", "RollingBack"
 READY = "Ready"  # a condition's type alone
 
@@ -35,7 +35,7 @@ CheckpointPhase = Literal[
 ]
 RestorePhase = Literal["Created", "Pending", "Restoring", "Restored", "Failed"]
 MigrationPhase = Literal[
-    "Pending", "Checkpointing", "Transferring", "Placing", "Restoring", "Verified", "Succeeded",
+    "Pending", "Checkpointing", "Placing", "Restoring", "Verified", "Succeeded",
     "RollingBack", "Failed",
 ]  # fmt: skip
 
@@ -123,7 +123,7 @@ class Gpu(NamedTuple):
 class Retention(NamedTuple):
     keep: Annotated[
         int | None,
-        "Of the checkpoints of this pod, and of the pods of its owner, the newest so many stay.",
+        "It is removed when so many newer ones of its pod are sealed.",
         {"minimum": 1},
     ] = None
     max_age: Annotated[
@@ -175,7 +175,6 @@ class CheckpointStatus(NamedTuple):
     node_name: Annotated[str, "The node that the pod was on."] = ""
     pod_name: Annotated[str, "The pod that was checkpointed."] = ""
     pod_uid: str = ""
-    job: Annotated[str, "The agent's that takes it."] = ""
     containers: Annotated[tuple[str, ...], "Those that ran, and go on."] = ()
     pod_spec_hash: Annotated[str, "sha256 of what a pod must have to go on from it."] = ""
     pod_template: Annotated[
@@ -263,10 +262,6 @@ class MigrationStatus(NamedTuple):
     target_pod: str = ""
     target_pod_uid: str = ""
     checkpoint_name: Annotated[str, "The Checkpoint that carries it."] = ""
-    downtime_seconds: Annotated[
-        float | None, "From the freeze of the old pod to the first instruction of the new one."
-    ] = None
-    downtime: Annotated[str, "downtimeSeconds for people."] = ""
     size: Annotated[str, "What was carried, for people."] = ""
     duration: Annotated[str, "Of all of it, for people."] = ""
     durations: Durations = {}  # noqa: RUF012
@@ -289,16 +284,18 @@ class CheckpointScheduleSpec(NamedTuple):
         "What it is taken for besides.",
         {"maxItems": 5},
     ] = ()
-    keep: Annotated[int, "Of each pod the newest so many stay; 3 if not given.", {"minimum": 1}] = 3
+    keep: Annotated[
+        int, "Its checkpoints have this as their retention.keep; 3 if not given.", {"minimum": 1}
+    ] = 3
     storage: Annotated[
         Storage | None, "Where checkpoints are put to; if nowhere, they stay on their node."
     ] = None
 
 
 class CheckpointScheduleStatus(NamedTuple):
-    last_checkpoint: Annotated[str, "The newest Checkpoint."] = ""
-    last_time: Annotated[str, TIME] = ""
-    next_time: Annotated[str, TIME] = ""
+    last_checkpoint: Annotated[str, "The newest that is sealed."] = ""
+    last_time: Annotated[str, "When checkpoints were last asked for by the clock.", TIME] = ""
+    next_time: Annotated[str, "When they will be.", TIME] = ""
     observed_generation: ObservedGeneration = 0
     reason: Reason = ""
     message: Message = ""
@@ -311,6 +308,11 @@ class Checkpoint(NamedTuple):
     metadata: Metadata
     spec: CheckpointSpec
     status: CheckpointStatus = CheckpointStatus()
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a Migration's, which makes its own Restore and takes it along."""
+        return any(reference.controller for reference in self.metadata.owner_references)
 
 
 class Restore(NamedTuple):

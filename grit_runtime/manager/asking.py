@@ -12,7 +12,7 @@ from grit_runtime.errors import (
     of_reason,
     one_line,
 )
-from grit_runtime.manager import api, checkpoints, migrations, moves, pods, restores
+from grit_runtime.manager import api, checkpoints, migrations, moves, pods, restores, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.startup.named import NamedTuple
 
@@ -106,14 +106,14 @@ async def restore(
         )
     spec = {
         "checkpointName": checkpoint,
-        "selector": {"matchLabels": {pods.RESTORE_LABEL: name}},
+        "selector": {"matchLabels": {targets.LABEL: name}},
         "timeoutSeconds": _RESTORE_TIMEOUT_S,
     }
     meta = {"name": name, "namespace": namespace}
     made = {"apiVersion": api.API_VERSION, "kind": "Restore", "metadata": meta, "spec": spec}
     await cluster.create(kube.RESTORES, made)
     pod = pods.replacement(moves.source_of(now, namespace), pod_name)
-    pod["metadata"]["labels"][pods.RESTORE_LABEL] = name
+    pod["metadata"]["labels"][targets.LABEL] = name
     try:
         await cluster.create(kube.PODS, pod)
     except GritError:

@@ -95,9 +95,7 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
     meta, spec = checkpoint.metadata, checkpoint.spec
     agent = await world.agents.at(status.now["nodeName"])
     store = await storage.store_of(world.cluster, meta.namespace, spec.stored)
-    # A name that is taken is refused, so what is there once there was a job is this object's.
-    sealed = await _sealed(agent, meta.namespace, meta.name) if status.now.get("job") else None
-    if sealed is None:
+    if not await _is_taken(agent, meta.uid):
         request = agent_pb2.CheckpointRequest(
             target=f"{meta.namespace}/{status.now['podName']}",
             name=meta.name,
@@ -105,14 +103,15 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
             uid=status.now["podUID"],
             capture=spec.capture,
             push=store,
+            tcp=spec.tcp or "",
+            nccl=spec.gpu.nccl or "" if spec.gpu else "",
+            token=meta.uid,
         )
-        job = await agent.ask("Checkpoint", request, agent_pb2.Job)
-        await status.note(job=job.id)
-        await _followed(agent, job, status)
-        sealed = await _sealed(agent, meta.namespace, meta.name)
-    elif store:
+        await _followed(agent, await agent.ask("Checkpoint", request, agent_pb2.Job), status)
+    elif store:  # it may be cut short; what is there is not sent again
         push = agent_pb2.PushRequest(namespace=meta.namespace, name=meta.name, target=store)
         await _followed(agent, await agent.ask("Push", push, agent_pb2.Job), status)
+    sealed = await _sealed(agent, meta.namespace, meta.name)
     if sealed is None:
         raise UnavailableError(
             f"node {agent.node} has taken checkpoint {meta.namespace}/{meta.name}, and it is not "
@@ -130,6 +129,13 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
         containers=list(sealed.containers),
         warnings=list(sealed.warnings),
     )
+
+
+async def _is_taken(agent: Agent, token: str) -> bool:
+    """Whether the agent has sealed the checkpoint already: this manager may be a new one."""
+    jobs = await agent.ask("Status", agent_pb2.StatusRequest(), agent_pb2.StatusReply)
+    own = [job for job in jobs.jobs if job.kind == "checkpoint" and job.token == token]
+    return any(job.state == "done" or (job.ended and job.phase == "push") for job in own)
 
 
 async def _sealed(agent: Agent, namespace: str, name: str) -> agent_pb2.Description | None:

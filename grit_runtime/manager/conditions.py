@@ -29,7 +29,6 @@ RESTORE_REASONS = {
 MIGRATION_REASONS = {
     api.PENDING: "MigrationIsCreated",
     api.CHECKPOINTING: "SourcePodFound",
-    api.TRANSFERRING: "SourcePodFrozen",
     api.PLACING: "CheckpointSealed",
     api.RESTORING: "TargetPodPlaced",
     api.VERIFIED: "TargetPodRestored",
@@ -55,6 +54,13 @@ def reached(
     if phase != api.FAILED and any(known.type == api.FAILED for known in conditions):
         found = _with(found, _condition(api.FAILED, reason, message, moment, is_true=False))
     return _with(found, _condition(api.READY, reason, message, moment, is_true=is_ready))
+
+
+def ready(
+    conditions: tuple[Condition, ...], reason: str, message: str, moment: Moment, *, is_true: bool
+) -> tuple[Condition, ...]:
+    """*conditions* of an object without phases, which is ready or not."""
+    return _with(conditions, _condition(api.READY, reason, message, moment, is_true=is_true))
 
 
 def _condition(kind: str, reason: str, message: str, moment: Moment, *, is_true: bool) -> Condition:

@@ -65,7 +65,6 @@ KINDS = (
             ("To", ".status.targetNode"),
             ("NewPod", ".status.targetPod"),
             ("Size", ".status.size"),
-            ("Downtime", ".status.downtime"),
             ("Duration", ".status.duration"),
             _AGE,
         ),

@@ -126,6 +126,8 @@ def _read_plain(wanted: Any, value: Any, where: str) -> Any:
         return value
     if wanted is float and type(value) is int:
         return float(value)
+    if wanted is int and type(value) is float and value.is_integer():
+        return int(value)  # 1.0 is a whole number to JSON
     if type(value) is not wanted:  # bool is an int to isinstance, and JSON's true is no number
         raise _wrong(where, _WORDS[wanted], value)
     return value

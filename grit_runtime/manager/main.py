@@ -23,7 +23,10 @@ from grit_runtime.manager import (
     migrations,
     names,
     nodes,
+    patience,
     restores,
+    retention,
+    schedules,
     webhooks,
 )
 from grit_runtime.manager import cluster as kube
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 FINALIZER = "manager.grit.dev/finalizer"
 
 _RETRY_S = 2.0
+_FORGET_S = 180.0  # after which an object goes whatever is left of it
 _AT_ONCE = 500  # objects that are worked on
 
 
@@ -77,34 +81,21 @@ async def run(options: Options) -> None:
 
         async def lead() -> None:
             told.leads(1)
-            await _together(
-                _operate(World(cluster, agents), told),
+            await patience.together(
+                _operate(World(cluster, agents, known, options.checkpoint_root), told),
                 authority.keep_bundles(cluster, own),
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),
             )
 
         log.info("the manager serves", port=options.webhook_port)
-        await _together(
+        await patience.together(
             known.watch(),
             serving.keep(),
             lease.led(cluster, options.namespace, identity, lead),
             stopping.wait(),
         )
         await lease.release(cluster, options.namespace, identity)
-
-
-async def _together(*work: Awaitable[object]) -> None:
-    """All of *work* until the first of it has ended or failed."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            await task
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _names(namespace: str) -> tuple[str, ...]:
@@ -146,7 +137,35 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
         ("migrations", migrations.forget),
     ):
         _on_deletion(registry, plural, world, forget)
+    _keep_schedules(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
+
+
+def _keep_schedules(registry: kopf.OperatorRegistry, world: World) -> None:
+    """Schedules, and checkpoints that are not kept forever: for as long as they are there."""
+
+    def goes(spec: Any, status: Any, **_: object) -> bool:
+        return bool(spec.get("retention")) and status.get("phase") in retention.ENDED
+
+    for plural, when, run_one in (
+        ("checkpointschedules", None, schedules.run),
+        ("checkpoints", goes, retention.run),
+    ):
+        kopf.daemon(
+            *(api.GROUP, api.VERSION, plural),
+            registry=registry,
+            id=f"{plural}-kept",
+            when=when,
+            backoff=_RETRY_S,
+            cancellation_timeout=1.0,
+        )(_standing(world, run_one))
+
+
+def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:
+    async def work(name: str, namespace: str, **_: object) -> None:
+        await run_one(world, namespace, name)
+
+    return work
 
 
 def _daemon(
@@ -198,5 +217,9 @@ def _on_deletion(registry: kopf.OperatorRegistry, plural: str, world: World, for
         await forget(world, namespace, name)
 
     kopf.on.delete(
-        *(api.GROUP, api.VERSION, plural), registry=registry, id=f"{plural}-end", backoff=_RETRY_S
+        *(api.GROUP, api.VERSION, plural),
+        registry=registry,
+        id=f"{plural}-end",
+        backoff=_RETRY_S,
+        timeout=_FORGET_S,
     )(end)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from grit_runtime import log
 from grit_runtime.errors import (
+    AlreadyExistsError,
     DeadlineExceededError,
     FailedPreconditionError,
     GritError,
@@ -104,7 +106,8 @@ async def _look(world: World, migration: Migration, status: Status) -> None:
 async def _checkpointed(world: World, migration: Migration, status: Status) -> None:
     """Make the Checkpoint that carries the pod, and wait until it is sealed."""
     meta = migration.metadata
-    if await world.cluster.find(kube.CHECKPOINTS, meta.namespace, meta.name) is None:
+    there = await world.cluster.find(kube.CHECKPOINTS, meta.namespace, meta.name)
+    if there is None:
         spec: dict[str, Any] = {
             "podName": status.now["sourcePod"],
             "sourcePodUID": status.now["sourcePodUID"],
@@ -123,6 +126,11 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
             "spec": spec,
         }
         await world.cluster.create(kube.CHECKPOINTS, made)
+    elif meta.uid not in {one["uid"] for one in there["metadata"].get("ownerReferences") or ()}:
+        raise AlreadyExistsError(
+            f"Checkpoint {meta.namespace}/{meta.name} is none of this Migration's: give it another "
+            "name"
+        )
     only = f"metadata.name={meta.name}"
     async for found in world.cluster.watched(kube.CHECKPOINTS, meta.namespace, fields=only):
         if meta.name not in found:
@@ -172,5 +180,9 @@ async def forget(world: World, namespace: str, name: str) -> None:
     now = (found or {}).get("status") or {}
     if found is not None and now.get("phase") in _HELD:
         status = Status(world.cluster, kube.MIGRATIONS, found)
-        migration = api.read(api.Migration, found)
-        await moves.roll_back(world, await _move(world, migration, status))
+        try:
+            migration = api.read(api.Migration, found)
+            await moves.roll_back(world, await _move(world, migration, status))
+        except GritError as error:
+            # Its pods may be gone with their namespace: a deletion always works.
+            log.warning("a source may be held still", migration=name, reason=one_line(error))

@@ -15,7 +15,7 @@ from grit_runtime.errors import (
     of_reason,
     one_line,
 )
-from grit_runtime.manager import api, patience, pods
+from grit_runtime.manager import api, patience, pods, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.proto import agent_pb2
 from grit_runtime.startup.named import NamedTuple
@@ -24,13 +24,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from grit_runtime.manager.api import Checkpoint
+    from grit_runtime.manager.api import Checkpoint, Restore
     from grit_runtime.manager.cluster import Object
     from grit_runtime.manager.status import Status
     from grit_runtime.manager.world import World
 
-NODE = "manager.grit.dev/node"  # of a Restore: the only node that its pod may go to
-NOT_NODE = "manager.grit.dev/not-node"  # or one that it may not go to
+KNOWN = "manager.grit.dev/known-pods"  # of a Restore: pods of the owner that were there before
 BACK = "-back"  # of a Restore's name: of the one that brings a deleted source back
 
 _REFUSED_OWNERS = {
@@ -75,12 +74,12 @@ def refuse(pod: Object) -> None:
 
 async def place(world: World, move: Move) -> None:
     """Have a new pod come that goes on from the checkpoint. Harmless if it is there."""
-    places = {NODE: move.target_node} if move.target_node else {}
+    places = {targets.NODE: move.target_node} if move.target_node else {}
     if move.leaves:
-        places[NOT_NODE] = move.source_node
-    await _make_restore(world, move, move.name, places)
+        places[targets.NOT_NODE] = move.source_node
+    made = await _make_restore(world, move, move.name, places)
     if pods.owner(move.source) is None:
-        await _make_pod(world, move)
+        await _make_pod(world, move, made)
     elif pods.can_detach(move.source):
         await pods.detach(world.cluster, move.source)
     else:
@@ -166,32 +165,51 @@ def source_of(now: Object, namespace: str) -> Object:
     return {"metadata": meta, "spec": template["spec"]}
 
 
-async def _make_restore(world: World, move: Move, name: str, places: dict[str, str]) -> None:
+async def _make_restore(world: World, move: Move, name: str, places: dict[str, str]) -> Restore:
     reference = pods.owner(move.source)
     spec: dict[str, Any] = {"checkpointName": move.checkpoint}
     if reference:
         spec["ownerRef"] = reference
     else:
-        spec["selector"] = {"matchLabels": {pods.RESTORE_LABEL: name}}
-    meta: dict[str, Any] = {"name": name, "namespace": move.namespace, "annotations": places}
+        spec["selector"] = {"matchLabels": {targets.LABEL: name}}
+    annotations = {**places, KNOWN: ",".join(await _siblings(world, move))}
+    if reference is None:
+        annotations[targets.SELECTED] = "true"
+    meta: dict[str, Any] = {"name": name, "namespace": move.namespace}
+    meta["annotations"] = annotations
     if move.parent:
         meta["ownerReferences"] = [move.parent]
-    if await world.cluster.find(kube.RESTORES, move.namespace, name) is None:
+    found = await world.cluster.find(kube.RESTORES, move.namespace, name)
+    if found is None:
         made = {"apiVersion": api.API_VERSION, "kind": "Restore", "metadata": meta, "spec": spec}
-        await world.cluster.create(kube.RESTORES, made)
+        found = await world.cluster.create(kube.RESTORES, made)
+    return api.read(api.Restore, found)
 
 
-async def _make_pod(world: World, move: Move) -> None:
-    """A bare pod's replacement, which the webhook sees to as to any other."""
+async def _siblings(world: World, move: Move) -> list[str]:
+    """The uids of all pods of the source's owner."""
+    reference = pods.owner(move.source)
+    if reference is None:
+        return []
+    found = await world.cluster.every(kube.PODS, move.namespace)
+    return [pod["metadata"]["uid"] for pod in found if pods.is_of(pod, reference["uid"])]
+
+
+async def _make_pod(world: World, move: Move, restore: Restore) -> None:
+    """A bare pod's replacement."""
     if await _target(world, move) is not None:
         return
+    found = await world.cluster.get(kube.CHECKPOINTS, move.namespace, move.checkpoint)
+    checkpoint = api.read(api.Checkpoint, found)
     pod = pods.replacement(move.source, f"{move.pod[:240]}-{move.uid[:5]}")
-    pod["metadata"]["labels"][pods.RESTORE_LABEL] = move.name
+    asking = targets.asking(pod, restore, checkpoint, world.nodes, world.checkpoint_root)
+    pod["metadata"] |= {"annotations": asking.annotations, "labels": asking.labels}
+    pod["spec"]["affinity"] = asking.affinity
     await world.cluster.create(kube.PODS, pod)
 
 
 async def _target(world: World, move: Move) -> Object | None:
-    labels = f"{pods.RESTORE_LABEL}={move.name}"
+    labels = f"{targets.LABEL}={move.name}"
     found = await world.cluster.every(kube.PODS, move.namespace, labels=labels)
     return next((pod for pod in found if not pods.is_ending(pod)), None)
 
@@ -205,7 +223,7 @@ async def _let_go(world: World, target: Object) -> None:
 async def _bring_back(world: World, move: Move, target: Object | None) -> str:
     """Have the owner make the source anew, on its node, from the checkpoint."""
     name = f"{move.name}{BACK}"
-    await _make_restore(world, move, name, {NODE: move.source_node})
+    await _make_restore(world, move, name, {targets.NODE: move.source_node})
     if target:
         meta = target["metadata"]
         await world.cluster.delete(

@@ -18,14 +18,14 @@ from grit_runtime.errors import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import TypeVar
+    from typing import NoReturn, TypeVar
 
     from grit_runtime.manager.cluster import Object
 
     Answer = TypeVar("Answer")
 
 _PASSING = (UnavailableError, DeadlineExceededError, StoreBusyError)
-_BUSY_TRIES, _BUSY_PAUSE_S = 60, 2.0
+_BUSY_TRIES, _BUSY_PAUSE_S = 30, 2.0
 _PAUSES_S = (0.5, 1, 2, 5, 10, 20, 30, 30, 30)
 
 
@@ -63,3 +63,22 @@ def left_s(timeout_s: int | None, body: Object) -> float | None:
         return None
     begun = datetime.fromisoformat(body["metadata"]["creationTimestamp"])
     return max(0.0, timeout_s - (datetime.now(UTC) - begun).total_seconds())
+
+
+async def together(*work: Awaitable[object]) -> None:
+    """All of *work* until the first of it has ended or failed."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def forever() -> NoReturn:
+    """Wait until somebody ends the task."""
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError

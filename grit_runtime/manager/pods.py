@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from grit_runtime.model.selectors import LabelSelector
 
 RUNTIME_CLASS = "grit"
-RESTORE_LABEL = "manager.grit.dev/restore"  # of a restored pod: the Restore's name
 DETACHED = "manager.grit.dev/detached"  # of a source: the label that its owner knew it by
 RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"
 MANIFEST_DIGEST = "grit.dev/manifest-digest"
 ON_FAILURE = "grit.dev/on-failure"
+TCP = "grit.dev/tcp"
 
 # What an owner selects its pods by, and no other owner's.
 _OWNER_LABELS = {"ReplicaSet": "pod-template-hash", "Job": "controller-uid"}
@@ -52,7 +52,7 @@ async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | 
     found = [
         pod
         for pod in await cluster.every(kube.PODS, namespace)
-        if selector and selects(selector, pod["metadata"].get("labels") or {}) and _is_running(pod)
+        if selector and selects(selector, pod["metadata"].get("labels") or {}) and is_running(pod)
     ]
     if len(found) != 1:
         names = ", ".join(pod["metadata"]["name"] for pod in found[:5]) or "none"
@@ -66,7 +66,7 @@ async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | 
 def refuse(pod: Object) -> None:
     """PodStateError or FailedPreconditionError for a pod that is not one to be checkpointed now."""
     where = f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    if not _is_running(pod):
+    if not is_running(pod):
         state = "ending" if is_ending(pod) else pod.get("status", {}).get("phase", "new")
         raise PodStateError(f"{where} is {state}, expected Running")
     runtime_class = pod["spec"].get("runtimeClassName", "")
@@ -77,7 +77,7 @@ def refuse(pod: Object) -> None:
         )
 
 
-def _is_running(pod: Object) -> bool:
+def is_running(pod: Object) -> bool:
     return pod.get("status", {}).get("phase") == "Running" and not is_ending(pod)
 
 
@@ -89,6 +89,10 @@ def owner(pod: Object) -> dict[str, Any] | None:
     """The reference to the pod's controller."""
     references = pod["metadata"].get("ownerReferences") or ()
     return next((one for one in references if one.get("controller")), None)
+
+
+def is_of(pod: Object, owner_uid: str) -> bool:
+    return (owner(pod) or {}).get("uid") == owner_uid
 
 
 def template(pod: Object) -> Object:

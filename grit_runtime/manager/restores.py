@@ -12,13 +12,15 @@ from grit_runtime.errors import (
     NotArrivedError,
     NotFoundError,
     NotRestoredError,
+    PodDiffersError,
     UnavailableError,
     of_reason,
 )
-from grit_runtime.manager import api, patience, pods, storage
+from grit_runtime.manager import api, moves, patience, pods, storage, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template
+from grit_runtime.model.selectors import selects
 from grit_runtime.proto import agent_pb2
 from grit_runtime.startup.named import NamedTuple
 
@@ -33,14 +35,12 @@ if TYPE_CHECKING:
     from grit_runtime.manager.world import World
 
 ENDED = (api.RESTORED, api.FAILED)
-SELECTED = "grit.dev/pod-selected"  # of a Restore: a pod has been found for it, as upstream has it
 # A pod that was selected and does not come was never made: another admission has refused it.
 UNUSED_S = 20.0
 _LOOK_S, _LOOK_SELDOM_S = 2.0, 30.0
 
 _SEALED_PHASES = (api.CHECKPOINTED, api.SUBMITTING, api.SUBMITTED)
 _PASSING = (NotArrivedError, ArrivalFailedError, NotFoundError, UnavailableError)
-_LABEL = pods.RESTORE_LABEL
 
 
 class Source(NamedTuple):
@@ -52,6 +52,7 @@ class Source(NamedTuple):
     store: str
     containers: tuple[str, ...]
     digest: str  # of what its pods have in common
+    template: Object  # the pod that it was taken of
 
 
 async def run(world: World, namespace: str, name: str) -> None:
@@ -78,7 +79,7 @@ async def _advance(world: World, restore: Restore, status: Status) -> None:
         await status.enter(api.CREATED)
     checkpoint = await sealed(world.cluster, restore.metadata.namespace, restore.spec)
     source = await _source(world.cluster, checkpoint)
-    pod = await _selected(world.cluster, restore, source.digest, status)
+    pod = await _selected(world.cluster, restore, source, status)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if status.phase == api.CREATED:
         await status.enter(api.PENDING, targetPod=name, targetPodUID=uid)
@@ -120,19 +121,20 @@ async def _source(cluster: Cluster, found: Object) -> Source:
         ),
         containers=now.containers,
         digest=now.pod_spec_hash,
+        template=now.pod_template,
     )
 
 
-async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Status) -> Object:
+async def _selected(cluster: Cluster, restore: Restore, source: Source, status: Status) -> Object:
     """The pod that the webhook has selected, once there is one."""
     meta = restore.metadata
     known_uid = status.now.get("targetPodUID", "")
-    watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{_LABEL}={meta.name}")
-    helping = asyncio.create_task(_help(cluster, restore, digest, status))
+    watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{targets.LABEL}={meta.name}")
+    helping = asyncio.create_task(_help(cluster, restore, source, status))
     try:
         async for found in watched:
             for pod in found.values():
-                if known_uid in ("", pod["metadata"]["uid"]):
+                if known_uid in ("", pod["metadata"]["uid"]) and targets.is_asking(pod):
                     return pod
             if known_uid:
                 raise NotRestoredError(
@@ -143,7 +145,7 @@ async def _selected(cluster: Cluster, restore: Restore, digest: str, status: Sta
     raise AssertionError  # a watch has no end
 
 
-async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status) -> None:
+async def _help(cluster: Cluster, restore: Restore, source: Source, status: Status) -> None:
     """Mend what keeps a pod from being selected: one that never came, one that nobody asked of."""
     meta = restore.metadata
     claimed_s = 0.0
@@ -152,38 +154,58 @@ async def _help(cluster: Cluster, restore: Restore, digest: str, status: Status)
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.2, _LOOK_SELDOM_S)
         now = await cluster.get(kube.RESTORES, meta.namespace, meta.name)
-        if SELECTED in (now["metadata"].get("annotations") or {}):
+        if targets.SELECTED in (now["metadata"].get("annotations") or {}):
             claimed_s += pause_s
             if claimed_s > UNUSED_S:
-                patch = {"metadata": {"annotations": {SELECTED: None}}}
+                patch = {"metadata": {"annotations": {targets.SELECTED: None}}}
                 await cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
                 claimed_s = 0.0
             continue
-        for pod in await _missed(cluster, restore, digest):
-            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-            message = f"pod {name} was made while the webhook did not answer"
-            if meta.owner_references:  # a migration's: its source is held, and no other may run
-                message += ", and is deleted: its owner makes another"
-                await cluster.delete(kube.PODS, meta.namespace, name, uid, grace_s=0)
-            else:
-                message += ", and starts from its image; delete it to have another one restored"
-            await status.warn("WebhookMissed", message)
+        for pod in await _missed(cluster, restore):
+            await _mend(cluster, restore, source, status, pod)
 
 
-async def _missed(cluster: Cluster, restore: Restore, digest: str) -> list[Object]:
-    """Pods that should have been selected: made since, of the owner, and like the source."""
-    owner = restore.spec.owner
-    if owner is None:
-        return []
+async def _mend(
+    cluster: Cluster, restore: Restore, source: Source, status: Status, pod: Object
+) -> None:
+    """Say why a pod that is meant was not selected; a migration's goes, and another comes."""
+    meta, name = restore.metadata, pod["metadata"]["name"]
+    if pod_template.digest(pod) != source.digest:
+        differs = "; ".join(pod_template.differences(pod, source.template)[:3])
+        await status.warn(PodDiffersError.reason, f"pod {name} cannot go on from it: {differs}")
+        return
+    message = f"pod {name} was made while the webhook did not answer"
+    if meta.owner_references:  # its source is held, and no other may run
+        message += ", and is deleted: its owner makes another"
+        await cluster.delete(kube.PODS, meta.namespace, name, pod["metadata"]["uid"], grace_s=0)
+    else:
+        message += ", and starts from its image; delete it to have another one restored"
+    await status.warn("WebhookMissed", message)
+
+
+async def _missed(cluster: Cluster, restore: Restore) -> list[Object]:
+    """Pods that are meant, made since, and not asking for the checkpoint."""
+    meta = restore.metadata
+    known = meta.annotations.get(moves.KNOWN)
     return [
         pod
-        for pod in await cluster.every(kube.PODS, restore.metadata.namespace)
-        if (pods.owner(pod) or {}).get("uid") == owner.uid
-        and pod["metadata"]["creationTimestamp"] > restore.metadata.creation_timestamp
-        and _LABEL not in (pod["metadata"].get("labels") or {})
-        and not pods.is_ending(pod)
-        and pod_template.digest(pod) == digest
+        for pod in await cluster.every(kube.PODS, meta.namespace)
+        if _is_meant(pod, restore)
+        and not (targets.is_asking(pod) or pods.is_ending(pod))
+        and (
+            pod["metadata"]["creationTimestamp"] >= meta.creation_timestamp
+            if known is None
+            else pod["metadata"]["uid"] not in known.split(",")
+        )
     ]
+
+
+def _is_meant(pod: Object, restore: Restore) -> bool:
+    owner = restore.spec.owner
+    if owner is not None:
+        return (pods.owner(pod) or {}).get("uid") == owner.uid
+    labels = pod["metadata"].get("labels") or {}
+    return restore.spec.selector is not None and selects(restore.spec.selector, labels)
 
 
 async def _scheduled(cluster: Cluster, namespace: str, name: str, uid: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grit_runtime.manager import api
+from grit_runtime.manager import api, timetable
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -53,12 +53,17 @@ _ONE_CLOCK = Rule(
     "!has(self.interval) || !has(self.cron)",
     lambda spec: not spec.interval or not spec.cron,
 )
+_FIVE_FIELDS = Rule(
+    "cron: expected five fields that mean some time, as 0 3 * * *",
+    r"!has(self.cron) || self.cron == '' || self.cron.matches('^\\s*(\\S+\\s+){4}\\S+\\s*$')",
+    lambda spec: not spec.cron or timetable.is_cron(spec.cron),
+)
 
 RULES = {
     api.CheckpointSpec: (_ONE_POD, _ONE_WAY, _ONE_STORAGE),
     api.RestoreSpec: (_SOME_POD,),
     api.MigrationSpec: (_ONE_POD, _ONE_STORAGE),
-    api.CheckpointScheduleSpec: (_ONE_POD, _SOME_TIME, _ONE_CLOCK, _ONE_STORAGE),
+    api.CheckpointScheduleSpec: (_ONE_POD, _SOME_TIME, _ONE_CLOCK, _FIVE_FIELDS, _ONE_STORAGE),
 }
 MUTABLE = {api.CheckpointScheduleSpec}
 

@@ -82,6 +82,28 @@ class Status:
         await self._write(api.FAILED, why, message, self._ended())
         self._tell("Warning", why, message)
 
+    async def settle(self, why: str, message: str, *, is_ready: bool) -> None:
+        """Say of an object without phases that it is ready, or why it is not."""
+        moment = Moment(_seconds(_now()), self._object["metadata"].get("generation", 0))
+        # A condition's message may be empty, but not with every API server.
+        found = conditions.ready(
+            self._conditions(), why, message or "is ready", moment, is_true=is_ready
+        )
+        if message and message != self.now.get("message"):
+            self._tell("Warning", why, message)
+        await self.note(
+            reason="" if is_ready else why,
+            message=message,
+            conditions=fields.plain(found),
+            observedGeneration=moment.generation,
+        )
+
+    def _conditions(self) -> tuple[Condition, ...]:
+        known: tuple[Condition, ...] = fields.read(
+            tuple[Condition, ...], self.now.get("conditions") or [], "conditions"
+        )
+        return known
+
     def _ended(self) -> dict[str, object]:
         now = _now()
         begun = datetime.datetime.fromisoformat(self.now.get("startTime") or _seconds(now))
@@ -100,12 +122,11 @@ class Status:
             took = now - datetime.datetime.fromisoformat(since)
             seconds[self.phase] = round(took.total_seconds(), 3)
         generation = self._object["metadata"].get("generation", 0)
-        known: tuple[Condition, ...] = fields.read(
-            tuple[Condition, ...], self.now.get("conditions") or [], "conditions"
-        )
         # A condition's message may be empty, but not with every API server.
         text = message or f"is {phase}"
-        reached = conditions.reached(known, phase, why, text, Moment(_seconds(now), generation))
+        reached = conditions.reached(
+            self._conditions(), phase, why, text, Moment(_seconds(now), generation)
+        )
         await self.note(
             phase=phase,
             reason=why,

@@ -69,7 +69,7 @@ def _review(request: Object, answer: Answer) -> Object:
     if answer.error is not None:
         text = one_line(answer.error)
         log.info("an object is refused", reason=text)
-        response["status"] = {"code": 422, "reason": reason(answer.error), "message": text}
+        response["status"] = {"code": answer.code, "reason": reason(answer.error), "message": text}
     if answer.patch:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(json.dumps(answer.patch).encode()).decode()

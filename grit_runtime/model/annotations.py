@@ -127,6 +127,11 @@ def tcp(annotations: dict[str, str]) -> str:
     return _one_of(annotations, TCP)
 
 
+def nccl(annotations: dict[str, str]) -> str:
+    """How NCCL is started, or what is taken for granted of it: checkpointable or assume-safe."""
+    return _one_of(annotations, NCCL)
+
+
 def strict(annotations: dict[str, str]) -> bool:
     """Whether to refuse what would come back different."""
     return _one_of(annotations, STRICT) == "true"

@@ -24,6 +24,7 @@ _TIME = re.compile(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z")
 _FITS: dict[type, Callable[[Any], bool]] = {
     int: lambda value: 0 <= value < 1 << 63,
     str: lambda value: value.isprintable(),
+    bool: lambda _: True,
 }
 
 
@@ -37,6 +38,7 @@ class Arrival(NamedTuple):
     arrived_bytes: int
     begun: str  # RFC 3339, UTC
     ready: str  # the directory beside its place where all but memory is verified; "" until then
+    is_whole: bool  # memory is verified there too; it may not be durable yet
     failed: str  # why nothing more will come, one line; "" while more may
 
 

@@ -53,6 +53,7 @@ class Card(NamedTuple):
     total_bytes: int
     free_bytes: int
     mig: bool
+    persistent: bool  # the driver keeps it initialized while nobody uses it
     used_bytes: dict[int, int]  # by pid
 
 
@@ -152,6 +153,7 @@ def cards(driver: Driver) -> tuple[str, list[Card]]:
             total_bytes=card["total_bytes"],
             free_bytes=card["free_bytes"],
             mig=card["mig"],
+            persistent=card["persistent"],
             used_bytes=dict(card["processes"]),
         )
         for card in facts["cards"]

@@ -44,7 +44,7 @@ def load(path: str) -> ctypes.CDLL:
 
 
 def facts(library: ctypes.CDLL) -> dict[str, Any]:
-    """``{"driver": VERSION, "cards": [{uuid, model, minor, ..._bytes, mig, processes}]}``.
+    """``{"driver": VERSION, "cards": [{uuid, model, minor, ..._bytes, mig, ..., processes}]}``.
 
     *processes* is a list of ``[pid, used_bytes]``, pids as this pid namespace has them.
     """
@@ -63,6 +63,8 @@ def _card(library: ctypes.CDLL, index: int) -> dict[str, Any]:
     mode, pending = ctypes.c_uint(0), ctypes.c_uint(0)
     # Cards without MIG return "not supported".
     library.nvmlDeviceGetMigMode(device, ctypes.byref(mode), ctypes.byref(pending))
+    persistence = ctypes.c_uint(0)
+    library.nvmlDeviceGetPersistenceMode(device, ctypes.byref(persistence))
     return {
         "uuid": _text(library, "nvmlDeviceGetUUID", device),
         "model": _text(library, "nvmlDeviceGetName", device),
@@ -70,6 +72,7 @@ def _card(library: ctypes.CDLL, index: int) -> dict[str, Any]:
         "total_bytes": memory.total,
         "free_bytes": memory.free,
         "mig": bool(mode.value),
+        "persistent": bool(persistence.value),
         "processes": _processes(library, device),
     }
 

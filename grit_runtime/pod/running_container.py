@@ -27,9 +27,16 @@ class RunningContainer(NamedTuple):
         return cgroup.pids(cgroup.of(self.init_pid))
 
 
-def read(tool: Runc, name: str, container_id: str) -> RunningContainer:
-    """The container as runc knows it; NotFoundError if runc does not."""
+def read(
+    tool: Runc, name: str, container_id: str, decided: dict[str, str] | None = None
+) -> RunningContainer:
+    """The container as runc knows it; NotFoundError if runc does not.
+
+    Annotations that are *decided* count instead of its own.
+    """
     state = runc.state(tool, container_id)
     spec = config_json.read(state.bundle_dir)
+    if decided:
+        spec["annotations"] = {**spec.get("annotations", {}), **decided}
     paused = state.status == "paused"
     return RunningContainer(name, container_id, state.pid, paused, state.bundle_dir, spec)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckpointRequest(_message.Message):
-    __slots__ = ("target", "name", "after", "replace", "pod_is_going", "strict", "push", "uid", "capture")
+    __slots__ = ("target", "name", "after", "replace", "pod_is_going", "strict", "push", "uid", "capture", "tcp", "nccl", "token")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,9 @@ class CheckpointRequest(_message.Message):
     PUSH_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    TCP_FIELD_NUMBER: _ClassVar[int]
+    NCCL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     target: str
     name: str
     after: str
@@ -26,7 +29,10 @@ class CheckpointRequest(_message.Message):
     push: str
     uid: str
     capture: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, target: _Optional[str] = ..., name: _Optional[str] = ..., after: _Optional[str] = ..., replace: _Optional[bool] = ..., pod_is_going: _Optional[bool] = ..., strict: _Optional[bool] = ..., push: _Optional[str] = ..., uid: _Optional[str] = ..., capture: _Optional[_Iterable[str]] = ...) -> None: ...
+    tcp: str
+    nccl: str
+    token: str
+    def __init__(self, target: _Optional[str] = ..., name: _Optional[str] = ..., after: _Optional[str] = ..., replace: _Optional[bool] = ..., pod_is_going: _Optional[bool] = ..., strict: _Optional[bool] = ..., push: _Optional[str] = ..., uid: _Optional[str] = ..., capture: _Optional[_Iterable[str]] = ..., tcp: _Optional[str] = ..., nccl: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
     __slots__ = ("namespace", "name", "sha256", "source", "host")
@@ -69,7 +75,7 @@ class JobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "kind", "state", "phase", "namespace", "name", "sha256", "url", "begun", "ended", "done_bytes", "size_bytes", "moved_bytes", "bytes_per_s", "reason", "text")
+    __slots__ = ("id", "kind", "state", "phase", "namespace", "name", "sha256", "url", "begun", "ended", "done_bytes", "size_bytes", "moved_bytes", "bytes_per_s", "reason", "text", "token")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +92,7 @@ class Job(_message.Message):
     BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     state: str
@@ -102,7 +109,8 @@ class Job(_message.Message):
     bytes_per_s: float
     reason: str
     text: str
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., phase: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ..., url: _Optional[str] = ..., begun: _Optional[str] = ..., ended: _Optional[str] = ..., done_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., bytes_per_s: _Optional[float] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    token: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., phase: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., sha256: _Optional[str] = ..., url: _Optional[str] = ..., begun: _Optional[str] = ..., ended: _Optional[str] = ..., done_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., bytes_per_s: _Optional[float] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class FactsRequest(_message.Message):
     __slots__ = ()

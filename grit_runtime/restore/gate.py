@@ -23,6 +23,7 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from grit_runtime.model.arrival import Arrival
@@ -62,7 +63,7 @@ def passed(request: Request, timeline: log.Timeline) -> Request:
         if arrival is None:
             return request
         log.info("waiting until it has arrived", checkpoint=place.path, source=arrival.source)
-        arrived = _wait(place, request.restore_wait_s, sandbox_fd, but_memory=True)
+        arrived = _wait(place, request.restore_wait_s, sandbox_fd, lambda one: bool(one.ready))
     timeline.add("arrival", seconds=time.monotonic() - begin)
     if not arrived.manifest_sha256:
         return request
@@ -79,8 +80,9 @@ def memory_is_here(request: Request, timeline: log.Timeline) -> None:
         return
     place = _place(request)
     with timeline.phase("arrival of memory"):
-        wait(place, request.restore_wait_s)
-    if not _has(place, place.manifest_sha256):
+        # It need not be durable: its files are open, and read by their digests.
+        arrived = _wait(place, request.restore_wait_s, -1, lambda one: one.is_whole)
+    if not (arrived.directory or _has(place, place.manifest_sha256)):
         raise ArrivalFailedError(
             f"checkpoint {place.path} does not come to this node: its transfer has ended without "
             "it; start it again"
@@ -122,7 +124,7 @@ class Arrived(NamedTuple):
     """What there is: the manifest's digest, "" if any will do, and where, if not in its place."""
 
     manifest_sha256: str
-    directory: str = ""  # beside its place; it has no memory yet
+    directory: str = ""  # beside its place, with as much as is enough
 
 
 def wait(place: Place, wait_s: float, sandbox_fd: int = -1) -> str:
@@ -132,10 +134,12 @@ def wait(place: Place, wait_s: float, sandbox_fd: int = -1) -> str:
     checkpoint sees what that has left. NotArrivedError after *wait_s*; ArrivalFailedError if it
     does not come; PodStateError when the process of the pidfd *sandbox_fd* ends.
     """
-    return _wait(place, wait_s, sandbox_fd, but_memory=False).manifest_sha256
+    return _wait(place, wait_s, sandbox_fd, lambda _: False).manifest_sha256
 
 
-def _wait(place: Place, wait_s: float, sandbox_fd: int, *, but_memory: bool) -> Arrived:
+def _wait(
+    place: Place, wait_s: float, sandbox_fd: int, is_enough: Callable[[Arrival], bool]
+) -> Arrived:
     expected = place.manifest_sha256
     end = time.monotonic() + wait_s
     with Changes() as changes:
@@ -147,7 +151,7 @@ def _wait(place: Place, wait_s: float, sandbox_fd: int, *, but_memory: bool) -> 
             expected = arrival.manifest_sha256
             if _is_here(place, arrival):
                 return Arrived(expected)
-            if but_memory and arrival.ready and not arrival.failed:
+            if is_enough(arrival) and not arrival.failed:
                 return Arrived(expected, arrival.ready)
             left_s = end - time.monotonic()
             if arrival.failed or left_s <= 0:

@@ -32,6 +32,7 @@ from grit_runtime.store.stored_source import StoredSource
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Protocol
 
     from grit_runtime.model.manifest import File
     from grit_runtime.store.backend import Backend
@@ -40,7 +41,15 @@ if TYPE_CHECKING:
     from grit_runtime.store.receiving import Source
     from grit_runtime.store.sending import Told
 
-    Ready = Callable[[str], None]
+    class Announced(Protocol):
+        """Whoever waits for the checkpoint; a restore begins with what is verified."""
+
+        def is_ready(self, directory: str) -> None:
+            """This directory beside its place has all but memory."""
+
+        def is_whole(self) -> None:
+            """It has memory too, and is not durable yet."""
+
 
 _SPARE_BYTES = 64 << 20  # for what else is written to the disk meanwhile
 
@@ -73,15 +82,14 @@ def bring(
     told: Told,
     *,
     replace: bool = False,
-    ready: Ready | None = None,
+    announced: Announced | None = None,
 ) -> Pulled:
     """Bring the checkpoint *entry* into its place below *root*.
 
     Blocks until it is there, verified and durable. AlreadyExistsError if another one has the name,
     unless it is to be *replace*d; RoomError before anything is received; DamagedError if the source
     gives another. *told* is as for a push; what it raises ends the pull, which a later one goes on
-    with. *ready* is called with the name of a directory beside that place when that has all but
-    memory, verified: a restore can begin there.
+    with. Who is *announced* it to hears how far it is verified.
     """
     manifest = manifests.parse(source.manifest)
     size_bytes = manifest.size_bytes
@@ -101,10 +109,12 @@ def bring(
 
         def without_memory() -> None:
             _write_manifest(staging_fd, source)
-            if ready:
-                ready(staging)
+            if announced:
+                announced.is_ready(staging)
 
         received_bytes = _receive(source, manifest.files, staging_fd, final, told, without_memory)
+        if announced:
+            announced.is_whole()
         linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
         # Before it has its name: a restore that waits for that looks for the record at once.
         verified.keep(staging_fd, final, verified.fingerprint(staging_fd))

@@ -33,19 +33,23 @@ def main() -> None:
     """Make the bundle; an argument names another version of Python than the usual one."""
     python = sys.argv[1] if len(sys.argv) > 1 else DEFAULT_PYTHON
     edition = rootfs.EDITIONS["forky"]
-    with rootfs.use(edition) as root, tempfile.TemporaryDirectory(dir=cache.CACHE) as scratch:
+    with (
+        rootfs.use(edition) as root,
+        images.use(edition, root) as archives,
+        tempfile.TemporaryDirectory(dir=cache.CACHE) as scratch,
+    ):
         tree = Path(scratch)
         _lay_programs(root, tree)
         image_dir = tree / PREFIX.relative_to("/") / "images"
         image_dir.mkdir()
-        for archive in images.ensure(edition, root):
+        for archive in archives:
             if archive.name in IMAGES:
                 shutil.copy(archive, image_dir)
         site_packages = rootfs.VENV / f"lib/python{python}/site-packages"
         rootfs.install_dependencies(tree / site_packages, python=python)
-        archive = rootfs.REPO / f"build/gpu-bundle-{python}.tar.xz"
-        _pack(tree, archive)
-    print(f"{archive}: {archive.stat().st_size / (1 << 20):.1f} MiB")
+        bundle = rootfs.REPO / f"build/gpu-bundle-{python}.tar.xz"
+        _pack(tree, bundle)
+    print(f"{bundle}: {bundle.stat().st_size / (1 << 20):.1f} MiB")
 
 
 def _lay_programs(root: Path, tree: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from integration.kubernetes import credentials, kubelet, programs
-from integration.kubernetes.control_plane import SERVER, ControlPlane
+from integration.kubernetes.control_plane import ASK_AGAIN_S, SERVER, ControlPlane
 from integration.node.network import Network
 from integration.node.node import RUNTIME_CONFIG, SHIM_HANDLER, Node
 
@@ -82,14 +85,23 @@ class Cluster:
         return self.kubectl("logs", pod, *words).stdout
 
     def wait_for_log(self, pod: str, line: str, *words: str) -> None:
-        """Wait until the running *pod* has printed a line that the pattern *line* matches."""
-        limit = ["timeout", str(WAIT_TIMEOUT_S)]
-        argv = [*limit, self.plane.programs / "kubectl", "logs", "--follow", pod, *words]
-        with self.plane.popen(argv, stdout=subprocess.PIPE) as following:
-            assert following.stdout
-            found = any(re.fullmatch(line, printed[:-1]) for printed in following.stdout)
-            following.terminate()
-        assert found, f"pod {pod} has not printed {line!r}:\n{self.pod_log(pod, *words)}"
+        """Wait until *pod* has printed a line that the pattern *line* matches."""
+        deadline = time.monotonic() + WAIT_TIMEOUT_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            argv = ["timeout", "--foreground", str(left_s), self.plane.programs / "kubectl"]
+            argv += ["logs", "--follow", pod, *words]
+            with self.plane.popen(
+                argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            ) as following:
+                assert following.stdout
+                if any(re.fullmatch(line, printed[:-1]) for printed in following.stdout):
+                    os.killpg(following.pid, signal.SIGTERM)
+                    return
+            if following.returncode == 0:
+                break  # that was all
+            time.sleep(ASK_AGAIN_S)  # its container has not started
+        said = self.kubectl("logs", pod, *words, check=False)
+        raise AssertionError(f"pod {pod} has not printed {line}: {said.stdout}{said.stderr}")
 
     def service_account(self, name: str, namespace: str = "default") -> Path:
         """A kubeconfig file of a ServiceAccount, for programs beside the control plane."""

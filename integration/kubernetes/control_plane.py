@@ -32,9 +32,9 @@ SERVICE = "10.96.0.1"
 SERVICE_RANGE = "10.96.0.0/16"
 
 START_TIMEOUT_S = 120
+ASK_AGAIN_S = 0.1
 LOG_TAIL_BYTES = 24_576
 
-_ASK_AGAIN_S = 0.1
 _ETCD = "http://127.0.0.1:2379"
 _INIT = f"""\
 read -r pid _ </proc/self/stat
@@ -145,7 +145,7 @@ class ControlPlane:
             if ended or time.monotonic() > deadline:
                 why = f"{', '.join(ended)} ended" if ended else f"waited {START_TIMEOUT_S} s"
                 raise LostClusterError(f"{why} before {what}:\n{self.collect_logs()}")
-            time.sleep(_ASK_AGAIN_S)
+            time.sleep(ASK_AGAIN_S)
 
     def collect_logs(self) -> str:
         """The ends of the logs of its parts, with a headline for each."""

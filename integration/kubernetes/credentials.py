@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 ADMINISTRATORS = "system:masters"
 _VALID_FOR = datetime.timedelta(days=1)
 _PEM = serialization.Encoding.PEM
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 class Credential(NamedTuple):
@@ -39,9 +50,12 @@ class Authority:
     def __init__(self) -> None:
         self._key = new_key()
         self._name = _name("kubernetes", ())
-        constraints = x509.BasicConstraints(ca=True, path_length=0)
         builder = _builder(self._name, self._name, self._key.public_key())
-        signed = builder.add_extension(constraints, critical=True).sign(self._key, hashes.SHA256())
+        # What Python 3.13 and newer insists on: OpenSSL's X509_V_FLAG_X509_STRICT.
+        constraints = x509.BasicConstraints(ca=True, path_length=0)
+        builder = builder.add_extension(constraints, critical=True)
+        builder = builder.add_extension(_SIGNS, critical=True)
+        signed = builder.sign(self._key, hashes.SHA256())
         self.certificate = signed.public_bytes(_PEM).decode()
 
     def client(self, user: str, groups: Sequence[str] = ()) -> Credential:
@@ -65,6 +79,8 @@ class Authority:
     ) -> Credential:
         key = new_key()
         builder = _builder(subject, self._name, key.public_key())
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         if names:
             builder = builder.add_extension(names, critical=False)
@@ -129,6 +145,7 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=1))
         .not_valid_after(now + _VALID_FOR)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 
 

@@ -7,7 +7,10 @@ there is no image of it here. The agents are the DaemonSet's, and run what is in
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -36,12 +39,12 @@ _FACTS = "manager.grit.dev/facts"
 
 
 class Manager:
-    """The manager, which can be killed and started again."""
+    """The manager, started again whenever it ends, as kubelet does."""
 
     def __init__(self, cluster: Cluster, log: Path) -> None:
         self._cluster = cluster
         self._log = log
-        self._process: subprocess.Popen[str] | None = None
+        self.start()
 
     @property
     def log(self) -> str:
@@ -56,26 +59,32 @@ class Manager:
 
     def start(self) -> None:
         """Start it; it serves and leads in a moment."""
+        self._is_wanted = True
+        self._process = self._start()
+        self._keeping = threading.Thread(target=self._keep)
+        self._keeping.start()
+
+    def kill(self) -> None:
+        """End it without a chance to say anything."""
+        os.killpg(self._process.pid, signal.SIGKILL)  # with what has entered the namespaces
+
+    def stop(self) -> None:
+        """End it until it is started again."""
+        self._is_wanted = False
+        os.killpg(self._process.pid, signal.SIGTERM)
+        self._keeping.join(TIMEOUT_S)
+
+    def _keep(self) -> None:
+        while self._process.wait() is not None and self._is_wanted:
+            self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
         account = self._cluster.service_account(names.MANAGER, names.NAMESPACE)
         token = agents.token(self._cluster, names.MANAGER, names.NAMESPACE, audience=names.AGENT)
         path = self._cluster.plane.write("agent-token", token)
         argv = [sys.executable, "-m", "grit_runtime.cli.main", "manager", "--agent-token", path]
         with self._log.open("a") as log:
-            self._process = self._cluster.plane.popen(
-                argv, stdout=log, stderr=log, kubeconfig=account
-            )
-
-    def kill(self) -> None:
-        """End it without a chance to say anything."""
-        assert self._process
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> None:
-        """End it as kubelet does."""
-        assert self._process
-        self._process.terminate()
-        self._process.wait(TIMEOUT_S)
+            return self._cluster.plane.popen(argv, stdout=log, stderr=log, kubeconfig=account)
 
 
 @contextmanager
@@ -90,7 +99,6 @@ def installed(cluster: Cluster, log: Path) -> Iterator[Manager]:
     cluster.apply(*(one for one in objects if one["kind"] in first))
     cluster.apply(*(one for one in objects if one["kind"] not in first), _endpoints())
     manager = Manager(cluster, log)
-    manager.start()
     try:
         if cluster.nodes:
             _wait(cluster, "all nodes have facts", lambda: _have_facts(cluster))

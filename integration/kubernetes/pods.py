@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from integration.node import images
+from integration.node import images, rootfs
 from integration.node.node import HANDLER
 from integration.pods import workload
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from integration.node.rootfs import Edition
 
 
 def counter(
@@ -70,6 +74,29 @@ def _owner(version: str, kind: str, pod: dict[str, Any], **spec: Any) -> dict[st
 
 def _selector(pod: dict[str, Any]) -> dict[str, Any]:
     return {"matchLabels": pod["metadata"]["labels"]}
+
+
+def of_the_project(name: str, edition: Edition, command: list[str]) -> dict[str, Any]:
+    """A pod whose *command* is run by a Python that finds the project and what it depends on, as
+    they are installed on its node."""
+    container = {
+        "name": name,
+        "image": images.PYTHON,
+        "command": ["/usr/bin/python3", *command],
+        "env": [{"name": "PYTHONPATH", "value": "/packages"}],
+        "volumeMounts": [{"name": "packages", "mountPath": "/packages", "readOnly": True}],
+    }
+    packages = {"path": f"/{rootfs.site_packages(edition)}"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [container],
+            "volumes": [{"name": "packages", "hostPath": packages}],
+        },
+    }
 
 
 def on_each_node(name: str, command: list[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _PACKAGES = (
 )
 _KIND = "kubernetes"
 _COMPILE = Path(__file__).with_name("compile.sh")
-_RECIPE = "\n".join([_COMPILE.read_text(), _SUITE, *_PACKAGES, *COMPILED])
+_RECIPE = "\n".join([_COMPILE.read_text(), _SUITE, *_PACKAGES, *COMPILED]).encode()
 
 
 def is_built() -> bool:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 CACHE = Path(os.environ.get("GRIT_CACHE", "/var/cache/grit-runtime"))
 
 
-def path_of(kind: str, recipe: str) -> Path:
+def path_of(kind: str, recipe: bytes) -> Path:
     """Where that which *recipe* says is, once it has been built."""
-    return CACHE / f"{kind}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    return CACHE / f"{kind}-{hashlib.sha256(recipe).hexdigest()[:16]}"
 
 
 @contextmanager
-def use(kind: str, recipe: str, build: Callable[[Path], None]) -> Iterator[Path]:
+def use(kind: str, recipe: bytes, build: Callable[[Path], None]) -> Iterator[Path]:
     """The directory that *recipe* says, built now if no earlier run left it; it stays for as long
     as it is in use. Others of its kind that nobody uses go."""
     path = path_of(kind, recipe)

@@ -11,18 +11,18 @@ import hashlib
 import io
 import json
 import platform
-import shutil
 import subprocess
 import tarfile
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.node import cache
+from integration.node import cache, rootfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from integration.node.rootfs import Edition
 
@@ -58,19 +58,15 @@ class Blob(NamedTuple):
         }
 
 
-def ensure(edition: Edition, root: Path) -> list[Path]:
+@contextmanager
+def use(edition: Edition, root: Path) -> Iterator[list[Path]]:
     """The image archives for *edition*, whose root filesystem is *root*."""
     sources = [Path(__file__), PAUSE_SOURCE, HOST_BUSYBOX]
-    key = hashlib.sha256(root.name.encode() + b"".join(path.read_bytes() for path in sources))
-    directory = cache.CACHE / f"images-{edition.suite}-{key.hexdigest()[:16]}"
-    with cache.locked(cache.CACHE / f"images-{edition.suite}.lock"):
-        if not directory.exists():
-            for old in cache.CACHE.glob(f"images-{edition.suite}-*"):
-                shutil.rmtree(old)
-            building = Path(tempfile.mkdtemp(prefix=f"images-{edition.suite}-", dir=cache.CACHE))
-            _build_into(building, edition, root)
-            building.rename(directory)
-    return sorted(directory.iterdir())
+    recipe = root.name.encode() + b"".join(path.read_bytes() for path in sources)
+    with cache.use(
+        f"archives-{edition.suite}", recipe, lambda path: _build_into(path, edition, root)
+    ) as directory:
+        yield sorted(directory.iterdir())
 
 
 def _build_into(directory: Path, edition: Edition, root: Path) -> None:
@@ -97,7 +93,8 @@ def _busybox() -> tuple[list[tuple[Path, str]], dict[str, str]]:
 
 
 def _python(edition: Edition, root: Path) -> list[tuple[Path, str]]:
-    """The interpreter of *root*, its library, and the shared objects that either is linked to."""
+    """The interpreter of *root*, its library, and the shared objects that these are linked to, or
+    what is installed there for the project: a pod may mount that."""
     binary = f"usr/bin/python{edition.python}"
     library = root / f"usr/lib/python{edition.python}"
     modules = [
@@ -105,7 +102,9 @@ def _python(edition: Edition, root: Path) -> list[tuple[Path, str]]:
         for path in sorted(library.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     ]
+    installed = root / rootfs.site_packages(edition)
     linked = [path for path in modules if path.endswith(".so")]
+    linked += [str(path.relative_to(root)) for path in installed.rglob("*.so")]
     ldd = subprocess.run(
         ["chroot", root, "ldd", f"/{binary}", *(f"/{path}" for path in linked)],
         check=True,
@@ -113,7 +112,7 @@ def _python(edition: Edition, root: Path) -> list[tuple[Path, str]]:
         text=True,
     )
     words = {word for word in ldd.stdout.split() if word.startswith("/") and not word.endswith(":")}
-    objects = {_merged(word) for word in words}
+    objects = {_merged(word) for word in words if not word.startswith(f"/{rootfs.VENV}")}
     return [(root / path, path) for path in sorted({binary, *modules, *objects})]
 
 

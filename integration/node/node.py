@@ -90,7 +90,7 @@ class Node:
             stack.callback(self.cri.close)
             if not self.cri.becomes_ready(self._containerd, READY, START_TIMEOUT_S):
                 raise LostNodeError(f"containerd is not ready:\n{self.collect_logs()}")
-            for image in images.ensure(self.edition, lower):
+            for image in stack.enter_context(images.use(self.edition, lower)):
                 self._import_image(image)
             self._stack = stack.pop_all()
         return self

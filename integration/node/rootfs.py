@@ -72,7 +72,7 @@ EDITIONS = {
 def use(edition: Edition) -> AbstractContextManager[Path]:
     """The root filesystem of *edition*, built now if no earlier run left it."""
     recipe = "\n".join([*BOOTSTRAP, *PLATFORMS, repr(edition), *_on_a_node()])
-    return cache.use(f"rootfs-{edition.suite}", recipe, lambda path: _build(path, edition))
+    return cache.use(f"rootfs-{edition.suite}", recipe.encode(), lambda path: _build(path, edition))
 
 
 def site_packages(edition: Edition) -> Path:

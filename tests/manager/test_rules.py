@@ -45,6 +45,7 @@ def test_a_spec_that_means_something_is_taken(spec: Any) -> None:
         (api.MigrationSpec(), "expected podName or selector"),
         (DAILY._replace(interval=""), "expected interval, cron or triggers"),
         (DAILY._replace(cron="0 3 * * *"), "expected interval or cron, and not both"),
+        (DAILY._replace(interval="", cron="0 0 3 * * *"), "cron: expected five fields"),
     ],
 )
 def test_a_spec_that_means_nothing_is_refused_with_what_it_lacks(spec: Any, words: str) -> None:

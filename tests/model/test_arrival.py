@@ -20,12 +20,14 @@ WHOLE = Arrival(
     arrived_bytes=13 << 30,
     begun="2026-05-01T00:00:00Z",
     ready="",
+    is_whole=False,
     failed="",
 )
 TEXTS = st.text(st.characters(exclude_categories=("C", "Z")))
 SIZES = st.integers(0, (1 << 63) - 1)
 ARRIVALS = st.builds(
     WHOLE._replace, checkpoint=TEXTS, source=TEXTS, ready=TEXTS, failed=TEXTS,
+    is_whole=st.booleans(),
     size_bytes=SIZES, arrived_bytes=SIZES, manifest_sha256=st.sampled_from(["", "a1" * 32]),
 )  # fmt: skip
 

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from grit_runtime import log
 from grit_runtime.errors import ArrivalFailedError, GritError, NotArrivedError, PodStateError
 from grit_runtime.files import arrivals, checkpoint_dir
 from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.host.runc import Runc
+from grit_runtime.model.annotations import RestoreOrder
 from grit_runtime.restore import gate
+from grit_runtime.restore.attempts import Request
 from grit_runtime.restore.gate import Place
 
 TYPE_CHECKING = False
@@ -59,15 +63,21 @@ def publish(place: Place, manifest: bytes) -> None:
 class Waiting:
     """A wait in another thread."""
 
-    def __init__(self, place: Place, wait_s: float = LONG_S, sandbox_fd: int = -1) -> None:
-        self._arguments = (place, wait_s, sandbox_fd)
+    def __init__(
+        self,
+        place: Place,
+        wait_s: float = LONG_S,
+        sandbox_fd: int = -1,
+        wait: Callable[[], str] | None = None,
+    ) -> None:
+        self._wait_for = wait or (lambda: gate.wait(place, wait_s, sandbox_fd))
         self._result: str | GritError = ""
         self._thread = threading.Thread(target=self._wait)
         self._thread.start()
 
     def _wait(self) -> None:
         try:
-            self._result = gate.wait(*self._arguments)
+            self._result = self._wait_for()
         except GritError as error:
             self._result = error
 
@@ -247,3 +257,68 @@ def test_a_wait_does_not_spin(place: Place) -> None:
         with pytest.raises(NotArrivedError):
             gate.wait(place, 1.0)
     assert time.process_time() - begin < 0.1
+
+
+def request_of(place: Place, arriving: str = "") -> Request:
+    """A restore of what the pod names by its digest."""
+    order = RestoreOrder(
+        path=(place.namespace, place.name),
+        identity=None,
+        device_map="auto",
+        cold_on_failure=False,
+        skip_completed=False,
+        tcp="refuse",
+        strict=False,
+        manifest_sha256=SHA256,
+    )
+    return Request(
+        container_id="counter",
+        bundle_dir="",
+        spec={"linux": {"namespaces": []}},
+        runc=Runc("runc", (), "token"),
+        flags=(),
+        order=order,
+        checkpoint_root=place.root,
+        trusted_keys="",
+        huge_pages=False,
+        criu="",
+        restore_wait_s=LONG_S,
+        arriving=arriving,
+    )
+
+
+def test_a_pod_that_names_a_digest_waits_for_the_announcement(place: Place) -> None:
+    """Whoever has it brought sees where the pod is when kubelet does, or a moment later."""
+    timeline = log.Timeline()
+    waiting = Waiting(
+        place, wait=lambda: gate.passed(request_of(place), timeline).order.manifest_sha256
+    )
+    assert waiting.is_on()
+    with announced(place):
+        assert waiting.is_on()
+        publish(place, ANNOUNCED)
+        assert waiting.result() == SHA256
+
+
+def test_a_pod_that_names_a_digest_does_not_wait_for_what_is_here(place: Place) -> None:
+    Path(place.root, place.namespace).mkdir(parents=True)
+    publish(place, ANNOUNCED)
+    begin = time.monotonic()
+    gate.passed(request_of(place), log.Timeline())
+    assert time.monotonic() - begin < 1
+
+
+def test_memory_that_is_verified_is_taken_before_it_is_durable(place: Place) -> None:
+    with announced(place) as arrival:
+        arrival.is_ready("/mnt/checkpoints/default/.staged")
+        request = gate.passed(request_of(place), log.Timeline())
+        assert request.arriving == "/mnt/checkpoints/default/.staged"
+
+        def wait() -> str:
+            gate.memory_is_here(request, log.Timeline())
+            return "here"
+
+        waiting = Waiting(place, wait=wait)
+        assert waiting.is_on()
+        arrival.is_whole()
+        assert waiting.result() == "here"

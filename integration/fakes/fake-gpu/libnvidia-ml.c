@@ -125,6 +125,12 @@ EXPORT int nvmlDeviceGetMigMode(const struct card *card, unsigned *mode, unsigne
     return SUCCESS;
 }
 
+EXPORT int nvmlDeviceGetPersistenceMode(const struct card *card, unsigned *mode) {
+    (void)card;
+    *mode = 1;
+    return SUCCESS;
+}
+
 EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(const struct card *card, unsigned *count,
                                                    struct process_info *infos) {
     struct user users[MAX_USERS];

@@ -141,14 +141,19 @@ from grit_runtime.store import backend, catalog, pull
 root = "{checkpoints.ROOT}"
 store = backend.open_store("/mnt/early")
 entry = catalog.find(store, "default", "early")
-with arrivals.announced(root, "default", "early", entry.sha256, 1 << 30, "a store") as arrival:
-    def ready(directory):
-        arrival.is_ready(directory)
+class Told:
+    def __init__(self, arrival):
+        self.arrival = arrival
+    def is_ready(self, directory):
+        self.arrival.is_ready(directory)
         print("ready", flush=True)
         if sys.stdin.readline() != "go on\\n":
             raise OSError(5, "the link is down")
+    def is_whole(self):
+        self.arrival.is_whole()
+with arrivals.announced(root, "default", "early", entry.sha256, 1 << 30, "a store") as arrival:
     with pull.stored(store, entry, None) as source:
-        pull.bring(source, entry, root, lambda done, moved: None, ready=ready)
+        pull.bring(source, entry, root, lambda done, moved: None, announced=Told(arrival))
 """
 
 

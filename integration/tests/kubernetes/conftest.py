@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from integration.node.rootfs import Edition
 
 
+EDITION = "forky"  # where objects of the API server are tried
+
+
 @pytest.fixture(scope="session")
 def compiled() -> None:
     """What a cluster is made of; where it is required it is compiled, or waited for."""
@@ -48,6 +51,22 @@ def manager(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
     log = tmp_path_factory.mktemp("manager") / "manager.log"
     with grit.installed(kubernetes, log) as running:
         yield running
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """Objects of the API server become the same calls of agents on any edition: one is enough,
+    but for those who have time."""
+    if "GRIT_LONG" in os.environ:
+        return
+    other = [
+        item
+        for item in items
+        if "manager" in item.fixturenames
+        and cast("Edition", item.callspec.params["edition"]).suite != EDITION
+    ]
+    config.hook.pytest_deselected(items=other)
+    items[:] = [item for item in items if item not in other]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from integration.kubernetes.agents import Answer, Signer
     from integration.kubernetes.cluster import Cluster
 
-NODE = "node-a"
+NODE = "behind-a-door"
 TIMEOUT_S = 30.0
 
 AGENT = """
@@ -79,7 +79,9 @@ def waited_for(what: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def running(cluster: Cluster, directory: Path, signer: Signer) -> Iterator[Agent]:
+def running(
+    cluster: Cluster, directory: Path, signer: Signer, *, server_port: int = 443
+) -> Iterator[Agent]:
     """An agent with the ServiceAccount of a pod of the DaemonSet."""
     pod: Any = {
         "apiVersion": "v1",
@@ -94,12 +96,16 @@ def running(cluster: Cluster, directory: Path, signer: Signer) -> Iterator[Agent
     cluster.apply(pod)
     pod = cluster.get("pod", "-n", "grit-system", pod["metadata"]["name"])
     account = directory / "account"
-    account.mkdir()
+    account.mkdir(exist_ok=True)
     (account / "token").write_text(agents.token(cluster, "grit-agent", "grit-system", pod=pod))
     (account / "ca.crt").write_text(cluster.plane.authority.certificate)
     (account / "namespace").write_text("grit-system")
-    (directory / "checkpoints").mkdir()
-    environment = ["env", f"KUBERNETES_SERVICE_HOST={ROUTER}", "KUBERNETES_SERVICE_PORT=443"]
+    (directory / "checkpoints").mkdir(exist_ok=True)
+    environment = [
+        "env",
+        f"KUBERNETES_SERVICE_HOST={ROUTER}",
+        f"KUBERNETES_SERVICE_PORT={server_port}",
+    ]
     ports = next(PORTS), next(PORTS)
     argv = [*environment, f"NODE_NAME={NODE}", sys.executable, "-c", AGENT, directory, *ports]
     with (directory / "log").open("w") as log:
@@ -115,12 +121,16 @@ def running(cluster: Cluster, directory: Path, signer: Signer) -> Iterator[Agent
 
 
 @pytest.fixture(scope="module")
-def signer(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    """The agents' manifest is applied, and somebody can sign for them."""
+def signer(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
+    """The agents' manifest is applied, their node exists, and somebody can sign for them."""
     control_plane.kubectl("apply", "-f", agents.MANIFEST)
     account = ["serviceaccount", "-n", "grit-system", "grit-agent"]
     waited_for(lambda: control_plane.kubectl("get", *account, check=False).returncode == 0)
-    return agents.Signer(control_plane, tmp_path_factory.mktemp("ca"))
+    # A pod of a node that does not exist is deleted soon, and its token is worth nothing then.
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+    control_plane.apply(node | {"spec": {"unschedulable": True}})
+    yield agents.Signer(control_plane, tmp_path_factory.mktemp("ca"))
+    control_plane.kubectl("delete", "node", NODE)
 
 
 @pytest.fixture(scope="module")
@@ -322,11 +332,6 @@ def test_an_agent_takes_a_new_ca_and_a_certificate_of_it(
     ca.mkdir()
     other = agents.Signer(control_plane, ca)
     try:
-        account = directory / "account"
-        for path in account.iterdir():
-            path.unlink()
-        account.rmdir()
-        (directory / "checkpoints").rmdir()
         with running(control_plane, directory, other) as agent:
             request = other.next()
             serial = other.sign(request)
@@ -334,3 +339,15 @@ def test_an_agent_takes_a_new_ca_and_a_certificate_of_it(
             assert (directory / "agent/ca.pem").read_bytes() == other.ca_pem
     finally:
         signer.publish()
+
+
+def test_while_the_api_server_is_away_nobody_is_let_in_and_told_why(
+    control_plane: Cluster, signer: Signer, tmp_path: Path
+) -> None:
+    with running(control_plane, tmp_path, signer):
+        signer.sign(signer.next())
+        waited_for((tmp_path / "agent/node.pem").exists)
+    with running(control_plane, tmp_path, signer, server_port=1) as agent:
+        answer = agent.ask("Status", agent_pb2.StatusRequest(), "token")
+    assert (answer.code, answer.reason) == ("UNAVAILABLE", "Unavailable")
+    assert f"the API server at {ROUTER} port 1 does not answer" in answer.text

@@ -96,6 +96,20 @@ def caller(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return Caller(kubernetes, signer, token, addresses)
 
 
+def pod_of_two(name: str, node: str, annotations: dict[str, str]) -> dict[str, Any]:
+    """A counter, and beside it a container of another user, with a file open that is gone."""
+    pod = pods.counter(name, node=node, annotations=annotations)
+    script = "trap exit TERM; exec 5>/tmp/gone; rm /tmp/gone; while :; do sleep 1; done"
+    user = {
+        "name": "user",
+        "image": images.BUSYBOX,
+        "command": ["sh", "-c", script],
+        "securityContext": {"runAsUser": 1000},
+    }
+    pod["spec"]["containers"].append(user)
+    return pod
+
+
 def test_an_agent_in_a_pod_knows_its_node(caller: Caller) -> None:
     for node in caller.cluster.nodes:
         (data,) = caller.ask(node.name, "Facts", agent_pb2.FactsRequest()).messages
@@ -107,37 +121,40 @@ def test_an_agent_in_a_pod_knows_its_node(caller: Caller) -> None:
 def test_agents_in_pods_move_a_pod(caller: Caller) -> None:
     cluster = caller.cluster
     a, b = (node.name for node in cluster.nodes)
-    cluster.apply(pods.counter("counter", node=a))
+    cluster.apply(pod_of_two("counter", a, {}))
     cluster.wait("--for=condition=Ready", "pod/counter")
-    cluster.wait_for_log("counter", "20")
+    cluster.wait_for_log("counter", "20", "-c", "counter")
     uid = cluster.get("pod", "counter")["metadata"]["uid"]
     taken = agent_pb2.CheckpointRequest(
         target="default/counter", name="by-agents", after="frozen", uid=uid
     )
     job = caller.job(a, "Checkpoint", taken)
     assert (job.state, job.text) == ("done", "")
-    counted = len(cluster.pod_log("counter").split())
+    counted = len(cluster.pod_log("counter", "-c", "counter").split())
     caller.ask(a, "Resume", agent_pb2.ResumeRequest(target="default/counter", uid=uid))
-    cluster.wait_for_log("counter", str(counted + 5))
+    cluster.wait_for_log("counter", str(counted + 5), "-c", "counter")
 
     taken.replace = True
     assert caller.job(a, "Checkpoint", taken).text == ""
-    counted = len(cluster.pod_log("counter").split())
+    counted = len(cluster.pod_log("counter", "-c", "counter").split())
     brought = agent_pb2.PrepareRequest(namespace="default", name="by-agents")
     brought.source, brought.host = f"peer://{a}", caller.addresses[a]
     job = caller.job(b, "Prepare", brought)
     assert (job.state, job.text) == ("done", "")
 
     annotations = {"grit.dev/restore-name": "by-agents"}
-    cluster.apply(pods.counter("counter-2", node=b, annotations=annotations))
+    cluster.apply(pod_of_two("counter-2", b, annotations))
     cluster.wait("--for=condition=Ready", "pod/counter-2")
     uid = cluster.get("pod", "counter-2")["metadata"]["uid"]
     (data,) = caller.ask(b, "Records", agent_pb2.RecordsRequest(pod_uid=uid)).messages
-    (record,) = json.loads(agent_pb2.RecordsReply.FromString(data).records)
-    assert record["outcome"] == "restored"
+    records = json.loads(agent_pb2.RecordsReply.FromString(data).records)
+    assert {one["container"]: one["outcome"] for one in records} == {
+        "counter": "restored",
+        "user": "restored",
+    }
     cluster.kubectl("delete", "pod", "counter", "--wait=false")
-    cluster.wait_for_log("counter-2", str(counted + 20))
-    logged = [int(line) for line in cluster.pod_log("counter-2").split()]
+    cluster.wait_for_log("counter-2", str(counted + 20), "-c", "counter")
+    logged = [int(line) for line in cluster.pod_log("counter-2", "-c", "counter").split()]
     assert logged == list(range(1, len(logged) + 1))
     cluster.kubectl("delete", "pod", "counter-2", "--wait=false")
 
@@ -149,9 +166,11 @@ def test_an_agent_that_is_killed_in_a_checkpoint_gives_the_pod_back(caller: Call
     cluster.wait("--for=condition=Ready", "pod/cut")
     cluster.wait_for_log("cut", "5")
     taken = agent_pb2.CheckpointRequest(target="default/cut", after="running")
-    agent_pb2.Job.FromString(caller.ask(node.name, "Checkpoint", taken).messages[0])
     criu = "pkill -STOP -f '^[^ ]*criu swrk'"
-    node.run(["timeout", "30", "sh", "-c", f"until {criu}; do :; done; pkill -KILL -x grit"])
+    script = f"until {criu}; do :; done; pkill -KILL -x grit"
+    killing = node.popen(["timeout", "30", "sh", "-c", script])
+    caller.ask(node.name, "Checkpoint", taken)
+    assert killing.wait() == 0
     while not caller.restarts(node.name):
         time.sleep(0.1)
     # In the middle of a task, it has outlived the agent's container.

@@ -12,6 +12,21 @@ from integration.pods import agents, checkpoints
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from integration.kubernetes.cluster import Cluster
+    from integration.node.rootfs import Edition
+
+
+# Asks the API server who it is, as kubelet and the service account's volume say.
+ASKS = """
+import os, ssl, urllib.request
+from pathlib import Path
+import grit_runtime.cli.main, grpc, prometheus_client
+account = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+url = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}/apis"
+token = (account / "token").read_text()
+request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+context = ssl.create_default_context(cafile=account / "ca.crt")
+print(urllib.request.urlopen(request, context=context).status)
+"""
 
 
 @pytest.mark.parametrize("runtime_class", [HANDLER, SHIM_HANDLER])
@@ -67,3 +82,9 @@ def test_agents_that_a_daemonset_runs_move_a_pod(kubernetes: Cluster) -> None:
     assert checkpoints.read(checkpoints.directory(b, "carried"))
     kubernetes.kubectl("delete", "pod", "carried", "--wait=false")
     kubernetes.kubectl("delete", "daemonset", "agent", "--wait=false")
+
+
+def test_a_pod_of_the_project_reaches_the_api_server(kubernetes: Cluster, edition: Edition) -> None:
+    kubernetes.apply(pods.of_the_project("asks", edition, ["-c", ASKS]))
+    kubernetes.wait_for_log("asks", "200")
+    kubernetes.kubectl("delete", "pod", "asks", "--wait=false")

@@ -1,0 +1,189 @@
+"""Pods that are evicted move instead: `kubectl drain`, and what does not move."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from grit_runtime.manager import evictions
+from integration.kubernetes import grit, pods
+from integration.kubernetes.cluster import NODES
+from integration.tests.kubernetes.test_objects import (
+    KINDS,
+    assert_goes_on,
+    living,
+    made,
+    started,
+)
+from integration.tests.kubernetes.test_schedules import until
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from integration.kubernetes.cluster import Cluster
+
+FAILED, SUCCEEDED = "Failed", "Succeeded"
+SOURCE, TARGET = NODES
+DRAIN_S = 240
+
+pytestmark = pytest.mark.usefixtures("manager")
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def name(kubernetes: Cluster) -> Iterator[str]:
+    """A name for what a test makes, all of which goes when it has ended."""
+    yield f"evicted-{next(_NUMBERS)}"
+    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
+    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
+
+
+@contextmanager
+def cordoned(kubernetes: Cluster, *nodes: str) -> Iterator[None]:
+    """The nodes take no new pods meanwhile."""
+    kubernetes.kubectl("cordon", *nodes)
+    try:
+        yield
+    finally:
+        kubernetes.kubectl("uncordon", *nodes)
+
+
+def evict(kubernetes: Cluster, pod: str, *, is_dry: bool = False) -> str:
+    """Ask for the pod's eviction as `kubectl drain` does: what is said against it."""
+    eviction = {
+        "apiVersion": "policy/v1beta1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": "default"},
+        "deleteOptions": {"dryRun": ["All"]} if is_dry else {},
+    }
+    path = f"/api/v1/namespaces/default/pods/{pod}/eviction"
+    return kubernetes.kubectl(
+        "create", "--raw", path, "-f", "-", input=json.dumps(eviction), check=False
+    ).stderr
+
+
+def migrations(kubernetes: Cluster) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = kubernetes.get("migrations")["items"]
+    return found
+
+
+def test_a_drain_of_a_node_moves_its_ten_pods_and_ends(kubernetes: Cluster, name: str) -> None:
+    many = pods.deployment(pods.counter(f"{name}-many"))
+    many["spec"]["replicas"] = 5
+    with cordoned(kubernetes, TARGET):
+        kubernetes.apply(
+            many,
+            pods.job(pods.counter(f"{name}-job")),
+            pods.stateful_set(pods.counter(f"{name}-set")),
+            *(pods.counter(f"{name}-bare-{number}") for number in range(3)),
+        )
+        found = until(
+            "ten pods",
+            lambda: kubernetes.get("pods")["items"][9:] and kubernetes.get("pods")["items"],
+        )
+        names = [pod["metadata"]["name"] for pod in found]
+        kubernetes.wait("--for=condition=Ready", *(f"pod/{pod}" for pod in names), timeout_s=90)
+        for pod in names:
+            kubernetes.wait_for_log(pod, "20")
+    options = ("--ignore-daemonsets", "--force", "--delete-emptydir-data", f"--timeout={DRAIN_S}s")
+    try:
+        kubernetes.kubectl("drain", SOURCE, *options, timeout_s=DRAIN_S + 10)
+        moved = migrations(kubernetes)
+        assert len(moved) == 10
+        assert {one["status"]["phase"] for one in moved} == {SUCCEEDED}
+        here = kubernetes.get("pods")["items"]
+        assert {pod["spec"]["nodeName"] for pod in here} == {TARGET}
+        for one in moved:
+            assert_goes_on(kubernetes, one["status"]["targetPod"])
+        assert len([one for one in here if "deletionTimestamp" not in one["metadata"]]) == 10
+    finally:
+        kubernetes.kubectl("uncordon", SOURCE)
+
+
+def test_an_evicted_pod_moves_once_and_is_told_to_be_asked_again(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    assert evict(kubernetes, pod, is_dry=True).startswith("Warning: pod default/")
+    assert migrations(kubernetes) == []
+    for _ in range(2):
+        said = evict(kubernetes, pod)
+        assert "(TooManyRequests)" in said, said
+        assert f"pod default/{pod} is being moved by Migration {pod}-evicted-" in said
+    (one,) = migrations(kubernetes)
+    status = grit.ended(kubernetes, "migration", one["metadata"]["name"], SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert_goes_on(kubernetes, status["targetPod"])
+
+
+def test_a_statefulset_s_pod_is_not_taken_for_the_one_that_has_gone(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.stateful_set(pods.counter(name)))
+    assert "is being moved" in evict(kubernetes, pod)
+    (one,) = migrations(kubernetes)
+    status = grit.ended(kubernetes, "migration", one["metadata"]["name"], SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    said = evict(kubernetes, pod)  # which means the one that was there when it began
+    assert "(NotFound)" in said, said
+    assert len(migrations(kubernetes)) == 1
+    assert_goes_on(kubernetes, pod)
+
+
+def test_a_pod_that_says_so_is_let_go(kubernetes: Cluster, name: str) -> None:
+    leaving = pods.counter(name, annotations={evictions.ON_EVICTION: evictions.LET_GO})
+    pod = started(kubernetes, leaving)
+    assert evict(kubernetes, pod) == ""
+    kubernetes.wait("--for=delete", f"pod/{pod}")
+    assert migrations(kubernetes) == []
+
+
+def test_a_pod_that_could_not_be_moved_is_let_go_and_was_not_harmed(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.counter(name))
+    with cordoned(kubernetes, *NODES):
+        assert "is being moved" in evict(kubernetes, pod)
+        (one,) = migrations(kubernetes)
+        status = grit.ended(kubernetes, "migration", one["metadata"]["name"], FAILED)
+        assert status["phase"] == FAILED, status
+        assert "no node can take the pod" in status["message"]
+        assert_goes_on(kubernetes, pod)
+        said = evict(kubernetes, pod)
+        assert said.startswith("Warning: "), said
+        assert f"Migration {one['metadata']['name']} has failed" in said
+    kubernetes.wait("--for=delete", f"pod/{pod}")
+
+
+def test_a_daemonset_s_pod_and_a_pod_of_another_runtime_are_let_go(
+    kubernetes: Cluster, name: str
+) -> None:
+    kubernetes.apply(pods.daemon_set(pods.counter(name)))
+    plain = pods.counter(f"{name}-plain")
+    del plain["spec"]["runtimeClassName"]
+    pod = started(kubernetes, plain)
+    of_set = until("it is there", lambda: living(kubernetes, f"app={name}"))
+    for one in (pod, of_set[0]["metadata"]["name"]):
+        kubernetes.wait("--for=condition=Ready", f"pod/{one}")
+        said = evict(kubernetes, one)
+        assert "Error" not in said, said
+        kubernetes.wait("--for=delete", f"pod/{one}")
+    assert migrations(kubernetes) == []
+    kubernetes.kubectl("delete", "daemonset", name)
+
+
+def test_a_pod_that_is_being_moved_already_waits_for_that_migration(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    kubernetes.apply(made("Migration", name, podName=pod))
+    said = evict(kubernetes, pod)
+    assert f"is being moved by Migration {name}" in said, said
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert len(migrations(kubernetes)) == 1

@@ -1,0 +1,214 @@
+"""What goes wrong while a pod is moved: its source runs on, or its target has been verified."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from integration.kubernetes import grit, pods
+from integration.node import volume
+from integration.tests.kubernetes.test_objects import (
+    KINDS,
+    SUCCEEDED,
+    assert_goes_on,
+    living,
+    made,
+    started,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from integration.kubernetes.cluster import Cluster
+    from integration.kubernetes.grit import Manager
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def name(kubernetes: Cluster, manager: Manager) -> Iterator[str]:  # noqa: ARG001
+    """A name for what a test makes, all of which goes when it has ended."""
+    yield f"fails-{next(_NUMBERS)}"
+    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
+
+
+def reached(kubernetes: Cluster, kind: str, name: str, phase: str) -> None:
+    """Wait until the object has been in *phase*."""
+    deadline = time.monotonic() + grit.TIMEOUT_S
+    while True:
+        words = ["get", kind, name, "-o", "json"]
+        printed = kubernetes.kubectl(*words, check=False).stdout or "{}"
+        found = json.loads(printed).get("status") or {}
+        if any(one["type"] == phase for one in found.get("conditions") or ()):
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+def assert_runs_on(kubernetes: Cluster, pod: str) -> None:
+    """The source counts, and was not started again."""
+    *_, last = (int(line) for line in kubernetes.pod_log(pod).split())
+    kubernetes.wait_for_log(pod, str(last + 20))
+    (container,) = kubernetes.get("pod", pod)["status"]["containerStatuses"]
+    assert container["restartCount"] == 0
+
+
+@pytest.fixture
+def without_criu(kubernetes: Cluster) -> Iterator[None]:
+    """node-b cannot restore, which nobody knows before it is tried."""
+    node = kubernetes.node("node-b")
+    node.run(["mv", "/usr/sbin/criu", "/usr/sbin/criu.away"])
+    node.run(
+        ["sh", "-c", "printf '#!/bin/sh\\nexit 1\\n' >/usr/sbin/criu; chmod 755 /usr/sbin/criu"]
+    )
+    yield
+    node.run(["mv", "/usr/sbin/criu.away", "/usr/sbin/criu"])
+
+
+@pytest.mark.usefixtures("without_criu")
+@pytest.mark.parametrize("kind", ["counter", "deployment"])
+def test_a_target_that_cannot_restore_gives_the_pod_back(
+    kubernetes: Cluster, name: str, kind: str
+) -> None:
+    counter = pods.counter(name)
+    kubernetes.kubectl("cordon", "node-b")
+    try:
+        pod = started(kubernetes, counter if kind == "counter" else pods.deployment(counter))
+    finally:
+        kubernetes.kubectl("uncordon", "node-b")
+    kubernetes.apply(made("Migration", name, podName=pod))
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == "Failed", status
+    assert f"pod default/{pod} runs on, on node node-a" in status["message"]
+    assert_runs_on(kubernetes, pod)
+    left = [one["metadata"]["name"] for one in living(kubernetes, f"app={name}")]
+    assert left == [pod]
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Checkpointing", "Placing", "Restoring"])
+def test_a_manager_that_is_killed_goes_on(
+    kubernetes: Cluster, manager: Manager, name: str, phase: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    kubernetes.apply(made("Migration", name, podName=pod))
+    reached(kubernetes, "migration", name, phase)
+    manager.kill()
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert_goes_on(kubernetes, status["targetPod"])
+    left = [one["metadata"]["name"] for one in living(kubernetes, f"app={name}")]
+    assert left == [status["targetPod"]]
+
+
+def test_an_agent_that_is_killed_takes_the_checkpoint_again(kubernetes: Cluster, name: str) -> None:
+    pod = started(kubernetes, pods.counter(name))
+    node = kubernetes.get("pod", pod)["spec"]["nodeName"]
+    kubernetes.apply(made("Migration", name, podName=pod))
+    reached(kubernetes, "checkpoint", name, "Checkpointing")
+    kubernetes.node(node).run(["pkill", "-KILL", "-f", "grit agent run"])
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert_goes_on(kubernetes, status["targetPod"])
+
+
+def test_an_api_server_that_does_not_answer_for_a_while_is_waited_for(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.counter(name))
+    kubernetes.apply(made("Migration", name, podName=pod))
+    reached(kubernetes, "migration", name, "Checkpointing")
+    stop = [*kubernetes.plane.enter_argv(), "pkill", "--signal"]
+    subprocess.run([*stop, str(int(signal.SIGSTOP)), "kube-apiserver"], check=True)
+    time.sleep(15)
+    subprocess.run([*stop, str(int(signal.SIGCONT)), "kube-apiserver"], check=True)
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert_goes_on(kubernetes, status["targetPod"])
+
+
+def test_a_full_volume_leaves_the_pod_running(
+    kubernetes: Cluster, name: str, tmp_path: Path
+) -> None:
+    point = Path("/srv/small")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
+    try:
+        for node in kubernetes.nodes:
+            volume.mount(tmp_path, node, point)
+        pod = started(kubernetes, pods.counter(name))
+        storage = {"url": f"file://{point}"}
+        spec = {"podName": pod, "after": "frozen", "storage": storage}
+        kubernetes.apply(made("Checkpoint", name, **spec))
+        status = grit.ended(kubernetes, "checkpoint", name, "Checkpointed")
+        assert (status["phase"], status["reason"]) == ("Failed", "NoRoom"), status
+        assert_runs_on(kubernetes, pod)
+    finally:
+        for node in kubernetes.nodes:
+            node.run(["umount", "--lazy", str(point)])
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_a_daemon_sets_pod_is_refused_when_it_is_asked_for(kubernetes: Cluster, name: str) -> None:
+    kubernetes.apply(pods.daemon_set(pods.counter(name)))
+    deadline = time.monotonic() + grit.TIMEOUT_S
+    while len(found := living(kubernetes, f"app={name}")) < 2 or not all(
+        one["status"]["phase"] == "Running" for one in found
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    pod = found[0]["metadata"]["name"]
+    migration = made("Migration", name, podName=pod)
+    refused = apply_refused(kubernetes, migration)
+    assert "its pods belong to their nodes" in refused
+    kubernetes.kubectl("delete", "daemonset", name, "--wait=false")
+
+
+def test_a_template_that_was_changed_is_named(kubernetes: Cluster, name: str) -> None:
+    """The Restore waits, and says which field of the new pod differs."""
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    kubernetes.apply(made("Checkpoint", name, podName=pod))
+    grit.ended(kubernetes, "checkpoint", name, "Checkpointed")
+    changed = pods.counter(f"{name}-changed")
+    changed["spec"]["containers"][0]["env"] = [{"name": "RATE", "value": "2"}]
+    selector = {"matchLabels": changed["metadata"]["labels"]}
+    kubernetes.apply(made("Restore", name, checkpointName=name, selector=selector))
+    kubernetes.apply(changed)
+    deadline = time.monotonic() + grit.TIMEOUT_S
+    while "env[RATE]" not in kubernetes.kubectl("describe", "restore", name).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert kubernetes.get("restore", name)["status"]["phase"] == "Created"
+
+
+def test_a_namespace_that_goes_takes_all_with_it(kubernetes: Cluster, name: str) -> None:
+    kubernetes.kubectl("create", "namespace", name)
+    deadline = time.monotonic() + grit.TIMEOUT_S
+    while kubernetes.kubectl("get", "sa", "default", "-n", name, check=False).returncode:
+        assert time.monotonic() < deadline
+    counter = pods.counter(name)
+    counter["metadata"]["namespace"] = name
+    kubernetes.apply(counter)
+    kubernetes.wait("--for=condition=Ready", f"pod/{name}", "-n", name)
+    migration = made("Migration", name, podName=name)
+    migration["metadata"]["namespace"] = name
+    kubernetes.apply(migration)
+    time.sleep(1)
+    kubernetes.kubectl("delete", "namespace", name, timeout_s=150)
+
+
+def apply_refused(kubernetes: Cluster, one: dict[str, Any]) -> str:
+    """What the API server says to an object that it does not take."""
+    done = kubernetes.kubectl("apply", "-f", "-", input=_json(one), check=False)
+    assert done.returncode != 0, done.stdout
+    return done.stderr
+
+
+def _json(one: dict[str, Any]) -> str:
+    return json.dumps(one)

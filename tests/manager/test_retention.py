@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from grit_runtime.manager import api, retention
+
+
+def checkpoint(pod: str, schedule: str = "", owner: str = "", **status: Any) -> api.Checkpoint:
+    references = [{"kind": "ReplicaSet", "uid": owner, "controller": True}] if owner else []
+    template = {"metadata": {"ownerReferences": references}, "spec": {}}
+    return api.Checkpoint(
+        api.Metadata(labels={retention.SCHEDULE: schedule} if schedule else {}),
+        api.CheckpointSpec(pod_name=pod, auto_migration=status.pop("moves", False)),
+        api.CheckpointStatus(pod_name=pod, pod_uid=f"uid-{pod}", pod_template=template, **status),
+    )
+
+
+def test_pods_of_one_owner_that_are_there_are_counted_each_for_itself() -> None:
+    pods = [checkpoint("a", owner="rs"), checkpoint("b", owner="rs")]
+    assert len({retention.series(one, {"uid-a", "uid-b"}) for one in pods}) == 2
+
+
+def test_pods_of_one_owner_that_are_gone_are_counted_together() -> None:
+    pods = [checkpoint("a", owner="rs"), checkpoint("b", owner="rs"), checkpoint("c", owner="rs")]
+    assert len({retention.series(one, {"uid-c"}) for one in pods}) == 2
+
+
+def test_a_bare_pod_that_is_made_anew_is_counted_by_its_name() -> None:
+    assert retention.series(checkpoint("a"), set()) == ("", "a")
+
+
+def test_schedules_do_not_push_out_each_other_s_nor_what_was_taken_by_hand() -> None:
+    taken = [checkpoint("a"), checkpoint("a", "nightly"), checkpoint("a", "hourly")]
+    assert len({retention.series(one, {"uid-a"}) for one in taken}) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ({}, "under way"),
+        ({"phase": "Checkpointing"}, "under way"),
+        ({"phase": "Checkpointed"}, "sealed"),
+        ({"phase": "Checkpointed", "moves": True}, "under way"),
+        ({"phase": "Submitted", "moves": True}, "sealed"),
+        ({"phase": "Failed"}, "failed"),
+        ({"phase": "Failed", "moves": True, "manifest_digest": "sha256:1"}, "sealed"),
+    ],
+)
+def test_what_a_state_can_be_restored_from_is_sealed(status: Any, state: str) -> None:
+    assert retention.state(checkpoint("a", **status)) == state

@@ -190,8 +190,8 @@ API = "grit_runtime/manager/api.py:"
 # What vulture takes for dead, since whoever uses it is none of ours.
 USED_BY_OTHERS = {
     "a command of click's, or what it calls": {
-        *("compat", "doctor", "explain", "format_commands", "get_command", "list_"),
-        *("list_commands", "ls", "manager", "migrate", "rm"),
+        *("compat", "doctor", "explain", "format_commands", "list_", "ls", "manager", "migrate"),
+        "rm",
     },
     "a field of a message or a structure, which is sent or passed to the kernel": {
         *("domainname", "failcnt", "max_usage", "network_lock_method"),
@@ -212,6 +212,7 @@ USED_BY_OTHERS = {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",
     },
+    "read by tarfile": {"linkname"},
     "keeps a task alive": {"_sending"},
 }
 

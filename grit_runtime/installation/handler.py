@@ -69,9 +69,15 @@ def runtime_below(daemon: Daemon, base: Base) -> str:
     """The runtime that grit hands calls on to: the one that the node's own handler calls.
 
     NVIDIA's is taken only where it works by CDI: what its older way mounts, runc does not know of,
-    so nothing of it could be restored.
+    so nothing of it could be restored. FailedPreconditionError for other runtimes than runc.
     """
-    is_nvidia = os.path.basename(base.program).startswith("nvidia-container-runtime")
+    name = os.path.basename(base.program) or "runc"
+    is_nvidia = name.startswith("nvidia-container-runtime")
+    if not is_nvidia and not name.startswith("runc"):
+        raise FailedPreconditionError(
+            f"containerd's handler {base.name} calls {base.program}, expected runc, which alone "
+            "grit can stand before; set default_runtime_name to a handler that calls runc"
+        )
     if not base.program or (is_nvidia and not _works_by_cdi()):
         return daemon.find("runc")
     return daemon.find(base.program)

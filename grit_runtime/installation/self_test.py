@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tarfile
 import tempfile
@@ -129,9 +130,13 @@ def _remove_unpacked(daemon: Daemon) -> None:
     """Remove what containerd has unpacked of the checkpoint, and leaves where it is.
 
     The directory has a name by chance; that it is ours is told by its images of memory, which have
-    the arguments of our program.
+    the arguments of our program. Anybody may put a directory there: one is looked into if nobody
+    but root can have put anything into it.
     """
     for directory in glob.glob(f"{glob.escape(daemon.temporary_dir)}/ctrd-checkpoint*"):
+        found = os.lstat(directory)
+        if found.st_uid or found.st_mode != stat.S_IFDIR | 0o700:
+            continue
         with suppress(FileNotFoundError), open(f"{directory}/pages-1.img", "rb") as file:
             if _SOURCE.encode() in file.read():
                 shutil.rmtree(directory)

@@ -82,6 +82,7 @@ class BareNode(Node):
     def restart_by_hand(self) -> None:
         """Restart containerd where nothing stands in for systemd."""
         self.run(["sh", "-c", "kill $(pidof containerd); while pidof containerd; do :; done"])
+        self._containerd.wait(60)
         self.start_containerd()
         self.cri.call("Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse)
 

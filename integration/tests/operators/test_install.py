@@ -87,9 +87,11 @@ def test_a_bare_node_gets_grit_moves_a_pod_and_is_bare_again(
     a, b = bare
     disks = [node.disk() for node in bare]
     for node in bare:
-        assert (
-            "self-test: a container was checkpointed" in grit(node, "install", "--restart").stdout
-        )
+        shown, told = [
+            node.run(shlex.split(line), timeout_s=120).stdout for line in documented("install")
+        ]
+        assert "+++ /usr/local/bin/grit-runtime" in shown
+        assert "self-test: a container was checkpointed" in told
     with ExitStack() as pods:
         source = pods.enter_context(kubelet.running(a, workload.counter_pod("moving")))
         workload.wait_for_count(source, 20)
@@ -265,6 +267,26 @@ WILD = {
 }
 
 
+CDI = '[nvidia-container-runtime]\nmode = "cdi"\n'
+
+
+def test_nvidia_s_runtime_is_called_where_it_works_by_cdi(configured: BareNode) -> None:
+    """It is a script here, which hands all on to runc, as it does itself."""
+    node = configured
+    config = Path("/etc/nvidia-container-runtime/config.toml")
+    launcher = node.path(Path("/usr/local/bin/grit-runtime"))
+    write_script(node.path(Path(NVIDIA)), '#!/bin/sh\nexec runc "$@"\n')
+    configure(node, WILD["nvidia as default runtime"].files)
+    node.restart_containerd()
+    node.path(config).parent.mkdir()
+    for text, runtime in (("", "/usr/sbin/runc"), (CDI, NVIDIA)):
+        node.path(config).write_text(text)
+        assert "self-test: a container" in grit(node, "install", "--restart").stdout
+        assert f"\nrunc={runtime}\n" in launcher.read_text()
+    grit(node, "uninstall", "--restart")
+    node.run(["rm", "-r", NVIDIA, str(config.parent)])
+
+
 @pytest.fixture
 def configured(node: BareNode) -> Iterator[BareNode]:
     """A node whose containerd gets other files; it has its own again at the end."""
@@ -373,6 +395,14 @@ REFUSED = {
             f"[{V2}.containerd.runtimes.kata]\nruntime_type = 'io.containerd.kata.v2'\n"
         },
         "handler kata is of type io.containerd.kata.v2, expected io.containerd.runc.v2",
+    ),
+    "another runtime": (
+        {
+            "config.toml": f"version = 2\n[{V2}.containerd.runtimes.runc]\n"
+            f"runtime_type = 'io.containerd.runc.v2'\n[{V2}.containerd.runtimes.runc.options]\n"
+            "BinaryName = 'crun'\n"
+        },
+        "handler runc calls crun, expected runc",
     ),
     "tables that cannot be added to": (
         {
@@ -494,7 +524,7 @@ def test_on_microk8s_the_handler_goes_into_the_template(node: BareNode) -> None:
 OTHER = "/run/k3s/containerd/containerd.sock"
 OTHER_CONTAINERD = f"""
 mkdir -p /etc/other && echo 'version = 2' >/etc/other/config.toml
-exec containerd --config /etc/other/config.toml --address {OTHER} --root /var/lib/other \
+exec containerd --config /etc/other/config.toml --address {OTHER} --root /run/other-root \
     --state /run/other
 """
 KUBELET = f"#!/bin/sh\n# {OTHER}\nread -r line\n"

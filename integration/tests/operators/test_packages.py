@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -36,7 +38,7 @@ def node(edition: Edition, network: Network) -> Iterator[BareNode]:
         yield node
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def deb(edition: Edition, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("deb")
     argv = [str(REPO / "packaging/build-deb"), edition.python, str(directory)]
@@ -55,7 +57,7 @@ def test_a_node_needs_neither_pip_nor_network(node: BareNode, deb: Path) -> None
     there.write_bytes(deb.read_bytes())
     node.run(["dpkg", "-i", f"/run/{deb.name}"], timeout_s=300)
     assert "Checkpoint running pods" in node.run(["grit", "--help"]).stdout
-    assert "self-test" not in node.run(["grit", "install"]).stdout
+    assert "has not read its configuration yet" in node.run(["grit", "install"]).stdout
     node.run(["dpkg", "-i", f"/run/{deb.name}"], timeout_s=300)  # an upgrade, which goes on
     node.run(["dpkg", "-r", "grit-runtime"], timeout_s=300)
     assert disk(node) ^ before == set()
@@ -68,7 +70,7 @@ def test_the_package_is_not_removed_while_containerd_has_its_handler(
     node.run(["dpkg", "-i", f"/run/{deb.name}"], timeout_s=300)
     node.run(["grit", "install"])
     node.restart_by_hand()
-    assert "self-test" in node.run(["grit", "install"]).stdout
+    assert "self-test: a container" in node.run(["grit", "install"]).stdout
     refused = node.run(["dpkg", "-r", "grit-runtime"], check=False, timeout_s=300)
     assert refused.returncode != 0
     assert "still has the handler grit" in refused.stderr
@@ -84,26 +86,33 @@ def test_the_package_has_manual_pages_and_completions(deb: Path) -> None:
     assert str(REPO) not in listed.stdout
 
 
+def tracked(directory: str) -> list[str]:
+    """The files of a directory of the checkout that are or would be committed."""
+    argv = ["git", "ls-files", "--cached", "--others", "--exclude-standard", directory]
+    done = subprocess.run(argv, cwd=REPO, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()
+
+
 def test_the_sources_make_the_same_package(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     subprocess.run([venv / "bin/pip", "install", "-qq", "build"], check=True)
     made = tmp_path / "made"
     build = [str(venv / "bin/python"), "-m", "build", "--outdir", str(made)]
-    subprocess.run([*build, str(REPO)], check=True, stdout=subprocess.PIPE)
+    sources_dir = tmp_path / "sources"
+    for name in ("README.md", "LICENSE", "pyproject.toml", *tracked("grit_runtime")):
+        (sources_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO / name, sources_dir / name)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([*build, str(sources_dir)], check=True, stdout=subprocess.PIPE, env=environment)
     wheel = made / f"grit_runtime-{VERSION}-py3-none-any.whl"
     with ZipFile(wheel) as files:
         packaged = {name for name in files.namelist() if ".dist-info/" not in name}
     with tarfile.open(made / f"grit_runtime-{VERSION}.tar.gz") as tar:
         sources = {name.partition("/")[2] for name in tar.getnames()}
-    there = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "grit_runtime"],
-        cwd=REPO, check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    files_of_checkout = set(there.stdout.split())
-    assert packaged == files_of_checkout
-    assert files_of_checkout <= sources
-    subprocess.run([venv / "bin/pip", "install", "-qq", wheel], check=True)
+    assert packaged == set(tracked("grit_runtime"))
+    assert packaged <= sources
+    subprocess.run([venv / "bin/pip", "install", "-qq", wheel], check=True, env=environment)
     argv = [str(venv / "bin/grit"), "--help"]
-    printed = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
-    assert "checkpoint " in printed
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    assert "checkpoint " in done.stdout

@@ -166,7 +166,8 @@ async def forget(world: World, namespace: str, name: str) -> None:
     if not node:
         return
     await _cancel(world, namespace, name, node)
-    await _let_run(world, namespace, now)
+    if await _holds(world, found or {}):
+        await _let_run(world, namespace, now)
     try:
         agent = await world.agents.at(node)
         reference = agent_pb2.CheckpointRef(namespace=namespace, name=name)
@@ -174,6 +175,23 @@ async def forget(world: World, namespace: str, name: str) -> None:
     except GritError as error:
         # The node may be gone for good, and then so is the data: a deletion always works.
         log.warning("a checkpoint is left on its node", node=node, reason=one_line(error))
+
+
+async def _holds(world: World, found: Object) -> bool:
+    """Whether a pod may be held for this Checkpoint, and for no Migration by another."""
+    meta, spec = found["metadata"], found["spec"]
+    if spec.get("after") != "frozen" and not spec.get("autoMigration"):
+        return False
+    moving = [
+        one.get("status") or {}
+        for one in await world.cluster.every(kube.MIGRATIONS, meta["namespace"])
+        if (one.get("status") or {}).get("phase") not in (api.SUCCEEDED, api.FAILED)
+    ]
+    return not any(
+        now.get("sourcePodUID") == found["status"]["podUID"]
+        and now.get("checkpointName") != meta["name"]
+        for now in moving
+    )
 
 
 async def _let_run(world: World, namespace: str, now: Object) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 
-from grit_runtime.errors import FailedPreconditionError, NotFoundError, PodStateError
+from grit_runtime.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PodStateError,
+)
 from grit_runtime.manager import cluster as kube
 from grit_runtime.model.selectors import selects
 
@@ -23,9 +29,11 @@ MANIFEST_DIGEST = "grit.dev/manifest-digest"
 ON_FAILURE = "grit.dev/on-failure"
 TCP = "grit.dev/tcp"
 
+AFFINITY = "manager.grit.dev/affinity"  # of a restored pod: its own, before it was narrowed
+
 # What an owner selects its pods by, and no other owner's.
 _OWNER_LABELS = {"ReplicaSet": "pod-template-hash", "Job": "controller-uid"}
-_OWN_ANNOTATIONS = (RESTORE_NAME, CHECKPOINT, MANIFEST_DIGEST, ON_FAILURE)
+_OWN_ANNOTATIONS = (RESTORE_NAME, CHECKPOINT, MANIFEST_DIGEST, ON_FAILURE, AFFINITY)
 
 
 async def source(
@@ -121,6 +129,8 @@ def replacement(pod: Object, name: str, node: str = "") -> Object:
         spec["nodeName"] = node
     meta = pod["metadata"]
     annotations = meta.get("annotations") or {}
+    if AFFINITY in annotations:
+        spec["affinity"] = _own_affinity(annotations[AFFINITY])
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -132,6 +142,14 @@ def replacement(pod: Object, name: str, node: str = "") -> Object:
         },
         "spec": spec,
     }
+
+
+def _own_affinity(text: str) -> Object:
+    try:
+        found: Object = json.loads(text)
+    except ValueError as error:
+        raise InvalidArgumentError(f"annotation {AFFINITY}: expected JSON: {error}") from None
+    return found
 
 
 def _is_token(volume: Object, spec: Object) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from grit_runtime.manager import placement, pods
 from grit_runtime.startup.named import NamedTuple
 
@@ -37,6 +39,7 @@ def asking(
         pods.RESTORE_NAME: restore.metadata.name,
         pods.CHECKPOINT: f"{checkpoint_root}/{meta.namespace}/{meta.name}",
         pods.MANIFEST_DIGEST: checkpoint.status.manifest_digest,
+        pods.AFFINITY: json.dumps(pod["spec"].get("affinity") or {}),
     }
     if checkpoint.spec.tcp:
         annotations[pods.TCP] = checkpoint.spec.tcp

@@ -180,3 +180,20 @@ def test_a_checkpoint_goes_when_it_is_as_old_as_it_may_be(kubernetes: Cluster, n
     assert node.run(["ls", path]).stdout
     kubernetes.wait("--for=delete", f"checkpoint/{name}")
     assert "No such file" in node.run(["ls", path], check=False).stderr
+
+
+def test_a_checkpoint_that_goes_leaves_a_pod_held_that_another_holds(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.counter(name))
+    kubernetes.apply(made("Checkpoint", f"{name}-old", podName=pod))
+    grit.ended(kubernetes, "checkpoint", f"{name}-old", CHECKPOINTED)
+    kubernetes.apply(made("Checkpoint", f"{name}-held", podName=pod, after="frozen"))
+    grit.ended(kubernetes, "checkpoint", f"{name}-held", CHECKPOINTED)
+    kubernetes.kubectl("delete", "checkpoint", f"{name}-old")
+    kubernetes.apply(made("Checkpoint", f"{name}-more", podName=pod))
+    status = grit.ended(kubernetes, "checkpoint", f"{name}-more", CHECKPOINTED)
+    assert status["reason"] == "PodHeld", status
+    counted = len(kubernetes.pod_log(pod).split())
+    kubernetes.kubectl("delete", "checkpoint", f"{name}-held")
+    kubernetes.wait_for_log(pod, str(counted + 40))

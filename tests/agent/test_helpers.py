@@ -86,7 +86,7 @@ def test_what_goes_wrong_in_a_process_is_raised_here(
 def test_a_process_that_is_killed_fails_the_pull(
     apart: Address, own: Identity, tmp_path: Path
 ) -> None:
-    made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(SIZE_BYTES, 1)})
+    made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(5 * SIZE_BYTES, 1)})
     entry, _ = peers.find(apart, own, made.ROOT, "one")
     killed = False
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer")
 
 _PASSING = (UnavailableError, DeadlineExceededError, StoreBusyError)
+_END_S = 10.0  # for what is told to end
 _BUSY_TRIES, _BUSY_PAUSE_S = 30, 2.0
 _PAUSES_S = (0.5, 1, 2, 5, 10, 20, 30, 30, 30)
 
@@ -75,7 +76,7 @@ async def together(*work: Awaitable[object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait(tasks, timeout=_END_S)
 
 
 async def forever() -> NoReturn:

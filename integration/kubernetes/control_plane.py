@@ -7,9 +7,11 @@ the machine itself.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +20,7 @@ from integration.node.network import ROUTER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import IO
 
     from integration.node.network import Network
@@ -105,6 +107,16 @@ class ControlPlane:
             start_new_session=True,
             text=True,
         )
+
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """While the block runs, that program of the control plane does not get the processor."""
+        group = self._daemons[name].pid  # with what has entered the namespaces and waits for it
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(group, signal.SIGCONT)
 
     def enter_argv(self, kubeconfig: Path = ADMIN) -> list[str]:
         """What runs the command after it beside the control plane."""

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import yaml
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 OLDER = RUNTIME_CONFIG / "kubernetes-older"
 TIMEOUT_S = 90
+STOP_S = 30  # as kubelet gives it
 
 _NOT_HERE = {("Deployment", names.MANAGER), ("PodDisruptionBudget", names.MANAGER)}
 _FACTS = "manager.grit.dev/facts"
@@ -71,8 +72,13 @@ class Manager:
     def stop(self) -> None:
         """End it until it is started again."""
         self._is_wanted = False
-        os.killpg(self._process.pid, signal.SIGTERM)
-        self._keeping.join(TIMEOUT_S)
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(self._process.pid, signal.SIGTERM)
+        self._keeping.join(STOP_S)
+        if self._keeping.is_alive():
+            self.kill()
+            self._keeping.join()
+            raise AssertionError(f"the manager has not ended within {STOP_S} s")
 
     def _keep(self) -> None:
         while self._process.wait() is not None and self._is_wanted:

@@ -51,11 +51,14 @@ async def ensured(cluster: Cluster, namespace: str) -> Authority:
             found = await cluster.get(kube.SECRETS, namespace, names.CERTIFICATES)
     authority = Authority(*(base64.b64decode(found["data"][key]) for key in (CA, CA_KEY)))
     told = {CA: authority.pem.decode()}
-    if await cluster.find(kube.CONFIG_MAPS, namespace, names.CA_CONFIG_MAP) is None:
+    known = await cluster.find(kube.CONFIG_MAPS, namespace, names.CA_CONFIG_MAP)
+    if known is None:
         with suppress(AlreadyExistsError):
             await cluster.create(
                 kube.CONFIG_MAPS, _named("ConfigMap", namespace, names.CA_CONFIG_MAP, told)
             )
+    elif known.get("data") != told:  # of a CA that is no more
+        await cluster.replace(kube.CONFIG_MAPS, {**known, "data": told})
     return authority
 
 

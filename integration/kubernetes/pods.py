@@ -97,30 +97,3 @@ def of_the_project(name: str, edition: Edition, command: list[str]) -> dict[str,
             "volumes": [{"name": "packages", "hostPath": packages}],
         },
     }
-
-
-def on_each_node(name: str, command: list[str]) -> dict[str, Any]:
-    """A DaemonSet whose pods run a *command* of the node's own, in all but its cgroup as if the
-    node ran it: they are root there, and see and do what root does."""
-    container = {
-        "name": name,
-        "image": images.BUSYBOX,
-        "command": ["nsenter", "-t", "1", "-m", "-u", "-i", "--", *command],
-        "securityContext": {"privileged": True},
-    }
-    labels = {"app": name}
-    spec = {
-        "hostPID": True,
-        "hostNetwork": True,
-        "terminationGracePeriodSeconds": 20,
-        "containers": [container],
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": {"name": name},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": spec},
-        },
-    }

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from grit_runtime.proto import agent_pb2
 from integration.kubernetes import pods
 from integration.node.node import HANDLER, SHIM_HANDLER
-from integration.pods import agents, checkpoints
+from integration.pods import checkpoints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,42 +45,22 @@ def test_a_deployment_runs_and_is_heard(kubernetes: Cluster, runtime_class: str)
 
 def test_a_pod_is_moved_by_hand(kubernetes: Cluster) -> None:
     a, b = kubernetes.nodes
-    kubernetes.apply(pods.counter("counter", node=a.name))
-    kubernetes.wait("--for=condition=Ready", "pod/counter")
-    kubernetes.wait_for_log("counter", "20")
-    a.run(["grit", "checkpoint", "default/counter", "--name", "nightly", "--after", "frozen"])
+    kubernetes.apply(pods.counter("by-hand", node=a.name))
+    kubernetes.wait("--for=condition=Ready", "pod/by-hand")
+    kubernetes.wait_for_log("by-hand", "20")
+    a.run(["grit", "checkpoint", "default/by-hand", "--name", "nightly", "--after", "frozen"])
     there = checkpoints.carry(a, b, "nightly")
     counted = len((there / "counter/container.log").read_text().splitlines())
     annotations = {"grit.dev/restore-name": "nightly"}
-    kubernetes.apply(pods.counter("counter-2", node=b.name, annotations=annotations))
-    kubernetes.kubectl("delete", "pod", "counter", "--wait=false")
-    kubernetes.wait("--for=condition=Ready", "pod/counter-2")
-    kubernetes.wait_for_log("counter-2", str(counted + 20))
-    logged = [int(line) for line in kubernetes.pod_log("counter-2").split()]
+    kubernetes.apply(pods.counter("by-hand-2", node=b.name, annotations=annotations))
+    kubernetes.kubectl("delete", "pod", "by-hand", "--wait=false")
+    kubernetes.wait("--for=condition=Ready", "pod/by-hand-2")
+    kubernetes.wait_for_log("by-hand-2", str(counted + 20))
+    logged = [int(line) for line in kubernetes.pod_log("by-hand-2").split()]
     assert logged == list(range(1, len(logged) + 1))
-    (container,) = kubernetes.get("pod", "counter-2")["status"]["containerStatuses"]
+    (container,) = kubernetes.get("pod", "by-hand-2")["status"]["containerStatuses"]
     assert container["restartCount"] == 0
-    kubernetes.kubectl("delete", "pod", "counter-2", "--wait=false")
-
-
-def test_agents_that_a_daemonset_runs_move_a_pod(kubernetes: Cluster) -> None:
-    a, b = kubernetes.nodes
-    agents.introduce(kubernetes.nodes)
-    kubernetes.apply(pods.on_each_node("agent", ["/usr/local/bin/grit", "agent", "run"]))
-    kubernetes.kubectl("rollout", "status", "daemonset/agent")
-    for pod in kubernetes.get("pods", "-l", "app=agent")["items"]:
-        kubernetes.wait_for_log(pod["metadata"]["name"], ".*the agent serves.*")
-    kubernetes.apply(pods.counter("carried", node=a.name))
-    kubernetes.wait("--for=condition=Ready", "pod/carried")
-    kubernetes.wait_for_log("carried", "20")
-    request = agent_pb2.CheckpointRequest(
-        target="default/carried", name="carried", after="frozen", push=f"peer://{b.name}"
-    )
-    job = agents.asked(a, "Checkpoint", request)
-    assert job.state == "done", job.text
-    assert checkpoints.read(checkpoints.directory(b, "carried"))
-    kubernetes.kubectl("delete", "pod", "carried", "--wait=false")
-    kubernetes.kubectl("delete", "daemonset", "agent", "--wait=false")
+    kubernetes.kubectl("delete", "pod", "by-hand-2", "--wait=false")
 
 
 def test_a_pod_of_the_project_reaches_the_api_server(kubernetes: Cluster, edition: Edition) -> None:

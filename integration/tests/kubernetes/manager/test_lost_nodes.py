@@ -11,8 +11,14 @@ from grit_runtime.manager import lost_nodes
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
 from integration.node import volume
-from integration.tests.kubernetes.test_objects import KINDS, assert_goes_on, living, made, started
-from integration.tests.kubernetes.test_schedules import until
+from integration.tests.kubernetes.manager.test_objects import (
+    KINDS,
+    assert_goes_on,
+    living,
+    made,
+    started,
+)
+from integration.tests.kubernetes.manager.test_schedules import until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from grit_runtime.manager import retention, schedules
 from integration.kubernetes import grit, pods
-from integration.tests.kubernetes.test_objects import made, started
+from integration.tests.kubernetes.manager.test_objects import made, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ import pytest
 from grit_runtime.manager import notices
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
-from integration.tests.kubernetes.test_evictions import cordoned, evict, migrations
-from integration.tests.kubernetes.test_objects import (
+from integration.tests.kubernetes.manager.test_evictions import cordoned, evict, migrations
+from integration.tests.kubernetes.manager.test_objects import (
     KINDS,
     assert_goes_on,
     living,
     made,
     started,
 )
-from integration.tests.kubernetes.test_schedules import taken, until
+from integration.tests.kubernetes.manager.test_schedules import taken, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from integration.kubernetes import grit, pods
 from integration.node import volume
-from integration.tests.kubernetes.test_objects import (
+from integration.tests.kubernetes.manager.test_objects import (
     KINDS,
     SUCCEEDED,
     assert_goes_on,

@@ -9,7 +9,7 @@ import pytest
 
 from integration.kubernetes import grit, pods
 from integration.node import volume
-from integration.tests.kubernetes.test_objects import assert_goes_on, living, started
+from integration.tests.kubernetes.manager.test_objects import assert_goes_on, living, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -162,7 +162,9 @@ def test_agents_in_pods_move_a_pod(caller: Caller) -> None:
 def test_an_agent_that_is_killed_in_a_checkpoint_gives_the_pod_back(caller: Caller) -> None:
     cluster = caller.cluster
     node = cluster.nodes[0]
-    cluster.apply(pods.counter("cut", node=node.name))
+    large = pods.counter("cut", node=node.name)
+    large["spec"]["containers"][0]["command"][-1] = "300"  # MiB, which CRIU is seen to dump
+    cluster.apply(large)
     cluster.wait("--for=condition=Ready", "pod/cut")
     cluster.wait_for_log("cut", "5")
     taken = agent_pb2.CheckpointRequest(target="default/cut", after="running")

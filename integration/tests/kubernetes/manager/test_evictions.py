@@ -73,10 +73,10 @@ def migrations(kubernetes: Cluster) -> list[dict[str, Any]]:
 
 
 def test_a_drain_of_a_node_moves_its_ten_pods_and_ends(kubernetes: Cluster, name: str) -> None:
-    def made_here() -> list[str]:
+    def made_here() -> list[dict[str, Any]]:
         """The pods of this test; those of another one may still be going."""
-        every = (one["metadata"]["name"] for one in kubernetes.get("pods")["items"])
-        return [one for one in every if one.startswith(f"{name}-")]
+        every = kubernetes.get("pods")["items"]
+        return [one for one in every if one["metadata"]["name"].startswith(f"{name}-")]
 
     many = pods.deployment(pods.counter(f"{name}-many"))
     many["spec"]["replicas"] = 5
@@ -87,7 +87,8 @@ def test_a_drain_of_a_node_moves_its_ten_pods_and_ends(kubernetes: Cluster, name
             pods.stateful_set(pods.counter(f"{name}-set")),
             *(pods.counter(f"{name}-bare-{number}") for number in range(3)),
         )
-        names = until("ten pods", lambda: own[:10] if len(own := made_here()) > 9 else None)
+        found = until("ten pods", lambda: own if len(own := made_here()) > 9 else None)
+        names = [pod["metadata"]["name"] for pod in found]
         kubernetes.wait("--for=condition=Ready", *(f"pod/{pod}" for pod in names), timeout_s=90)
         for pod in names:
             kubernetes.wait_for_log(pod, "20")
@@ -97,7 +98,7 @@ def test_a_drain_of_a_node_moves_its_ten_pods_and_ends(kubernetes: Cluster, name
         moved = migrations(kubernetes)
         assert len(moved) == 10
         assert {one["status"]["phase"] for one in moved} == {SUCCEEDED}
-        here = kubernetes.get("pods")["items"]
+        here = made_here()
         assert {pod["spec"]["nodeName"] for pod in here} == {TARGET}
         for one in moved:
             assert_goes_on(kubernetes, one["status"]["targetPod"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from grit_runtime.proto import cri_pb2
 from integration.node import rootfs
+from integration.node.cri import Cri
 from integration.node.node import Node, write_script
 
 TYPE_CHECKING = False
@@ -84,10 +85,16 @@ class BareNode(Node):
         self.run(["sh", "-c", "kill $(pidof containerd); while pidof containerd; do :; done"])
         self._containerd.wait(60)
         self.start_containerd()
-        self.cri.call("Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse)
+        self._connect_anew()
 
     def restart_containerd(self, *arguments: str) -> None:
         """Have the stand-in for systemd start containerd, as the unit that it then is."""
         (self.root / "run/containerd-arguments").write_text(" ".join(arguments))
         self.run(["systemctl", "restart", "containerd.service"])
+        self._connect_anew()
+
+    def _connect_anew(self) -> None:
+        """Wait for the containerd that was started; a call on the old connection may be lost."""
+        self.cri.close()
+        self.cri = Cri(self.root / "run/containerd/containerd.sock")
         self.cri.call("Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse)

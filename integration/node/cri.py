@@ -82,7 +82,12 @@ class Cri:
         end = time.monotonic() + timeout_s
         while containerd.poll() is None and (left_s := end - time.monotonic()) > 0:
             request = cri_pb2.StatusRequest()
-            reply = self.call("Status", request, cri_pb2.StatusResponse, timeout_s=left_s)
+            try:
+                reply = self.call("Status", request, cri_pb2.StatusResponse, timeout_s=left_s)
+            except CriError as error:
+                if error.code != grpc.StatusCode.UNAVAILABLE:
+                    raise
+                continue  # it went out on the connection to a containerd that has ended
             if wanted <= {each.type for each in reply.status.conditions if each.status}:
                 return True
             time.sleep(_ASK_AGAIN_S)

@@ -87,7 +87,7 @@ class Node:
             self.start_containerd()
             stack.callback(self._kill_containerd)
             self.cri = Cri(self.root / "run/containerd/containerd.sock")
-            stack.callback(self.cri.close)
+            stack.callback(lambda: self.cri.close())  # noqa: PLW0108  a restart makes another
             if not self.cri.becomes_ready(self._containerd, READY, START_TIMEOUT_S):
                 raise LostNodeError(f"containerd is not ready:\n{self.collect_logs()}")
             for image in stack.enter_context(images.use(self.edition, lower)):

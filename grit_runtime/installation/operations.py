@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from grit_runtime import config, paths
@@ -18,7 +19,7 @@ from grit_runtime.errors import (
     NotFoundError,
     PodStateError,
 )
-from grit_runtime.host import journal, procfs
+from grit_runtime.host import journal, process, procfs
 from grit_runtime.host.containerd import Containerd
 from grit_runtime.installation import (
     changes,
@@ -36,6 +37,7 @@ from grit_runtime.version import VERSION
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
 
     from grit_runtime.host.journal import Journal
     from grit_runtime.installation.changes import Change, Made
@@ -214,8 +216,7 @@ def _units(done: Mapping[str, Made]) -> list[str]:
 
 def _has(daemon: Daemon, table: Table | None) -> bool:
     """Whether the containerd that runs has the handler as in *table*; None: has none of it."""
-    with Containerd(daemon.address) as cri:
-        live = cri.handlers().get(handlers.NAME)
+    live = _ask(daemon, Containerd.handlers).get(handlers.NAME)
     if table is None or live is None:
         return live is table
     return handlers.is_live(table, live)
@@ -233,9 +234,8 @@ def _restart(daemon: Daemon) -> Daemon:
     while True:
         try:
             found = containerd.find()
-            with Containerd(found.address) as cri:
-                cri.handlers()
-        except NotFoundError:
+            _ask(found, Containerd.handlers)
+        except (CommandError, NotFoundError):
             if time.monotonic() > end:
                 raise
         else:
@@ -283,8 +283,7 @@ def _refuse_damage(daemon: Daemon, done: Mapping[str, Made]) -> None:
 
 
 def _refuse_pods(daemon: Daemon) -> None:
-    with Containerd(daemon.address) as cri:
-        pods = sorted(cri.pods_of(handlers.NAME).values())
+    pods = sorted(_pods(daemon).values())
     if pods:
         raise PodStateError(
             f"pods run with the handler {handlers.NAME}, which they need to be stopped: "
@@ -293,10 +292,27 @@ def _refuse_pods(daemon: Daemon) -> None:
 
 
 def _stop_pods(daemon: Daemon, tell: Tell) -> None:
-    with Containerd(daemon.address) as cri:
-        for sandbox_id, name in cri.pods_of(handlers.NAME).items():
-            cri.stop(sandbox_id)
-            tell(f"stopped: {name}")
+    for sandbox_id, name in _pods(daemon).items():
+        _ask(daemon, partial(Containerd.stop, sandbox_id=sandbox_id))
+        tell(f"stopped: {name}")
+
+
+def _pods(daemon: Daemon) -> dict[str, str]:
+    return dict(_ask(daemon, partial(Containerd.pods_of, handler=handlers.NAME)))
+
+
+def _ask(daemon: Daemon, call: Callable[[Containerd], object]) -> Any:
+    """What *call* returns, in a child: gRPC can hang in a process that has forked since it used it.
+
+    CommandError if containerd does not answer.
+    """
+
+    def ask() -> object:
+        with Containerd(daemon.address) as cri:
+            return call(cri)
+
+    with process.beside(ask) as hear:
+        return hear()
 
 
 def _end_zygote() -> None:

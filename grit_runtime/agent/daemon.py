@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from threading import Event
 
 from grit_runtime import certificates, log, paths
-from grit_runtime.agent import copies, engine, helpers, identity, metrics, service
+from grit_runtime.agent import copies, engine, fetching, helpers, identity, metrics, service
 from grit_runtime.agent import job as job_files
 from grit_runtime.agent.access import Access
 from grit_runtime.agent.calls import Calls
@@ -17,19 +17,18 @@ from grit_runtime.agent.identity import Identity
 from grit_runtime.agent.job import Job
 from grit_runtime.agent.jobs import Jobs
 from grit_runtime.agent.kubernetes import ApiServer
-from grit_runtime.agent.peers import SCHEME
 from grit_runtime.agent.serving import Server, listening_at
 from grit_runtime.agent.work import Work
-from grit_runtime.errors import GritError, InvalidArgumentError, of_reason, one_line
+from grit_runtime.errors import GritError, one_line
 from grit_runtime.host import linux
 from grit_runtime.model.annotations import checkpoint_name
-from grit_runtime.proto import peer_pb2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from grit_runtime.config import Config
+    from grit_runtime.proto import peer_pb2
 
 JOBS_DIR = f"{paths.STATE_DIR}/agent/jobs"
 
@@ -114,12 +113,11 @@ def _serve_peers(config: Config, jobs: Jobs, stack: ExitStack) -> None:
     if not os.path.exists(f"{config.agent_dir}/{identity.CERTIFICATE}"):
         log.warning("no peers: the node has no certificate; grit agent init makes one")
         return
-    fetching = Fetching(jobs)
     own = Identity(config.agent_dir)
     listening = listening_at(config.agent_port)
     count = helpers.servers_worth_having()
     stack.enter_context(helpers.serving(listening, config.checkpoint_root, config.agent_dir, count))
-    stack.enter_context(Server(config.checkpoint_root, own, listening, fetch=fetching.fetch))
+    stack.enter_context(Server(config.checkpoint_root, own, listening, fetch=Fetching(jobs).fetch))
 
 
 class Fetching:
@@ -130,8 +128,6 @@ class Fetching:
 
     def fetch(self, wanted: peer_pb2.Fetch, peer: str, host: str) -> Iterator[peer_pb2.Progress]:
         """Prepare a checkpoint of the *peer* that asks, and say how far that is."""
-        if not 0 < wanted.port < 1 << 16:
-            raise InvalidArgumentError(f"port {wanted.port} of peer {peer} means nothing")
         checkpoint = wanted.checkpoint
         job = self._jobs.submit(
             Job(
@@ -139,21 +135,12 @@ class Fetching:
                 kind=job_files.PREPARE,
                 namespace=checkpoint_name(checkpoint.namespace),
                 name=checkpoint_name(checkpoint.name),
-                url=f"{SCHEME}{peer}:{wanted.port}",
+                url=fetching.url_of(wanted, peer),
                 host=host,
                 sha256=checkpoint.sha256,
             )
         )
-        for now in self._jobs.follow(job.id):
-            if now.state in {job_files.FAILED, job_files.CANCELLED}:
-                kind = of_reason(now.reason) if now.reason else GritError
-                raise kind(now.text or f"job {now.id} was cancelled there")
-            yield peer_pb2.Progress(
-                done_bytes=now.done_bytes,
-                size_bytes=now.size_bytes,
-                moved_bytes=now.moved_bytes,
-                is_done=now.has_ended,
-            )
+        return fetching.progress(self._jobs.follow(job.id))
 
 
 def _tell_systemd(state: str) -> None:

@@ -9,17 +9,11 @@ import socket
 
 from blake3 import blake3
 
-from grit_runtime.agent import client, job
+from grit_runtime.agent import client, fetching
 from grit_runtime.agent.identity import Identity
 from grit_runtime.agent.peers import Address, PeerSource
 from grit_runtime.agent.serving import Server
-from grit_runtime.errors import (
-    GritError,
-    InvalidArgumentError,
-    of_reason,
-    one_line,
-    reason,
-)
+from grit_runtime.errors import GritError, one_line, reason
 from grit_runtime.model.manifest import File
 from grit_runtime.proto import agent_pb2, peer_pb2
 from grit_runtime.store import receiving
@@ -49,26 +43,15 @@ def _serve(asked: dict[str, Any]) -> None:
 
 def relayed(wanted: peer_pb2.Fetch, peer: str, host: str) -> Iterator[peer_pb2.Progress]:
     """Have this node's agent prepare a checkpoint of the *peer* that asks; how far that is."""
-    if not 0 < wanted.port < 1 << 16:
-        raise InvalidArgumentError(f"port {wanted.port} of peer {peer} means nothing")
     request = agent_pb2.PrepareRequest(
         namespace=wanted.checkpoint.namespace,
         name=wanted.checkpoint.name,
         sha256=wanted.checkpoint.sha256,
-        source=f"peer://{peer}:{wanted.port}",
+        source=fetching.url_of(wanted, peer),
         host=host,
     )
     begun = client.asked("Prepare", request, agent_pb2.Job)
-    for now in client.followed(begun.id):
-        if now.state in {job.FAILED, job.CANCELLED}:
-            kind = of_reason(now.reason) if now.reason else GritError
-            raise kind(now.text or f"job {now.id} was cancelled there")
-        yield peer_pb2.Progress(
-            done_bytes=now.done_bytes,
-            size_bytes=now.size_bytes,
-            moved_bytes=now.moved_bytes,
-            is_done=bool(now.ended),
-        )
+    return fetching.progress(client.followed(begun.id))
 
 
 def _receive(asked: dict[str, Any]) -> None:

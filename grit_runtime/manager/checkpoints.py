@@ -51,9 +51,8 @@ async def run(world: World, namespace: str, name: str) -> None:
                 f"{status.phase}; the pod runs on"
             ) from None
     except GritError as error:
-        if (
-            status.phase == api.CHECKPOINTING
-        ):  # it may be sealed and held, and not be where it should
+        # It may be sealed and held, and not be where it should.
+        if status.phase == api.CHECKPOINTING:
             await _let_run(world, namespace, status.now)
         await status.fail(error)
 

@@ -61,7 +61,6 @@ async def run(world: World, namespace: str, name: str) -> None:
     if found is None:
         return
     status = Status(world.cluster, kube.RESTORES, found)
-    limit_s: float | None = None
     try:
         restore = api.read(api.Restore, found)
         limit_s = patience.left_s(restore.spec.timeout_seconds, found)

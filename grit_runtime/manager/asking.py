@@ -30,11 +30,6 @@ _ENDS = {
     "Restore": restores.ENDED,
     "Migration": migrations.ENDED,
 }
-_KINDS = {
-    "Checkpoint": kube.CHECKPOINTS,
-    "Restore": kube.RESTORES,
-    "Migration": kube.MIGRATIONS,
-}
 _RESTORE_TIMEOUT_S = 600
 _AT_ONCE = 10  # migrations of a drained node
 
@@ -69,7 +64,7 @@ async def ask(
         "metadata": {"name": name, "namespace": namespace},
         "spec": {key: value for key, value in spec.items() if value not in (None, "", ())},
     }
-    await cluster.create(_KINDS[kind], made)
+    await cluster.create(kube.OF_KIND[kind], made)
     return await ended(cluster, kind, namespace, name, told)
 
 
@@ -77,7 +72,7 @@ async def ended(cluster: Cluster, kind: str, namespace: str, name: str, told: To
     """The status of an object once it has come to its end; *told* hears of each step."""
     last = ""
     fields = f"metadata.name={name}"
-    async for found in cluster.watched(_KINDS[kind], namespace, fields=fields):
+    async for found in cluster.watched(kube.OF_KIND[kind], namespace, fields=fields):
         if name not in found:
             raise NotFoundError(f"{kind} {namespace}/{name} was deleted")
         now: Object = found[name].get("status") or {}

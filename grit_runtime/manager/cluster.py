@@ -45,6 +45,7 @@ CHECKPOINTS = create_namespaced_resource(GROUP, VERSION, "Checkpoint", "checkpoi
 RESTORES = create_namespaced_resource(GROUP, VERSION, "Restore", "restores")
 MIGRATIONS = create_namespaced_resource(GROUP, VERSION, "Migration", "migrations")
 SCHEDULES = create_namespaced_resource(GROUP, VERSION, "CheckpointSchedule", "checkpointschedules")
+OF_KIND = {"Checkpoint": CHECKPOINTS, "Restore": RESTORES, "Migration": MIGRATIONS}
 PODS = create_namespaced_resource("", "v1", "Pod", "pods")
 CLAIMS = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 CONFIG_MAPS = create_namespaced_resource("", "v1", "ConfigMap", "configmaps")

@@ -133,7 +133,8 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
         ("Restore", "restores", restores.run, restores.ENDED),
         ("Migration", "migrations", migrations.run, migrations.ENDED),
     ):
-        _control(registry, plural, ended, _daemon(world, told, slots, kind, run_one))
+        work = _daemon(world, told, slots, kind, run_one)
+        _control(registry, plural, plural, _is_open(ended), work)
     for plural, forget in (
         ("checkpoints", checkpoints.forget),
         ("migrations", migrations.forget),
@@ -154,14 +155,7 @@ def _keep_schedules(registry: kopf.OperatorRegistry, world: World) -> None:
         ("checkpointschedules", None, schedules.run),
         ("checkpoints", goes, retention.run),
     ):
-        kopf.daemon(
-            *(api.GROUP, api.VERSION, plural),
-            registry=registry,
-            id=f"{plural}-kept",
-            when=when,
-            backoff=_RETRY_S,
-            cancellation_timeout=1.0,
-        )(_standing(world, run_one))
+        _control(registry, f"{plural}-kept", plural, when, _standing(world, run_one))
 
 
 def _watch_nodes(registry: kopf.OperatorRegistry, world: World) -> None:
@@ -191,11 +185,7 @@ def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:
 def _daemon(
     world: World, told: metrics.Metrics, slots: asyncio.Semaphore, kind: str, run_one: Run
 ) -> Callable[..., Awaitable[None]]:
-    resource = {
-        "Checkpoint": kube.CHECKPOINTS,
-        "Restore": kube.RESTORES,
-        "Migration": kube.MIGRATIONS,
-    }[kind]
+    resource = kube.OF_KIND[kind]
 
     async def work(name: str, namespace: str, meta: Any, **_: object) -> None:
         begun = datetime.fromisoformat(meta["creationTimestamp"])
@@ -215,21 +205,24 @@ def _daemon(
 
 def _control(
     registry: kopf.OperatorRegistry,
+    id_: str,
     plural: str,
-    ended: tuple[str, ...],
+    when: Callable[..., bool] | None,
     work: Callable[..., Awaitable[None]],
 ) -> None:
-    def is_open(status: Any, **_: object) -> bool:
-        return status.get("phase") not in ended
-
+    """Have each object that *when* is true of be worked on by a task of its own."""
     kopf.daemon(
         *(api.GROUP, api.VERSION, plural),
         registry=registry,
-        id=plural,
-        when=is_open,
+        id=id_,
+        when=when,
         backoff=_RETRY_S,
         cancellation_timeout=1.0,
     )(work)
+
+
+def _is_open(ended: tuple[str, ...]) -> Callable[..., bool]:
+    return lambda status, **_: status.get("phase") not in ended
 
 
 def _on_deletion(registry: kopf.OperatorRegistry, plural: str, world: World, forget: Run) -> None:

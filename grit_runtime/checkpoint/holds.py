@@ -85,7 +85,7 @@ def undo(held: Journal[steps.Step]) -> None:
         process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S)
         stopping = has(taken, steps.Stop)
         # Before any of the processes runs again.
-        lost = None if stopping else memory.give_back_recorded(taken)
+        lost = None if stopping else memory.give_back_recorded(held)
         stopping |= bool(lost) and has(taken, steps.Kept)  # or they would run on with empty heaps
         stay: tuple[type[steps.Step], ...] = ()
         if stopping:

@@ -33,10 +33,14 @@ def give_back(held: Journal[steps.Step], saved: list[MemoryFile]) -> None:
     held.record(steps.MemoryBack())
 
 
-def give_back_recorded(taken: list[steps.Step]) -> str | None:
-    """Undo what `empty` did, unless that was done already; the reason if it cannot be undone."""
+def give_back_recorded(held: Journal[steps.Step]) -> str | None:
+    """Undo what `empty` did, unless that was done already; the reason if it cannot be undone.
+
+    That it was done is recorded, as an undo may be killed too: the next one must not fill in again
+    what the processes have changed since, nor look for files that are gone.
+    """
     away: list[tuple[MemoryFile, int | None]] = []
-    for step in taken:
+    for step in held.steps():
         if isinstance(step, steps.Memory):
             away += zip(step.saved, step.started, strict=True)
         if isinstance(step, steps.MemoryBack):
@@ -52,6 +56,8 @@ def give_back_recorded(taken: list[steps.Step]) -> str | None:
         _fill(living)
     except (GritError, OSError) as error:
         return one_line(error)
+    if away:
+        held.record(steps.MemoryBack())
     return None
 
 

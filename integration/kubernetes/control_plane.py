@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
+from grit_runtime.host import procfs
 from integration.kubernetes import credentials
 from integration.node.network import ROUTER
 
@@ -64,8 +65,8 @@ class ControlPlane:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.callback(self._wait_for_daemons)
             self._start_init(stack)
+            stack.callback(self._end_daemons)
             self._write_files()
             self._start(
                 "etcd",
@@ -111,12 +112,14 @@ class ControlPlane:
     @contextmanager
     def stopped(self, name: str) -> Iterator[None]:
         """While the block runs, that program of the control plane does not get the processor."""
-        group = self._daemons[name].pid  # with what has entered the namespaces and waits for it
-        os.killpg(group, signal.SIGSTOP)
+        entered = self._daemons[name]
+        (program,) = procfs.children(entered.pid)
+        os.kill(program, signal.SIGSTOP)
+        os.waitid(os.P_PID, entered.pid, os.WSTOPPED)  # nsenter stops with its child
         try:
             yield
         finally:
-            os.killpg(group, signal.SIGCONT)
+            entered.send_signal(signal.SIGCONT)  # and has it go on
 
     def enter_argv(self, kubeconfig: Path = ADMIN) -> list[str]:
         """What runs the command after it beside the control plane."""
@@ -184,8 +187,10 @@ class ControlPlane:
         with self.path(HOME / f"{name}.log").open("w") as log:
             self._daemons[name] = self.popen([self.programs / name, *flags], stdout=log, stderr=log)
 
-    def _wait_for_daemons(self) -> None:
+    def _end_daemons(self) -> None:
         for daemon in self._daemons.values():
+            if daemon.poll() is None:
+                os.killpg(daemon.pid, signal.SIGKILL)
             daemon.wait()
 
     def _write_files(self) -> None:

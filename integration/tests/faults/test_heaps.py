@@ -10,6 +10,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,6 @@ from integration.pods.pod_spec import ContainerSpec, PodSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from subprocess import Popen
 
     from integration.node.node import Node
@@ -255,6 +255,20 @@ def test_an_engine_that_is_killed_with_its_supervisor_leaves_nothing_undone(
         nodes.a.run(["pkill", "-KILL", "-f", "recover --wait"], check=False)
         with suppress(ProcessLookupError):  # it has just ended
             os.kill(engine, signal.SIGKILL)
+    nodes.a.run(["grit", "recover"])
+    assert_undisturbed(source)
+
+
+def test_an_undo_that_is_killed_is_finished_by_the_next(nodes: Nodes, source: Pod) -> None:
+    path = nodes.a.path(Path(checkpoints.journal(source)))
+    kept = path.with_name("kept")
+    with checkpoints.taking(source, "undone", *TO_END) as taken:
+        checkpoints.wait_until_memory_is_taken(source, taken)
+        kept.hardlink_to(path)
+        os.kill(nodes.a.command_pid(taken), signal.SIGKILL)
+    nodes.a.run(["grit", "recover", "--wait", checkpoints.journal(source)], check=False)
+    assert_goes_on(source)
+    kept.rename(path)  # as if the undo had been killed just before it removed its journal
     nodes.a.run(["grit", "recover"])
     assert_undisturbed(source)
 

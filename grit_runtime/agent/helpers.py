@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from grit_runtime.store.receiving import Apart, Wanted
 
 _STDERR = 2
-_CORES_A_SERVER, _MOST_SERVERS = 4, 4
+# Measured, 32 cores: 4 processes at each end bring 2.9 GiB/s, 8 of them 4.8, 16 of them 7.5.
+_CORES_A_SERVER, _MOST_SERVERS = 2, 8
 _FEW_CORES = 8  # of which the threads of one process take all there is
 _FEW_BYTES = 256 << 20  # in which a process would hardly have started
 
 
 def servers_worth_having() -> int:
+    """How many processes may serve, none of which does anything while nobody asks."""
     return min(len(os.sched_getaffinity(0)) // _CORES_A_SERVER, _MOST_SERVERS)
 
 

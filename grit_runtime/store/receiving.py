@@ -18,7 +18,6 @@ from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import records
-from grit_runtime.store.sending import MAX_THREADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +53,9 @@ if TYPE_CHECKING:
 
             None if so much comes as soon without. Used by one thread.
             """
+
+
+_MOST_THREADS = 8
 
 
 class Wanted(NamedTuple):
@@ -156,7 +158,7 @@ class Receiving:
         for one in known_zeros:
             self._write(dir_fd, Received(one, None, 0))
         left = iter(self._source.runs([one for one in wanted if not one.is_zeros]))
-        threads = max(2, min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS))
+        threads = max(2, min(len(os.sched_getaffinity(0)) + 1, _MOST_THREADS))
         with ThreadPoolExecutor(threads) as pool:
             size_bytes = sum(one.size_bytes for one in wanted)
             running = [pool.submit(self._work, dir_fd, left, size_bytes) for _ in range(threads)]

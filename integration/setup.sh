@@ -7,6 +7,7 @@ set -euo pipefail
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 export GRIT_CACHE=${GRIT_CACHE:-/var/cache/grit-runtime}
 export PYTHONPATH=$repo
+export GRPC_ENABLE_FORK_SUPPORT=0 # tests fork, and enter namespaces: a child with threads cannot
 
 if [[ $EUID -ne 0 ]]; then
     echo "$0: needs root: nodes are made of mounts, namespaces and cgroups" >&2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 
@@ -101,7 +100,6 @@ def init(directory: str | None, node: str, ca: str) -> None:
 )
 def run(service_account: str) -> None:
     """Serve the node, in the foreground, until SIGTERM."""
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # read when gRPC is loaded; our children exec
     from grit_runtime.agent import daemon  # brings gRPC and TLS
 
     daemon.run(config.load(), service_account)

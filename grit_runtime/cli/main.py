@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -77,6 +78,9 @@ def grit() -> None:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
+    # Read when gRPC is loaded. In a child it would start its threads again, and who has threads
+    # can enter no namespaces.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     try:
         grit()
     except (GritError, OSError) as error:

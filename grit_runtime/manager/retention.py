@@ -61,7 +61,7 @@ async def _push_out(cluster: Cluster, newest: Checkpoint) -> None:
     taken = [
         Taken(
             name,
-            _made(one),
+            _ended(one),
             state(one),
             is_in_use=name in needed,
             keep=one.spec.retention.keep if one.spec.retention else None,
@@ -120,3 +120,9 @@ async def _remove(cluster: Cluster, checkpoint: Checkpoint, why: str) -> None:
 
 def _made(checkpoint: Checkpoint) -> float:
     return datetime.fromisoformat(checkpoint.metadata.creation_timestamp).timestamp()
+
+
+def _ended(checkpoint: Checkpoint) -> float:
+    """When it came into its phase; creation times are whole seconds, and two may have the same."""
+    entered = checkpoint.status.phase_time
+    return datetime.fromisoformat(entered).timestamp() if entered else _made(checkpoint)

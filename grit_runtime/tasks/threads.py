@@ -17,7 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_VFORK_BEGINS_S = 0.01
+_VFORK_BEGINS_S = 0.5
+_LOOK_EVERY_S = 0.01
 
 
 def apart(pid: int) -> list[tuple[int, str]]:
@@ -56,13 +57,15 @@ def shared_with_parent(pid: int) -> list[str]:
 def _shares_memory(parent: int, pid: int) -> bool:
     """Whether a process shares its parent's memory, which does not wait for it in vfork.
 
-    Asked twice: a child is there a moment before its parent waits, and may begin its program.
+    Asked again and again: a child is there before its parent waits, for long if that does not get a
+    processor, and may begin its program.
     """
-    for pause_s in (_VFORK_BEGINS_S, 0):
+    deadline_s = time.monotonic() + _VFORK_BEGINS_S
+    while time.monotonic() < deadline_s:
         if linux.differ(parent, pid, linux.KCMP_VM) or procfs.cannot_be_stopped(parent):
             return False
-        time.sleep(pause_s)
-    return not linux.differ(parent, pid, linux.KCMP_VM)
+        time.sleep(_LOOK_EVERY_S)
+    return True
 
 
 def _apart(pid: int, tid: int) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """A control plane: etcd, API server, controllers and scheduler, on the router of a network.
 
 It has process and mount namespaces of its own, and all its files on a tmpfs in them; so all of it
-goes when its first process does, which ends with its standard input. Nothing of it is reached from
-the machine itself.
+goes when its first process does, which ends with its standard input if nobody ends it. Nothing of
+it is reached from the machine itself.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ControlPlane:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._start_init(stack)
-            stack.callback(self._end_daemons)
+            stack.callback(self._end)
             self._write_files()
             self._start(
                 "etcd",
@@ -187,10 +187,9 @@ class ControlPlane:
         with self.path(HOME / f"{name}.log").open("w") as log:
             self._daemons[name] = self.popen([self.programs / name, *flags], stdout=log, stderr=log)
 
-    def _end_daemons(self) -> None:
+    def _end(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)  # and with it all that is in its namespace
         for daemon in self._daemons.values():
-            if daemon.poll() is None:
-                os.killpg(daemon.pid, signal.SIGKILL)
             daemon.wait()
 
     def _write_files(self) -> None:

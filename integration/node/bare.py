@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from grit_runtime.proto import cri_pb2
 from integration.node import rootfs
 from integration.node.cri import Cri
-from integration.node.node import Node, write_script
+from integration.node.node import START_TIMEOUT_S, Node, write_script
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +93,8 @@ class BareNode(Node):
         self._connect_anew()
 
     def _connect_anew(self) -> None:
-        """Wait for the containerd that was started; a call on the old connection may be lost."""
+        """Wait for the containerd that was started."""
         self.cri.close()
         self.cri = Cri(self.root / "run/containerd/containerd.sock")
-        self.cri.call("Status", cri_pb2.StatusRequest(), cri_pb2.StatusResponse)
+        if not self.cri.becomes_ready(None, set(), START_TIMEOUT_S):
+            raise AssertionError("containerd was started and does not answer")

@@ -76,11 +76,16 @@ class Cri:
             return answer
 
     def becomes_ready(
-        self, containerd: subprocess.Popen[str], wanted: Set[str], timeout_s: float
+        self, containerd: subprocess.Popen[str] | None, wanted: Set[str], timeout_s: float
     ) -> bool:
-        """Wait until the *wanted* conditions hold; false if *containerd* ends, or time runs out."""
+        """Wait until the *wanted* conditions hold; false if time runs out, or *containerd* ends.
+
+        That is None if it is somebody else's child.
+        """
         end = time.monotonic() + timeout_s
-        while containerd.poll() is None and (left_s := end - time.monotonic()) > 0:
+        while (left_s := end - time.monotonic()) > 0:
+            if containerd is not None and containerd.poll() is not None:
+                return False
             request = cri_pb2.StatusRequest()
             try:
                 reply = self.call("Status", request, cri_pb2.StatusResponse, timeout_s=left_s)

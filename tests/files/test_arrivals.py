@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import pytest
 
 from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError, ImageError
 from grit_runtime.files import arrivals
+from tests import forked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,20 +33,19 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def another_process(work: Callable[[], object]) -> Iterator[int]:
     """The pid of a child that announces "nightly", does *work* and waits to be killed."""
     read_fd, write_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with arrivals.announced(*NIGHTLY, SHA256, 1000, "peer node-b"):
-            work()
-            os.close(write_fd)
-            signal.pause()
-    os.close(write_fd)
-    with open(read_fd, "rb") as told:
-        told.read()
-    try:
+
+    def announce() -> object:
+        announced = arrivals.announced(*NIGHTLY, SHA256, 1000, "peer node-b")
+        announced.__enter__()
+        work()
+        os.close(write_fd)
+        return announced
+
+    with forked.child(announce) as pid:
+        os.close(write_fd)
+        with open(read_fd, "rb") as told:
+            told.read()
         yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def age(directory: Path) -> None:

@@ -1,5 +1,4 @@
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +6,7 @@ import pytest
 from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.host import journal
 from grit_runtime.model.checkpoint_steps import STEPS, Freeze
+from tests import forked
 
 
 def test_steps_are_read_back_in_order(tmp_path: Path) -> None:
@@ -39,15 +39,16 @@ def test_a_journal_is_its_writers_for_as_long_as_it_lives(tmp_path: Path) -> Non
 def test_the_journal_of_a_killed_process_can_be_adopted(tmp_path: Path) -> None:
     path = f"{tmp_path}/j"
     ready_read, ready_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        journal.begin(path, STEPS).record(Freeze("a"))
+
+    def write() -> object:
+        held = journal.begin(path, STEPS)
+        held.record(Freeze("a"))
         os.write(ready_write, b"x")
-        signal.pause()
-    os.read(ready_read, 1)
-    assert journal.adopt(path, STEPS) is None
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
+        return held
+
+    with forked.child(write):
+        os.read(ready_read, 1)
+        assert journal.adopt(path, STEPS) is None
     adopted = journal.adopt(path, STEPS)
     assert adopted is not None
     assert adopted.steps() == [Freeze("a")]

@@ -22,6 +22,7 @@ from grit_runtime.model.annotations import RestoreOrder
 from grit_runtime.restore import gate
 from grit_runtime.restore.attempts import Request
 from grit_runtime.restore.gate import Place
+from tests import forked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -206,16 +207,16 @@ def test_an_announcement_that_is_withdrawn_ends_the_wait_and_binds(place: Place)
 
 
 def test_a_pod_that_ends_ends_the_wait(place: Place) -> None:
-    pid = os.fork()
-    if pid == 0:
-        signal.pause()
-    with announced(place), closing_fd(os.pidfd_open(pid)) as pidfd:
+    with (
+        forked.child(lambda: None) as pid,
+        announced(place),
+        closing_fd(os.pidfd_open(pid)) as pidfd,
+    ):
         waiting = Waiting(place, sandbox_fd=pidfd)
         assert waiting.is_on()
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(PodStateError, match="the pod has ended while it waited for checkpoint"):
             waiting.result()
-    os.waitpid(pid, 0)
 
 
 def test_a_checkpoint_without_manifest_ends_with_the_sentinel(place: Place) -> None:

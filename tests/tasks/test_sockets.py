@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 
 import pytest
@@ -13,6 +12,7 @@ from grit_runtime.model import connections
 from grit_runtime.model.connections import Endpoint
 from grit_runtime.tasks import sockets
 from grit_runtime.wire import unix_diag
+from tests import forked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,20 +75,18 @@ def test_what_nobody_has_accepted_is_outside() -> None:
 
 def test_the_peer_of_another_process_is_outside() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        child = os.fork()
-        if child == 0:
-            held = socket.create_connection(server.getsockname())
+
+        def connect() -> socket.socket:
+            address = server.getsockname()
             server.close()
-            signal.pause()
-            held.close()
-        with server.accept()[0] as accepted:
+            return socket.create_connection(address)
+
+        with forked.child(connect) as child, server.accept()[0] as accepted:
             [end] = sockets.connections([child])
             assert end.pid == child
             assert end.remote == Endpoint("127.0.0.1", server.getsockname()[1])
             assert connections.outside([end]) == [end]
             assert accepted.getpeername()[1] == end.local.port
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def test_a_process_without_connections_has_none() -> None:
@@ -109,19 +107,16 @@ def test_a_unix_socket_whose_other_end_is_elsewhere_is_found(tmp_path: Path) -> 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        child = os.fork()
-        if child == 0:
+
+        def connect() -> tuple[object, ...]:
             listener.close()
-            both = socket.socketpair()
-            held = socket.socket(socket.AF_UNIX)
-            held.connect(path)
-            signal.pause()
-            del both, held
-        with listener.accept()[0]:
+            connected = socket.socket(socket.AF_UNIX)
+            connected.connect(path)
+            return connected, socket.socketpair()
+
+        with forked.child(connect) as child, listener.accept()[0]:
             assert peers(child) == [(child, path)]
-            assert peers(child, os.getpid()) == []
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+            assert (child, path) not in peers(child, os.getpid())
 
 
 def unaccepted() -> list[tuple[int, str]]:

@@ -431,6 +431,7 @@ def test_nvml_tells_of_cards_and_of_who_uses_them(
         "total_bytes": 64 << 20,
         "free_bytes": (64 << 20) - held,
         "mig": False,
+        "persistent": True,
         "processes": [[counter.pid, held]],
     }
     assert (second["minor"], second["processes"]) == (5, [])

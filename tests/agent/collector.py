@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Condition, Thread
@@ -33,16 +34,12 @@ class Received(NamedTuple):
 
 
 class Collector:
-    """What was received until now, and the *port* of who sends more."""
+    """What was sent to the *endpoint* until now."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
         self._received: list[Received] = []
         self._changed = Condition()
-        self.port = 0
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def take(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)
@@ -65,9 +62,11 @@ class Collector:
 
 
 @contextmanager
-def collecting(port: int = 0) -> Iterator[Collector]:
-    """A collector at *port* of the loopback address, or at any that is free."""
-    collector = Collector()
+def collecting(listening: socket.socket | None = None) -> Iterator[Collector]:
+    """A collector on that socket, or on one of the loopback interface."""
+    listening = listening or socket.create_server(("127.0.0.1", 0))
+    host, port = listening.getsockname()
+    collector = Collector(f"http://{host}:{port}")
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -83,8 +82,9 @@ def collecting(port: int = 0) -> Iterator[Collector]:
         def log_message(self, *_: object) -> None:
             """Nobody needs a line for each."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    collector.port = server.server_address[1]
+    server = ThreadingHTTPServer((host, port), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listening
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,22 +15,26 @@ from typing import Any
 import pytest
 import yaml
 
+from grit_runtime.agent import tracing
 from grit_runtime.config import Config
+from grit_runtime.model import manifest as manifests
 from grit_runtime.proto import agent_pb2
 from integration import prometheus
+from integration.node import rootfs
 from integration.node.cri import CriError
-from integration.node.rootfs import REPO
 from integration.pods import agents, checkpoints, workload
 from integration.requirements import do_without
+from tests.agent.collector import collecting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from integration.node.network import Network
     from integration.prometheus import Prometheus
     from integration.tests.conftest import Nodes, RunPod
 
-MONITORING = REPO / "runtime-config/monitoring"
+MONITORING = rootfs.REPO / "runtime-config/monitoring"
 ALERTS = MONITORING / "alerts.yaml"
 ALERTS_TEST = Path(__file__).with_name("alerts-test.yaml")
 MANAGER_PORT = 9470
@@ -115,7 +120,7 @@ def configuration() -> dict[str, Any]:
 @contextmanager
 def a_manager_s_page(enter: list[str]) -> Iterator[None]:
     argv = [*enter, sys.executable, "-c", MANAGER, str(MANAGER_PORT)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=REPO) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=rootfs.REPO) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "ready\n"
@@ -189,3 +194,37 @@ def test_the_dashboard_shows_what_has_happened_on_a_node(
     assert watched.ask('up{job="grit-agent", instance="node-a"} == 1')
     raised = {one["metric"]["alertname"] for one in watched.ask("ALERTS")}
     assert raised == {"GritPodHeld", "GritObjectsFail"}
+
+
+@pytest.mark.usefixtures("fresh_nodes")
+def test_a_move_is_one_trace_across_both_nodes(
+    nodes: Nodes, network: Network, run_pod: RunPod
+) -> None:
+    for node in nodes:
+        site_packages = node.root / rootfs.site_packages(node.edition)
+        rootfs.install(rootfs.part("tracing"), site_packages, python=node.edition.python)
+    with (
+        collecting(network.listening()) as collector,
+        agents.running(nodes, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint),
+    ):
+        source = run_pod(nodes.a, workload.counter_pod("traced"))
+        workload.wait_for_count(source, 5)
+        request = agent_pb2.CheckpointRequest(
+            target="default/traced", name="traced", after="frozen", push="peer://node-b"
+        )
+        assert agents.asked(nodes.a, "Checkpoint", request).state == "done"
+        annotations = (("grit.dev/restore-name", "traced"),)
+        run_pod(nodes.b, workload.counter_pod("traced-2", annotations=annotations))
+        names = (tracing.CHECKPOINT, "checkpoint job", "prepare job", tracing.RESTORE)
+        found = collector.wait_for(*names)
+    manifest = checkpoints.directory(nodes.b, "traced") / manifests.FILE_NAME
+    sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert {one.span.trace_id.hex() for one in found} == {sha256[:32]}
+    of_node = {one.span.name: one.resource["k8s.node.name"] for one in found}
+    assert [of_node[name] for name in names] == ["node-a", "node-a", "node-b", "node-b"]
+    assert {"freeze", "dump", "seal", "verify", "read back"} <= of_node.keys()
+    times = {one.span.name: one.span.start_time_unix_nano for one in found}
+    order = ("checkpoint job", tracing.CHECKPOINT, "freeze", "dump", tracing.RESTORE, "verify")
+    assert [times[name] for name in order] == sorted(times[name] for name in order)
+    for node in nodes:
+        node.run(["rm", "-rf", str(agents.DIRECTORY)])

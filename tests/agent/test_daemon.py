@@ -26,10 +26,10 @@ from grit_runtime.errors import (
 )
 from grit_runtime.host import records
 from grit_runtime.model import outcomes
-from grit_runtime.model.hold import Hold
 from grit_runtime.pod import held_pods
 from grit_runtime.proto import agent_pb2
 from tests.agent import nodes
+from tests.model.test_hold import HOLD, RESUMED
 from tests.outcomes import NOW
 from tests.store import made
 
@@ -38,20 +38,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.agent.nodes import Node
-
-
-HOLD = Hold(
-    since="2026-11-29T00:00:00Z",
-    namespace="default",
-    pod="counter",
-    pod_uid="held",
-    sandbox_id="sandbox",
-    runc_root="/run/runc",
-    checkpoint="/c/nightly",
-    manifest_sha256="1" * 64,
-    containers={"main": "id"},
-    is_whole=True,
-)
 
 
 @pytest.fixture
@@ -356,7 +342,7 @@ def test_metrics_say_what_became_of_checkpoints_and_restores(
         records.append(NOW._replace(outcome=outcomes.COLD, reason="as it should be"))
         records.append(NOW._replace(timeline=(not_read,), pod_uid="other"))
         held_pods.keep(HOLD)
-        held_pods.keep(HOLD._replace(pod_uid="resumed", is_resumed=True, awaited=("main",)))
+        held_pods.keep(RESUMED._replace(pod_uid="resumed"))
         records.append(NOW._replace(outcome=outcomes.SEALED, container="", pod_uid="another"))
         wait_for(
             port,

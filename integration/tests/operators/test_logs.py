@@ -1,4 +1,4 @@
-"""Lines of the log on a node that is told to write JSON: whose they are, and that all of them say."""
+"""Lines of the log on a node that is told to write JSON: all of them say whose they are."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grit_runtime import log
 from grit_runtime.errors import ConfigurationError
 from grit_runtime.startup import named
 from grit_runtime.startup.named import NamedTuple
@@ -30,12 +31,16 @@ class Config(NamedTuple):
     agent_metrics: int = 9464  # the port of metrics and /healthz on 127.0.0.1; 0: none
     store_key: str = ""  # a file's key, that what goes into a store is encrypted with
     huge_pages: bool = True  # turn them on node-wide while GPU memory is moved: a third faster
+    log_json: bool = False  # lines of the log are JSON, not logfmt
     # For a checkpoint on its way. kubelet gives up a call after 120 s, and the restore comes after.
     restore_wait_s: float = 75
 
 
 def load(path: str = PATH) -> Config:
-    """The configuration in *path*; ConfigurationError for an unknown key or a wrong value."""
+    """The configuration in *path*, in whose format this process logs from now on.
+
+    ConfigurationError for an unknown key or a wrong value.
+    """
     try:
         file = open(path, "rb")  # noqa: SIM115  tomllib is imported only if there is a file
     except FileNotFoundError:
@@ -53,7 +58,10 @@ def load(path: str = PATH) -> Config:
         expected = _wanting(value, named.types(Config)[key])
         if expected:
             raise ConfigurationError(f"{path}: {key} is {value!r}, expected {expected}")
-    return Config(**table)
+    loaded = Config(**table)
+    if loaded.log_json:
+        log.as_json()
+    return loaded
 
 
 def _wanting(value: Any, kind: type) -> str:

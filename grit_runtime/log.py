@@ -1,4 +1,4 @@
-"""A line of logfmt for each change of state, on standard error or appended to a file.
+"""A line for each change of state, logfmt or JSON, on standard error or appended to a file.
 
 The OCI wrapper logs to a file, because its standard error is the container's.
 """
@@ -9,6 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _fd = 2
+_is_json = False
+_about: dict[str, object] = {}
+
+
+def as_json() -> None:
+    """Write this process's lines as JSON from now on."""
+    global _is_json  # noqa: PLW0603  one process logs in one format
+    _is_json = True
+
+
+def is_json() -> bool:
+    return _is_json
+
+
+@contextmanager
+def about(**fields: object) -> Iterator[None]:
+    """While the block runs, this process's lines have these *fields* too, before their own."""
+    global _about  # noqa: PLW0603  one process does one checkpoint or restore at a time
+    before = _about
+    _about = {**before, **fields}
+    try:
+        yield
+    finally:
+        _about = before
 
 
 def to_file(path: str) -> None:
@@ -38,13 +62,23 @@ def rfc3339(time_s: float | None = None) -> str:
 
 
 def _write(level: str, event: str, fields: dict[str, object]) -> None:
-    pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
     now_s = time.time()
     stamp = f"{rfc3339(now_s)[:-1]}.{int(now_s % 1 * 1000):03}Z"
-    line = f"time={stamp} level={level} msg={_quoted(event)}{pairs}\n"
+    pairs = {"time": stamp, "level": level, "msg": event, **_about, **fields}
+    line = _json(pairs) if _is_json else _logfmt(pairs)
     # A shim's log is a fifo, which is full once containerd has been away for long.
     with suppress(BlockingIOError):
-        os.write(_fd, line.encode())
+        os.write(_fd, f"{line}\n".encode())
+
+
+def _logfmt(pairs: dict[str, object]) -> str:
+    return " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
+
+
+def _json(pairs: dict[str, object]) -> str:
+    import json  # few configure it
+
+    return json.dumps(pairs, default=str)
 
 
 def _quoted(value: object) -> str:
@@ -57,13 +91,14 @@ def _quoted(value: object) -> str:
 class Timeline:
     """The phases of one checkpoint or restore, each logged as it ends. It begins when it is made.
 
-    An entry of `phases` has "phase", "begin_s", "seconds" and, if they apply, "container",
-    "size_bytes" and "failed".
+    An entry of `phases` has "phase", "begin_s", "epoch_s", "seconds" and, if they apply,
+    "container", "size_bytes" and "failed".
     """
 
     def __init__(self) -> None:
         self.phases: list[dict[str, object]] = []
         self._begin = time.monotonic()
+        self._begin_epoch_s = time.time()
 
     @property
     def elapsed_s(self) -> float:
@@ -84,5 +119,6 @@ class Timeline:
         """A phase that ends now."""
         entry = {**fields, "seconds": round(seconds, 4)}
         begin_s = round(max(0.0, self.elapsed_s - seconds), 4)
-        self.phases.append({"phase": name, "begin_s": begin_s, **entry})
+        epoch_s = round(self._begin_epoch_s + begin_s, 3)
+        self.phases.append({"phase": name, "begin_s": begin_s, "epoch_s": epoch_s, **entry})
         info(name, **entry)

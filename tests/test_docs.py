@@ -13,10 +13,12 @@ import click
 import pytest
 
 from grit_runtime import errors
+from grit_runtime.agent import metrics as agent_metrics
 from grit_runtime.cli.main import grit
 from grit_runtime.config import Config
 from grit_runtime.errors import GritError
 from grit_runtime.files import signature
+from grit_runtime.manager import metrics as manager_metrics
 from grit_runtime.manager import names
 from grit_runtime.model import losses, outcomes
 from grit_runtime.model.annotations import KNOWN
@@ -29,8 +31,9 @@ from integration.gpu import table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import Any
 
 DOCS = REPO / "docs"
 README = REPO / "README.md"
@@ -251,6 +254,20 @@ def test_each_field_of_a_record_is_in_the_table_of_records() -> None:
     assert re.findall(r"`(\w+)`", " ".join(cells)) == list(Outcome._fields)
     for outcome in ("RESTORED", "SKIPPED", "COLD", "FAILED", "SEALED", "LOST", "HELD"):
         assert f"`{getattr(outcomes, outcome)}`" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "made"),
+    [
+        ("docs/agent.md", lambda: agent_metrics.Metrics(len, int, int)),
+        ("docs/kubernetes.md", manager_metrics.Metrics),
+    ],
+    ids=["agent", "manager"],
+)
+def test_each_metric_is_in_the_document(file: str, made: Callable[[], Any]) -> None:
+    cells = [row[0].strip("`") for row in rows(file, "metric")]
+    documented = {cell.partition("{")[0].removesuffix("_total") for cell in cells}
+    assert documented == {family.name for family in made().registry.collect()}
 
 
 def test_a_store_s_key_is_made_as_the_document_says(tmp_path: Path) -> None:

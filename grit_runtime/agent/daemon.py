@@ -6,10 +6,20 @@ import os
 import signal
 import socket
 from contextlib import ExitStack
+from functools import partial
 from threading import Event
 
 from grit_runtime import certificates, log, paths
-from grit_runtime.agent import copies, engine, fetching, helpers, identity, metrics, service
+from grit_runtime.agent import (
+    copies,
+    engine,
+    fetching,
+    helpers,
+    identity,
+    metrics,
+    new_records,
+    service,
+)
 from grit_runtime.agent import job as job_files
 from grit_runtime.agent.access import Access
 from grit_runtime.agent.calls import Calls
@@ -19,20 +29,25 @@ from grit_runtime.agent.jobs import Jobs
 from grit_runtime.agent.kubernetes import ApiServer
 from grit_runtime.agent.serving import Server, listening_at
 from grit_runtime.agent.work import Work
-from grit_runtime.errors import GritError, one_line
+from grit_runtime.errors import FailedPreconditionError, GritError, one_line
 from grit_runtime.host import linux
 from grit_runtime.model.annotations import checkpoint_name
+from grit_runtime.pod import held_pods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from types import ModuleType
 
     from grit_runtime.config import Config
+    from grit_runtime.model.outcomes import Outcome
     from grit_runtime.proto import peer_pb2
 
 JOBS_DIR = f"{paths.STATE_DIR}/agent/jobs"
 
 _STOP_S = 10.0
+# OpenTelemetry's own: without an endpoint nothing of it is loaded.
+_TRACES_GO_TO = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def run(config: Config, service_account: str = "") -> None:
@@ -52,7 +67,7 @@ def run(config: Config, service_account: str = "") -> None:
             linux.setns("/proc/1/ns/cgroup")
         node = os.environ.get("NODE_NAME") or socket.gethostname()
         service.take_over(service.SOCKET)
-        jobs = _jobs(config, stack, in_pod=api is not None)
+        jobs = _jobs(config, stack, node, in_pod=api is not None)
         jobs.resume(_undo)  # before anybody asks for the same again
         calls = Calls(jobs, config, node)
         stack.enter_context(service.served(calls))
@@ -81,21 +96,47 @@ def run(config: Config, service_account: str = "") -> None:
         os._exit(0)  # a thread that waits for a peer would keep us
 
 
-def _jobs(config: Config, stack: ExitStack, *, in_pod: bool) -> Jobs:
+def _jobs(config: Config, stack: ExitStack, node: str, *, in_pod: bool) -> Jobs:
     moved: Callable[[str, int], None] = _untold
-    ended: Callable[[Job, float], None] = _untold
+    ended: list[Callable[[Job, float], None]] = []
+    recorded: list[Callable[[Outcome], None]] = []
     os.makedirs(JOBS_DIR, mode=0o700, exist_ok=True)
     jobs: Jobs
     if config.agent_metrics:
-        told = metrics.Metrics(
+        measured = metrics.Metrics(
             lambda state: sum(one.state == state for one in jobs.every()),
             lambda: sum(copy.size_bytes for copy in copies.every()),
+            lambda: sum(not hold.is_resumed for hold in held_pods.every()),
         )
-        stack.enter_context(metrics.served(told, config.agent_metrics, in_pod=in_pod))
-        moved, ended = told.moved, told.ended
+        stack.enter_context(metrics.served(measured, config.agent_metrics, in_pod=in_pod))
+        moved = measured.moved
+        ended.append(measured.ended)
+        recorded.append(measured.recorded)
+    if any(map(os.environ.get, _TRACES_GO_TO)):
+        traces = stack.enter_context(_tracing().exported(node))
+        ended.append(traces.ended)
+        recorded.append(traces.recorded)
+    if recorded:
+        stack.enter_context(new_records.followed(partial(_tell, recorded)))
     work = Work(config, JOBS_DIR, moved)
-    jobs = Jobs(JOBS_DIR, work.perform, max(1, config.agent_jobs), ended)
+    jobs = Jobs(JOBS_DIR, work.perform, max(1, config.agent_jobs), partial(_tell, ended))
     return jobs
+
+
+def _tracing() -> ModuleType:
+    try:
+        from grit_runtime.agent import tracing
+    except ModuleNotFoundError as error:
+        raise FailedPreconditionError(
+            f"{' or '.join(_TRACES_GO_TO)} is set, and traces need the Python package "
+            f"{error.name}; install grit-runtime[tracing], or unset it"
+        ) from None
+    return tracing
+
+
+def _tell(listeners: Sequence[Callable[..., None]], *what: object) -> None:
+    for told in listeners:
+        told(*what)
 
 
 def _untold(*_: object) -> None:

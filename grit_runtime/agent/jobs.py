@@ -67,7 +67,7 @@ class Jobs:
                 text = "the agent was killed meanwhile; what it had begun is undone: take it again"
                 self._end(one._replace(state=jobs.FAILED, reason=INTERRUPTED, text=text))
             else:
-                log.info("going on with a job", id=one.id, kind=one.kind, name=one.name)
+                log.info("going on with a job", **_named(one))
                 with self._changed:
                     self._start(one._replace(state=jobs.QUEUED))
 
@@ -167,7 +167,8 @@ class Jobs:
     def _end(self, job: Job) -> None:
         job = job._replace(ended=log.rfc3339())
         write = log.info if job.state == jobs.DONE else log.warning
-        write("a job has ended", id=job.id, kind=job.kind, name=job.name, state=job.state)
+        why = {"reason": job.reason, "text": job.text} if job.state == jobs.FAILED else {}
+        write("a job has ended", **_named(job), state=job.state, **why)
         with self._changed:
             self._running.pop(job.id, None)
             self._ended[job.id] = job
@@ -175,6 +176,12 @@ class Jobs:
             jobs.write(self._directory, job)
             for old in jobs.drop_old(self._directory, list(self._ended.values())):
                 del self._ended[old.id]
+
+
+def _named(job: Job) -> dict[str, str]:
+    """What lines of the log have of a job."""
+    of_pod = {"pod": job.target} if job.target else {}
+    return {**of_pod, "id": job.id, "kind": job.kind, "checkpoint": f"{job.namespace}/{job.name}"}
 
 
 def _joined(running: Job, asked: Job) -> Job:

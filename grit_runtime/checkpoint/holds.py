@@ -72,6 +72,7 @@ def begin(pod: Pod) -> Journal[steps.Step]:
             "wait until it has ended"
         ) from None
     recovery = [sys.executable, "-m", "grit_runtime.cli.main", "recover", "--wait", path]
+    recovery += ["--log-json"] if log.is_json() else []
     process.spawn_apart(recovery, os.environ)
     return held
 
@@ -286,8 +287,10 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
     outcome = begin.outcome if begin else None
     if outcome:
         outcome = outcome._replace(time=log.rfc3339(), error=INTERRUPTED)
+    whose = outcomes.whose(outcome) if outcome else {}
     try:
-        undo(held)
+        with log.about(**whose, attempt=begin.token if begin else ""):
+            undo(held)
     except SourceLostError as error:
         if outcome:
             outcome = outcome._replace(outcome=outcomes.LOST, reason=str(error), error=error.reason)

@@ -5,6 +5,7 @@ Every step with an effect is recorded in the pod's journal before it is taken; h
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -57,29 +58,31 @@ def checkpoint(order: Order, config: Config) -> Result:
 
     Blocks for as long as the dump takes. GritError says what went wrong; either way is recorded.
     """
-    timeline = log.Timeline()
+    timeline, token = log.Timeline(), process.new_token()
     try:
-        sealed = _take_or_undo(order, config, timeline)
+        with log.about(pod=f"{order.pod.namespace}/{order.pod.name}", attempt=token):
+            sealed = _take_or_undo(order, config, timeline, token)
     except BaseException as error:
         outcome = outcomes.LOST if isinstance(error, SourceLostError) else outcomes.FAILED
         text = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
         failed = _outcome(order, config, outcome, text)
         records.append(failed._replace(error=reason(error), timeline=tuple(timeline.phases)))
         raise
-    warnings = tuple(map(losses.line, sealed.manifest.warnings))
     records.append(
         _outcome(order, config, outcomes.SEALED, "")._replace(
-            warnings=warnings, timeline=tuple(timeline.phases)
+            manifest_sha256=hashlib.sha256(manifests.dump(sealed.manifest)).hexdigest(),
+            warnings=tuple(map(losses.line, sealed.manifest.warnings)),
+            timeline=tuple(timeline.phases),
         )
     )
     return sealed
 
 
-def _take_or_undo(order: Order, config: Config, timeline: log.Timeline) -> Result:
+def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: str) -> Result:
     final_dir = _preflight(order, config)
     if order.after == "frozen":
         holds.warn(order.pod)
-    tool = runc.installed(config.runc_root, process.new_token())
+    tool = runc.installed(config.runc_root, token)
     held = holds.begin(order.pod)
     try:
         outcome = _outcome(order, config, outcomes.FAILED, "the engine was killed")

@@ -60,10 +60,10 @@ def agent(
         )
     from grit_runtime.agent import one_shot  # brings the engine
 
+    settings = config.load()
     if action == "restore":
         one_shot.restore(src_dir, dst_dir)
         return
-    settings = config.load()
     if runtime_endpoint:
         address = runtime_endpoint.removeprefix("unix://")
         settings = settings._replace(containerd_address=address)

@@ -2,6 +2,7 @@ import asyncio
 
 import click
 
+from grit_runtime import log
 from grit_runtime.config import Config
 from grit_runtime.manager import names
 
@@ -31,6 +32,7 @@ from grit_runtime.manager import names
     show_default=True,
     help="Where checkpoints lie on nodes, as their configuration says.",
 )
+@click.option("--log-json", is_flag=True, help="Log lines of JSON, not logfmt.")
 def manager(
     namespace: str,
     webhook_port: int,
@@ -38,6 +40,7 @@ def manager(
     agent_port: int,
     agent_token: str,
     checkpoint_root: str,
+    log_json: bool,
 ) -> None:
     """Run the controllers of Checkpoints, Restores and Migrations, and their webhooks.
 
@@ -50,6 +53,8 @@ def manager(
         raise click.ClickException(
             f"the manager needs the Python package {error.name}; install grit-runtime[manager]"
         ) from None
+    if log_json:
+        log.as_json()
     options = main.Options(
         namespace=namespace,
         webhook_port=webhook_port,

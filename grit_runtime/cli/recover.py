@@ -11,7 +11,8 @@ from grit_runtime.restore import attempts
 
 @click.command()
 @click.option("--wait", "journal", hidden=True, help="Supervise the checkpoint of this journal.")
-def recover(journal: str | None) -> None:
+@click.option("--log-json", is_flag=True, hidden=True, help="As the checkpoint logs.")
+def recover(journal: str | None, log_json: bool) -> None:
     """Undo what killed checkpoints and restores left behind.
 
     This thaws frozen containers, removes half-written directories and deletes half-restored
@@ -26,6 +27,8 @@ def recover(journal: str | None) -> None:
         digest.load()
         os.setpriority(os.PRIO_PROCESS, 0, usual)
         log.to_file(f"{paths.LOG_DIR}/supervisor.log")
+        if log_json:
+            log.as_json()
         holds.supervise(journal)
         return
     for path in holds.recover():

@@ -53,6 +53,13 @@ def matching(pod: str | None) -> list[Outcome]:
     return sorted(records, key=lambda outcome: outcome.time)
 
 
+def written() -> Iterator[tuple[str, int]]:
+    """The pods of which there are records, by their uids, and when their files were made."""
+    for uid in _uids():
+        with suppress(FileNotFoundError):  # it has just been dropped
+            yield uid, os.stat(_path(uid)).st_mtime_ns
+
+
 def _prune() -> None:
     """Drop the oldest files of pods that this node no longer has."""
     try:

@@ -62,6 +62,13 @@ def from_json(record: dict[str, Any]) -> Outcome:
     return Outcome(**(record | lists))
 
 
+def whose(one: Outcome) -> dict[str, str]:
+    """What lines of the log have that belong to it; the attempt is what `grit explain` takes."""
+    pod = "/".join(filter(None, (one.namespace, one.pod)))
+    named = {"pod": pod, "container": one.container, "attempt": one.container_id}
+    return {key: value for key, value in named.items() if value}
+
+
 def cold_reason(past: tuple[Outcome, ...], now: Outcome) -> str | None:
     """Why the container of *now* has to start cold after *past*; None if it may be restored.
 

@@ -200,9 +200,10 @@ def _undo_step(step: Step) -> None:
 
 
 def _undo_dead(held: Journal[Step]) -> None:
-    log.warning("undoing an attempt that died", journal=held.path)
     begin = last(held.steps(), Begin)
-    undo(held)
+    with log.about(**(outcomes.whose(begin.outcome) if begin else {})):
+        log.warning("undoing an attempt that died", journal=held.path)
+        undo(held)
     huge_pages.recover()
     if begin:  # the attempt may have died before it had written anything
         reason = "grit-runtime was killed before the container was started"
@@ -238,7 +239,8 @@ def _kill(step: Restore) -> None:
 def report(outcome: Outcome) -> None:
     """Log and record what became of a container that was not restored."""
     write = log.error if outcome.outcome == outcomes.FAILED else log.warning
-    write(_EVENTS[outcome.outcome], container_id=outcome.container_id, reason=outcome.reason)
+    with log.about(**outcomes.whose(outcome)):
+        write(_EVENTS[outcome.outcome], reason=outcome.reason)
     _keep(outcome)
 
 

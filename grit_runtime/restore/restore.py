@@ -62,9 +62,15 @@ def restore(request: Request) -> End:
     Blocks until the container runs. When it raises, nothing of the attempt is left: no process,
     mount or file. The outcome is logged and recorded, with the reason.
     """
+    begun = _outcome(request, outcomes.FAILED, "")
+    with log.about(**outcomes.whose(begun)):
+        return _restore(request, begun)
+
+
+def _restore(request: Request, begun: Outcome) -> End:
     attempts.sweep(request.pod_dir, starting=request.name)
     attempt = journal.begin(f"{request.attempt_dir}/{attempts.JOURNAL}", STEPS)
-    attempt.record(Begin(_outcome(request, outcomes.FAILED, "")))
+    attempt.record(Begin(begun))
     timeline = log.Timeline()
     try:
         instead = _attempt(request, attempt, timeline)

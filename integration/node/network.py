@@ -6,10 +6,14 @@ when the processes do, however they end, and the machine's own network is never 
 
 from __future__ import annotations
 
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Self
 
 from pyroute2 import IPRoute
+
+from grit_runtime.host import linux
 
 ROUTER = "10.99.0.254"
 
@@ -52,6 +56,16 @@ class Network:
         with self._router:
             assert self._router.stdin is not None
             self._router.stdin.close()
+
+    def listening(self) -> socket.socket:
+        """A socket of this machine's that all nodes reach, at the router's address."""
+
+        def listen() -> socket.socket:
+            linux.setns(self.namespace)
+            return socket.create_server((ROUTER, 0))
+
+        with ThreadPoolExecutor(1) as thread:  # the namespace is that of a thread
+            return thread.submit(listen).result()
 
     def connect(self, pid: int) -> Connection:
         """Give the network namespace of process *pid* an eth0 on this network."""

@@ -25,12 +25,12 @@ READY_TIMEOUT_S = 30
 
 
 @contextmanager
-def running(nodes: Sequence[Node]) -> Iterator[None]:
+def running(nodes: Sequence[Node], **environment: str) -> Iterator[None]:
     """While the block runs, each node has an agent; they trust and find each other by name."""
     introduce(nodes)
     with ExitStack() as stack:
         for node in nodes:
-            start(node, stack)
+            start(node, stack, **environment)
         yield
 
 
@@ -70,14 +70,16 @@ def socket_of(node: Node) -> str:
     return str(node.path(Path(service.SOCKET)))
 
 
-def start(node: Node, stack: ExitStack) -> None:
+def start(node: Node, stack: ExitStack, **environment: str) -> None:
     """Run the node's agent until the *stack* ends, and wait until it says that it is ready."""
     path = node.path(NOTIFY)
     path.unlink(missing_ok=True)
     told = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     told.bind(str(path))
     told.settimeout(READY_TIMEOUT_S)
-    agent = node.popen(["env", f"NOTIFY_SOCKET={NOTIFY}", "grit", "agent", "run"])
+    variables = {"NOTIFY_SOCKET": str(NOTIFY), **environment}
+    words = [f"{name}={value}" for name, value in variables.items()]
+    agent = node.popen(["env", *words, "grit", "agent", "run"])
     stack.callback(agent.wait)
     assert told.recv(100) == b"READY=1"
     stack.callback(_end, node.command_pid(agent))

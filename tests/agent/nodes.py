@@ -18,7 +18,7 @@ from grit_runtime.agent.serving import Server, listening_at
 from grit_runtime.errors import GritError, UnimplementedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from grit_runtime.agent.connection import Connection
@@ -113,7 +113,10 @@ daemon.run(Config(checkpoint_root=f"{directory}/checkpoints", agent_dir=sys.argv
 
 @contextmanager
 def agent(
-    node: Node, metrics: int = 0, lost_s: float = work.LOST_S
+    node: Node,
+    metrics: int = 0,
+    lost_s: float = work.LOST_S,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The node's agent, a process of its own, once it has said that it is ready."""
     path = node.directory / "notify"
@@ -123,7 +126,7 @@ def agent(
         told.settimeout(30)
         argv = [sys.executable, "-c", AGENT, str(node.directory), node.own.directory]
         argv += [str(node.port), str(metrics), str(lost_s)]
-        environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
+        environment = {**os.environ, **(environment or {}), "NOTIFY_SOCKET": str(path)}
         with (node.directory / "log").open("ab") as log:
             child = subprocess.Popen(argv, env=environment, stderr=log)
         try:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from grit_runtime.proto import cri_pb2
+from grit_runtime.version import VERSION
 from integration.documents import documented
 from integration.node import killed as killing
 from integration.node.bare import GRIT, BareNode
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
 
     from integration.node.network import Network
     from integration.node.rootfs import Edition
+    from integration.pods.kubelet import Pod
 
 LONG = bool(os.environ.get("GRIT_LONG"))
 LOOPS = 50 if LONG else 5
 STRIDE = 1 if LONG else 3  # between the steps that a command is killed at
 CONFIG = Path("/etc/containerd/config.toml")
+INSTALLATION = Path("/var/lib/grit/installation/journal")
+NEWER, OLDER = "9.0.0", "0.0.1"
 # What a table of options has or lacks to the same effect.
 UNSAID: tuple[Any, ...] = ("", 0, [], False, "podsandbox")
 HANDLER = re.compile(r"^plugins\.[^ ]*\.containerd\.runtimes\.grit\.")
@@ -81,7 +85,7 @@ def handler(values: dict[str, Any]) -> dict[str, Any]:
     return {HANDLER.sub("", path): value for path, value in values.items() if HANDLER.match(path)}
 
 
-def test_a_bare_node_gets_grit_moves_a_pod_and_is_bare_again(
+def test_a_bare_node_gets_grit_moves_pods_through_versions_and_is_bare_again(
     bare: tuple[BareNode, BareNode],
 ) -> None:
     a, b = bare
@@ -92,27 +96,51 @@ def test_a_bare_node_gets_grit_moves_a_pod_and_is_bare_again(
         ]
         assert "+++ /usr/local/bin/grit-runtime" in shown
         assert "self-test: a container was checkpointed" in told
+        (line,) = documented("doctor")
+        assert "\n0 broken, " in node.run(shlex.split(line), timeout_s=120).stdout
     with ExitStack() as pods:
         source = pods.enter_context(kubelet.running(a, workload.counter_pod("moving")))
         workload.wait_for_count(source, 20)
-        pid = source.pid("counter")
-        grit(a, "upgrade", "--restart")
-        assert source.pid("counter") == pid
-        checkpoints.take(source, "moving")
-        checkpoints.carry(a, b, "moving")
-        annotations = (("grit.dev/restore-name", "moving"),)
-        spec = workload.counter_pod("moved", annotations=annotations)
-        target = pods.enter_context(kubelet.running(b, spec))
-        workload.assert_goes_on_from(target, 20, node=b)
+        target = moved(source, (a, b), "moved", pods)
+        pods_of = {a: source, b: target}
+        for version in (NEWER, OLDER):
+            change_version(pods_of, version)
+        back = moved(target, (b, a), "back", pods)
+        change_version(pods_of, VERSION)
+        workload.assert_goes_on_from(back, 60, node=a)
         refused = grit(b, "uninstall", "--restart", check=False)
         assert refused.returncode == 1
         assert "default/moved; delete them, or say --drain" in refused.stderr
-        workload.assert_goes_on_from(target, 20, node=b)
+        workload.assert_goes_on_from(target, 60, node=b)
     for node, disk in zip(bare, disks, strict=True):
         node.run(["sh", "-c", "rm -rf /mnt/grit-agent/*"])  # checkpoints would be left
         (line,) = documented("uninstall")
         node.run([*shlex.split(line), "--purge"])
         assert node.disk() ^ disk == set()
+
+
+def moved(source: Pod, way: tuple[BareNode, BareNode], name: str, pods: ExitStack) -> Pod:
+    """A pod on the other node that goes on from where *source* is."""
+    here, there = way
+    count = max(workload.counts(source).logged)
+    checkpoints.take(source, name)
+    checkpoints.carry(here, there, name)
+    annotations = (("grit.dev/restore-name", name),)
+    spec = workload.counter_pod(name, annotations=annotations)
+    target = pods.enter_context(kubelet.running(there, spec))
+    workload.assert_goes_on_from(target, count, node=there)
+    return target
+
+
+def change_version(pods: dict[BareNode, Pod], version: str) -> None:
+    """Bring the nodes to that version of grit, up or down, under pods that run on."""
+    for node, pod in pods.items():
+        pid = pod.pid("counter")
+        node.replace_package(version)
+        assert "self-test: a container" in grit(node, "upgrade", "--restart").stdout
+        assert f'"{version}"' in node.path(INSTALLATION).read_text().splitlines()[-1]
+        assert pod.pid("counter") == pid
+        workload.assert_goes_on_from(pod, max(workload.counts(pod).logged), node=node)
 
 
 def test_an_installation_is_made_and_taken_back_again_and_again(node: BareNode) -> None:

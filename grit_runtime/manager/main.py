@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 import kopf
-from lightkube import AsyncClient
-from lightkube.config.kubeconfig import KubeConfig
 
 from grit_runtime import log
 from grit_runtime.manager import (
@@ -66,7 +64,7 @@ async def run(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(AsyncClient(KubeConfig.from_env()))
+        client = await stack.enter_async_context(kube.client())
         cluster = Cluster(client)
         own = await authority.ensured(cluster, options.namespace)
         access = Access(options.namespace, options.agent_port, own.pem, options.agent_token)

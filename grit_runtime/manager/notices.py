@@ -197,8 +197,7 @@ async def _move(cluster: Cluster, moving: list[Object], end: float) -> dict[str,
 
 async def _failure(cluster: Cluster, namespace: str, name: str) -> str:
     """Why a Migration has failed, once it has ended; "" if it has not."""
-    only = f"metadata.name={name}"
-    async for found in cluster.watched(kube.MIGRATIONS, namespace, fields=only):
+    async for found in cluster.followed(kube.MIGRATIONS, namespace, name):
         now = (found.get(name) or {}).get("status") or {}
         if name not in found:
             return "its Migration was deleted"

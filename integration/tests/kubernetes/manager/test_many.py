@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from integration.kubernetes import many
-from integration.kubernetes.many import Many
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from integration.kubernetes.many import Many
 
 QUEUE_S = 5.0
 COUNT = 150  # more than httpx has connections, unless it is told

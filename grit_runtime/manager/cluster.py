@@ -236,9 +236,9 @@ def _place(namespace: str) -> dict[str, Any]:
 
 
 def _selector(text: str) -> dict[str, Any] | None:
-    """What lightkube makes ``a=b,c`` of."""
+    """What lightkube makes ``a=b,c`` of; None is for a key that is there at all."""
     pairs = (part.partition("=") for part in text.split(",") if part)
-    return {key: value if sign else True for key, sign, value in pairs} or None
+    return {key: value if sign else None for key, sign, value in pairs} or None
 
 
 async def _answered(ask: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -11,6 +11,6 @@ from integration.fleet import plot, report
 PLOT = REPO / "docs/fleet.svg"
 
 if __name__ == "__main__":
-    for table in (report.figures, report.arrivals, report.limits, report.order, report.turns):
+    for table in report.TABLES:
         print(table())
     PLOT.write_text(plot.drawn(report.shares(), report.NODES))

@@ -38,10 +38,8 @@ class Measured(NamedTuple):
     link_gib_per_s: float  # between agents, in one direction
     store_gib_per_s: float  # of one node, to or from a store
     hash_gib_per_s: float  # what is in the store already is read and hashed
-    begin_s: float  # from the notice, or a slot, to the agent that is asked
-    place_s: float  # from the seal to the agent of the target that is asked
-    end_s: float  # from the verified pod to the next one's turn
-    manager_s: float  # of the manager's processor, for a whole migration
+    control_s: float  # what of a migration is the control plane's, one half of it before the seal
+    manager_s: float  # of the manager's processor, in that
 
 
 _MOVES = "`integration/gpu/results.json`, 8 and 32 GiB to another node"
@@ -54,7 +52,34 @@ SOURCES = (
     ("link_gib_per_s", "between agents, GiB/s a node and direction", f"{_MOVES}: 32 GiB"),
     ("store_gib_per_s", "of a node to or from a store, GiB/s", f"{_BENCHMARKS}: `store.push`"),
     ("hash_gib_per_s", "what is in the store already, GiB/s", f"{_BENCHMARKS}: `wrapper.digest`"),
+    (
+        "control_s",
+        "of a migration, the control plane's, s",
+        f"{_BENCHMARKS}: `kubernetes.migration`",
+    ),
+    ("manager_s", "the manager's processor in it, s", f"{_BENCHMARKS}: `kubernetes.processor`"),
 )
+
+
+def assumed() -> tuple[tuple[str, str], ...]:
+    """What nobody has measured, in words."""
+    return (
+        ("notice", f"{NOTICE_S:.0f} s, as AWS gives it; all nodes are told at once"),
+        ("node", f"{CARDS} cards"),
+        ("load", f"{LOAD:.0%} of the pods that would fill the nodes are there"),
+        ("cards of a pod", _shares(CARDS_A_POD)),
+        ("memory of a card, GiB", _shares(GIB_A_CARD)),
+        ("priority", f"{URGENT:.0%} of the pods have a higher one"),
+        ("pods that serve", f"{SERVING:.0%}; the others train"),
+        (
+            "changed chunks",
+            f"{CHANGED_SERVING:.0%} of a pod that serves, {CHANGED_TRAINING:.0%} of one that trains",
+        ),
+    )
+
+
+def _shares(choices: tuple[tuple[int, float], ...]) -> str:
+    return ", ".join(f"{value}: {share:.0%}" for value, share in choices)
 
 
 def shown(value: Line | float) -> str:
@@ -75,10 +100,8 @@ def measured() -> Measured:
         link_gib_per_s=32 / large["restore arrival of memory"],
         store_gib_per_s=4 / _row("store.push"),
         hash_gib_per_s=2 / _row("wrapper.digest"),
-        begin_s=0.3,
-        place_s=0.5,
-        end_s=0.1,
-        manager_s=0.05,
+        control_s=_row("kubernetes.migration"),
+        manager_s=_row("kubernetes.processor"),
     )
 
 
@@ -102,8 +125,9 @@ def _line(at_8: float, at_32: float) -> Line:
 
 
 def _row(name: str) -> float:
-    """Our figure in the row of docs/benchmarks.md, without its unit."""
+    """Our seconds in the row of docs/benchmarks.md."""
     text = (REPO / "docs/benchmarks.md").read_text()
-    found = re.search(rf"^\| `{re.escape(name)}`[^|]*\| ([\d.]+) ", text, flags=re.MULTILINE)
+    row = rf"^\| `{re.escape(name)}`[^|]*\| ([\d.]+) (s|ms) \|"
+    found = re.search(row, text, flags=re.MULTILINE)
     assert found, name
-    return float(found[1])
+    return float(found[1]) * (0.001 if found[2] == "ms" else 1.0)

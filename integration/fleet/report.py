@@ -166,6 +166,14 @@ def figures() -> str:
     return _table(["input", "value", "from"], rows)
 
 
+def assumptions() -> str:
+    """What nobody has measured."""
+    return _table(["assumed", "as"], inputs.assumed()).replace("%", " %")
+
+
+TABLES = (figures, assumptions, arrivals, limits, order, turns)
+
+
 def shares() -> dict[str, list[tuple[int, float]]]:
     """Of each way: which part of the pods arrives, by how many of all nodes are told."""
     return {

@@ -99,7 +99,7 @@ class Simulation:
             return
         self._enter(pod, MANAGER)
         yield self._objects.taken
-        yield from self._managed(measured.begin_s)
+        yield from self._managed()
         self._enter(pod, DUMP)
         yield self.kernel.sleep(_on_cards(pod, measured.seal, measured.seal_a_doubling))
         if self._setting.store_gib_per_s is not None:
@@ -110,24 +110,21 @@ class Simulation:
             yield forever
             return
         self._enter(pod, MANAGER)
-        yield from self._managed(measured.place_s)
+        yield from self._managed()
         yield from self._pull(pod, target)
         self._enter(pod, RESTORE)
         yield self.kernel.sleep(_on_cards(pod, measured.restore, measured.restore_a_doubling))
         self._enter(pod, VERIFIED)
-        yield from self._managed(measured.end_s)
         self._objects.give_back()
         turns.give_back()
 
-    def _managed(self, seconds: float) -> Process:
-        """A part of the migration that is the control plane's: the manager has one processor."""
-        measured = self._measured
-        whole_s = measured.begin_s + measured.place_s + measured.end_s
-        work_s = measured.manager_s * seconds / whole_s
+    def _managed(self) -> Process:
+        """Half of what is the control plane's: the manager has one processor for all of it."""
+        work_s = self._measured.manager_s / 2
         yield self._manager.taken
         yield self.kernel.sleep(work_s)
         self._manager.give_back()
-        yield self.kernel.sleep(seconds - work_s)
+        yield self.kernel.sleep(max(0.0, self._measured.control_s / 2 - work_s))
 
     def _push(self, pod: Pod) -> Process:
         self._enter(pod, PUSH)

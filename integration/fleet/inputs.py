@@ -71,10 +71,7 @@ def assumed() -> tuple[tuple[str, str], ...]:
         ("memory of a card, GiB", _shares(GIB_A_CARD)),
         ("priority", f"{URGENT:.0%} of the pods have a higher one"),
         ("pods that serve", f"{SERVING:.0%}; the others train"),
-        (
-            "changed chunks",
-            f"{CHANGED_SERVING:.0%} of a pod that serves, {CHANGED_TRAINING:.0%} of one that trains",
-        ),
+        ("changed chunks", f"{CHANGED_SERVING:.0%} of one that serves, or {CHANGED_TRAINING:.0%}"),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ _WIDTH, _HEIGHT = 880, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 250, 24, 56
 _COLOURS = ("#0969da", "#9a6700", "#bf8700", "#1a7f37", "#2da44e")
 _DASHED = "deltas"
+_TOLD = (10, 20, 50, 100, 200, 500, 1000)
 _STYLE = """\
   <style>
     text { font: 14px system-ui, sans-serif; fill: #1f2328; }
@@ -39,12 +42,17 @@ def drawn(lines: Mapping[str, Line], nodes: int) -> str:
         f"  <title>Pods verified in time, by how many of {nodes} nodes go</title>\n",
         f"{_STYLE}  {page}\n",
         *(_across(share) for share in (0, 0.25, 0.5, 0.75, 1)),
-        *(_below(told, nodes) for told in range(0, nodes + 1, nodes // 5)),
+        *(_below(told, nodes) for told in _TOLD),
         f'  <text class="small" {words}>nodes told, of {nodes}: the rest are targets</text>\n',
         *(_line(number, name, line, nodes) for number, (name, line) in enumerate(lines.items())),
         "</svg>\n",
     ]
     return "".join(parts)
+
+
+def _part(told: int, nodes: int) -> float:
+    """How far along: twice as many are everywhere as far apart."""
+    return math.log(told / _TOLD[0], nodes / _TOLD[0])
 
 
 def _x(part: float) -> float:
@@ -64,12 +72,12 @@ def _across(share: float) -> str:
 
 
 def _below(told: int, nodes: int) -> str:
-    x, y = _x(told / nodes), _y(0) + 18
+    x, y = _x(_part(told, nodes)), _y(0) + 18
     return f'  <text class="small" x="{x}" y="{y}" text-anchor="middle">{told}</text>\n'
 
 
 def _line(number: int, name: str, line: Line, nodes: int) -> str:
-    points = " ".join(f"{_x(told / nodes)},{_y(share)}" for told, share in line)
+    points = " ".join(f"{_x(_part(told, nodes))},{_y(share)}" for told, share in line)
     look = f'class="line{" dashed" if _DASHED in name else ""}" stroke="{_COLOURS[number]}"'
     x, y = _WIDTH - _RIGHT + 20, _TOP + 16 + 26 * number
     return (

@@ -36,7 +36,7 @@ FLEETS = {  # how many nodes are told, and how many empty ones there are besides
     "1000, no other": (1000, 0),
     "1000, as many empty": (1000, 1000),
 }
-PLOTTED = (5, 10, 20, 50, 100, 200, 350, 500, 700, 850, 1000)
+PLOTTED = (10, 20, 50, 100, 200, 350, 500, 700, 1000)
 
 _NO_LIMIT = 1e9
 _NOTHING = inputs.Line(0.0, 0.0)

@@ -7,7 +7,7 @@ usage: python many_nodes.py NODES
 
 Makes so many nodes; then reads lines. After "Checkpoint COUNT" or "Migration COUNT" it makes that
 many pods, and one object of that kind for each, all at once; a line of JSON says when each was
-made, when an agent was asked for it, and when it had ended. After "Review COUNT" it says how long
+made, when an agent was asked for it, and when it had ended, if it has. After "Review COUNT" it says how long
 so many reviews of new pods took.
 """
 
@@ -19,6 +19,7 @@ import json
 import ssl
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,6 +38,7 @@ IMAGE = "stands-for-a-program"
 RENEW_EVERY_S = 10.0
 ENDED = {"Checkpoint": (api.CHECKPOINTED, api.FAILED), "Migration": (api.SUCCEEDED, api.FAILED)}
 AT_ONCE = 50  # requests of ours
+GIVE_UP_S = 180.0
 
 _READY = {"type": "Ready", "status": "True", "reason": "Imitated", "message": "no kubelet is here"}
 
@@ -125,18 +127,30 @@ class Fleet:
                 await self._cluster.create(resource, wanted)
             begun[name] = time.time()
 
-        making = asyncio.gather(*(make(name) for name in made))
         ended: dict[str, tuple[str, float]] = {}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_UP_S):
+                making = asyncio.gather(*(make(name) for name in made))
+                await self._ended(resource, made, ENDED[kind], ended)
+                await making
+        asked = {name: self._asked[name] for name in made if name in self._asked}
+        return {"made": begun, "asked": asked, "ended": ended}
+
+    async def _ended(
+        self,
+        resource: Any,
+        made: list[str],
+        phases: tuple[str, ...],
+        ended: dict[str, tuple[str, float]],
+    ) -> None:
+        """Wait until all that was *made* is in one of *phases*; note in *ended* which, and when."""
         async for found in self._cluster.watched(resource, NAMESPACE):
             for name in made:
                 phase = (found.get(name, {}).get("status") or {}).get("phase", "")
-                if name not in ended and phase in ENDED[kind]:
+                if name not in ended and phase in phases:
                     ended[name] = phase, time.time()
-            if len(ended) == count:
-                break
-        await making
-        asked = {name: self._asked[name] for name in made if name in self._asked}
-        return {"made": begun, "asked": asked, "ended": ended}
+            if len(ended) == len(made):
+                return
 
     async def _pod(self, name: str, node: str) -> None:
         async with self._slots:

@@ -7,8 +7,8 @@ usage: python many_nodes.py NODES
 
 Makes so many nodes; then reads lines. After "Checkpoint COUNT" or "Migration COUNT" it makes that
 many pods, and one object of that kind for each, all at once; a line of JSON says when each was
-made, when an agent was asked for it, and when it had ended, if it has. After "Review COUNT" it says how long
-so many reviews of new pods took.
+made, when an agent was asked for it, and when it had ended, if it has. After "Review COUNT" it says
+how long so many reviews of new pods took.
 """
 
 from __future__ import annotations

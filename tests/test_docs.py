@@ -108,8 +108,13 @@ def test_every_link_leads_to_something(file: Path) -> None:
 
 def test_every_document_is_reached_from_the_readme() -> None:
     assert [
-        file.name for file in DOCS.iterdir() if f"docs/{file.name}" not in README.read_text()
+        file.name for file in DOCS.glob("*.md") if f"docs/{file.name}" not in README.read_text()
     ] == []
+
+
+def test_every_picture_is_shown() -> None:
+    text = "".join(file.read_text() for file in FILES)
+    assert [file.name for file in DOCS.glob("*.svg") if f"{file.name})" not in text] == []
 
 
 def test_every_path_in_the_checkout_exists() -> None:
@@ -227,7 +232,13 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
 
 def benchmarked() -> list[list[str]]:
     """The rows of all tables of what is measured on a node without GPUs."""
-    sections = ("### The runtime", "### Large heaps", "### The shim", "### Stores")
+    sections = (
+        "### The runtime",
+        "### Large heaps",
+        "### The shim",
+        "### Stores",
+        "### Kubernetes",
+    )
     return [row for part in sections for row in rows("docs/benchmarks.md", "row", section=part)]
 
 

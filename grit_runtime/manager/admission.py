@@ -97,10 +97,10 @@ class Admission:
         labels = pod["metadata"].get("labels") or {}
         found = []
         for one in await self._cluster.every(kube.RESTORES, namespace):
+            if (one.get("status") or {}).get("phase") not in _WAITING:
+                continue  # as most are; reading costs more than all else
             restore = api.read(api.Restore, one)
-            if restore.status.phase not in _WAITING or targets.SELECTED in (
-                restore.metadata.annotations
-            ):
+            if targets.SELECTED in restore.metadata.annotations:
                 continue
             spec = restore.spec
             is_owners = spec.owner is not None and spec.owner.uid == owner.get("uid")
@@ -154,13 +154,14 @@ class Admission:
         digest = pod_template.digest(pod)
         found = []
         for one in await self._cluster.every(kube.CHECKPOINTS, namespace):
+            if (one.get("status") or {}).get("podSpecHash") != digest:
+                continue
             checkpoint = api.read(api.Checkpoint, one)
             now = checkpoint.status
             owners = (now.pod_template.get("metadata") or {}).get("ownerReferences") or ()
             if (
                 now.phase == api.CHECKPOINTED
                 and checkpoint.metadata.name not in taken
-                and now.pod_spec_hash == digest
                 and not checkpoint.is_part
                 and any(reference["uid"] == owner["uid"] for reference in owners)
                 and await self._is_gone(namespace, now.pod_name, now.pod_uid)

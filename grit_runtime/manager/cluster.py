@@ -12,7 +12,9 @@ import time
 from contextlib import suppress
 
 import httpx2 as httpx
-from lightkube import ApiError
+from lightkube import ApiError, AsyncClient
+from lightkube.config import client_adapter
+from lightkube.config.kubeconfig import KubeConfig
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.resources.certificates_v1 import CertificateSigningRequest
 from lightkube.types import PatchType
@@ -27,13 +29,12 @@ from grit_runtime.errors import (
     PermissionDeniedError,
     UnavailableError,
 )
+from grit_runtime.manager.following import Change, Following
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import Any, TypeVar
-
-    from lightkube import AsyncClient
 
     Object = dict[str, Any]
     Kind = Any  # a class of lightkube's
@@ -68,6 +69,20 @@ _PATIENCE_S = 90.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _BUSY = (429, 500, 502, 503, 504)
 _WATCH_S = 300  # a watch that is quietly dead is renewed then
+_NOTHING = "metadata.name=-"  # no object has this name
+_IDLE_CONNECTIONS = 20  # that are kept for the next request
+
+
+def client() -> AsyncClient:
+    """A client of the cluster that this process is in, or whose kubeconfig it has.
+
+    It has as many connections as are needed at once: a watch has one for itself, and httpx would
+    have the hundredth wait.
+    """
+    config: Any = KubeConfig.from_env().get()
+    verify = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS)
+    return AsyncClient(config, transport=httpx.AsyncHTTPTransport(verify=verify, limits=limits))
 
 
 class Cluster:
@@ -75,6 +90,7 @@ class Cluster:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self._following: dict[tuple[Kind, str], Following] = {}
 
     async def find(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The object, or None if there is none."""
@@ -139,6 +155,28 @@ class Cluster:
                 await self.patch(kind, namespace, name, {"metadata": {"uid": uid}})
             await _answered(lambda: self._client.delete(kind, name, grace_period=grace_s, **place))
 
+    def followed(
+        self, kind: Kind, namespace: str, value: str, *, label: str = ""
+    ) -> AsyncIterator[dict[str, Object]]:
+        """The object of the name *value*, or those with this value of *label*, as *watched*; all
+        who follow objects of a kind have one watch together."""
+        known = self._following.get((kind, label))
+        if known is None:
+            known = self._following[kind, label] = self._follow(kind, label)
+        return known.of(namespace, value)
+
+    def _follow(self, kind: Kind, label: str) -> Following:
+        async def read(namespace: str, value: str) -> list[Object]:
+            if label:
+                return await self.every(kind, namespace, labels=f"{label}={value}")
+            return await self.every(kind, namespace, fields=f"metadata.name={value}")
+
+        def subject(one: Object) -> str:
+            meta = one["metadata"]
+            return str(meta["labels"][label] if label else meta["name"])
+
+        return Following(read, lambda: self._told(kind, label), subject)
+
     async def watched(
         self, kind: Kind, namespace: str, *, labels: str = "", fields: str = ""
     ) -> AsyncIterator[dict[str, Object]]:
@@ -147,22 +185,38 @@ class Cluster:
             found, version = await self._listed(kind, namespace, labels, fields)
             current = {one["metadata"]["name"]: one for one in found}
             yield current
-            try:
-                async for change, one in self._client.watch(
-                    kind,
-                    **_place(namespace),
-                    labels=_selector(labels),
-                    fields=_selector(fields),
-                    resource_version=version,
-                    server_timeout=_WATCH_S,
-                ):
-                    if change == "DELETED":
-                        current.pop(one["metadata"]["name"], None)
-                    else:
-                        current[one["metadata"]["name"]] = dict(one)
-                    yield current
-            except (httpx.HTTPError, ApiError) as error:
-                log.info("a watch is begun anew", kind=kind.__name__, reason=error)
+            async for change in self._since(version, kind, namespace, labels, fields):
+                name = change.one["metadata"]["name"]
+                if change.is_gone:
+                    current.pop(name, None)
+                else:
+                    current[name] = change.one
+                yield current
+
+    async def _told(self, kind: Kind, labels: str) -> AsyncIterator[Change | None]:
+        """What changes in all namespaces; None where something may have been missed."""
+        while True:
+            _, version = await self._listed(kind, "*", labels, _NOTHING)
+            yield None
+            async for change in self._since(version, kind, "*", labels, ""):
+                yield change
+
+    async def _since(
+        self, version: str, kind: Kind, namespace: str, labels: str, fields: str
+    ) -> AsyncIterator[Change]:
+        """What has changed since the *version*, until a watch ends."""
+        try:
+            async for event, one in self._client.watch(
+                kind,
+                **_place(namespace),
+                labels=_selector(labels),
+                fields=_selector(fields),
+                resource_version=version,
+                server_timeout=_WATCH_S,
+            ):
+                yield Change(dict(one), is_gone=event == "DELETED")
+        except (httpx.HTTPError, ApiError) as error:
+            log.info("a watch is begun anew", kind=kind.__name__, reason=error)
 
     async def _listed(
         self, kind: Kind, namespace: str, labels: str, fields: str
@@ -182,9 +236,9 @@ def _place(namespace: str) -> dict[str, Any]:
 
 
 def _selector(text: str) -> dict[str, Any] | None:
-    """What lightkube makes ``a=b,c`` of."""
+    """What lightkube makes ``a=b,c`` of; None is for a key that is there at all."""
     pairs = (part.partition("=") for part in text.split(",") if part)
-    return {key: value if sign else True for key, sign, value in pairs} or None
+    return {key: value if sign else None for key, sign, value in pairs} or None
 
 
 async def _answered(ask: Callable[[], Awaitable[Answer]]) -> Answer:

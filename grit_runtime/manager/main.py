@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 import kopf
-from lightkube import AsyncClient
-from lightkube.config.kubeconfig import KubeConfig
 
 from grit_runtime import log
 from grit_runtime.manager import (
@@ -45,10 +43,10 @@ if TYPE_CHECKING:
     Run = Callable[[World, str, str], Awaitable[None]]
 
 FINALIZER = "manager.grit.dev/finalizer"
+AT_ONCE = 500  # objects of a kind that are worked on: a Migration waits for its Checkpoint
 
 _RETRY_S = 2.0
 _FORGET_S = 180.0  # after which an object goes whatever is left of it
-_AT_ONCE = 500  # objects that are worked on
 
 
 class Options(NamedTuple):
@@ -66,7 +64,7 @@ async def run(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(AsyncClient(KubeConfig.from_env()))
+        client = await stack.enter_async_context(kube.client())
         cluster = Cluster(client)
         own = await authority.ensured(cluster, options.namespace)
         access = Access(options.namespace, options.agent_port, own.pem, options.agent_token)
@@ -127,13 +125,12 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     kopf.on.login(registry=registry, id="account", errors=kopf.ErrorsMode.IGNORED)(
         kopf.login_with_service_account
     )
-    slots = asyncio.Semaphore(_AT_ONCE)
     for kind, plural, run_one, ended in (
         ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED),
         ("Restore", "restores", restores.run, restores.ENDED),
         ("Migration", "migrations", migrations.run, migrations.ENDED),
     ):
-        work = _daemon(world, told, slots, kind, run_one)
+        work = _daemon(world, told, kind, run_one)
         _control(registry, plural, plural, _is_open(ended), work)
     for plural, forget in (
         ("checkpoints", checkpoints.forget),
@@ -183,9 +180,10 @@ def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:
 
 
 def _daemon(
-    world: World, told: metrics.Metrics, slots: asyncio.Semaphore, kind: str, run_one: Run
+    world: World, told: metrics.Metrics, kind: str, run_one: Run
 ) -> Callable[..., Awaitable[None]]:
     resource = kube.OF_KIND[kind]
+    slots = asyncio.Semaphore(AT_ONCE)
 
     async def work(name: str, namespace: str, meta: Any, **_: object) -> None:
         begun = datetime.fromisoformat(meta["creationTimestamp"])

@@ -131,8 +131,7 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
             f"Checkpoint {meta.namespace}/{meta.name} is none of this Migration's: give it another "
             "name"
         )
-    only = f"metadata.name={meta.name}"
-    async for found in world.cluster.watched(kube.CHECKPOINTS, meta.namespace, fields=only):
+    async for found in world.cluster.followed(kube.CHECKPOINTS, meta.namespace, meta.name):
         if meta.name not in found:
             raise NotFoundError(f"Checkpoint {meta.namespace}/{meta.name} was deleted")
         now: Object = found[meta.name].get("status") or {}

@@ -99,8 +99,7 @@ async def replace(world: World, move: Move) -> None:
 async def restored(world: World, move: Move, name: str = "") -> Object:
     """The status of the Restore, once its pod is verified. The error that it has failed with."""
     name = name or move.name
-    fields = f"metadata.name={name}"
-    async for found in world.cluster.watched(kube.RESTORES, move.namespace, fields=fields):
+    async for found in world.cluster.followed(kube.RESTORES, move.namespace, name):
         if name not in found:
             raise NotRestoredError(f"Restore {move.namespace}/{name} was deleted")
         now: Object = found[name].get("status") or {}

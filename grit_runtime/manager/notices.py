@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from grit_runtime.manager.cluster import Cluster, Object
 
 NOTICED = "manager.grit.dev/noticed"  # an annotation of a node: the notice that was answered
+AT_ONCE = 4  # migrations of one node: those of most value have its network to themselves
+LEAST_S = 1.0  # in less nothing is begun
 
 # Seconds from the notice to the end, as the clouds promise them.
 _SPOT_TAINTS = {
@@ -37,7 +39,6 @@ _DRAIN_TAINTS = {
     "ToBeDeletedByClusterAutoscaler": "",
 }
 _DRAIN_CONDITIONS = ("DrainInProgress", "GracefulNodeShutdownInProgress")  # KEP-5683
-_AT_ONCE = 4  # migrations of one node: those of most value have its network to themselves
 _TOLD_LIMIT = 1000  # of an event's message
 
 
@@ -174,13 +175,13 @@ async def _checkpoint(cluster: Cluster, told: Notice, here: list[Object]) -> Non
 
 async def _move(cluster: Cluster, moving: list[Object], end: float) -> dict[str, str]:
     """Move the pods until the end, some at a time in their order: which are left, and why."""
-    slots = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
     left: dict[str, str] = {}
 
     async def move(pod: Object) -> None:
         async with slots:
             left_s = end - datetime.now(UTC).timestamp()
-            if left_s < 1:
+            if left_s < LEAST_S:
                 left[_where(pod)] = "there was no time for it"
                 return
             try:
@@ -196,8 +197,7 @@ async def _move(cluster: Cluster, moving: list[Object], end: float) -> dict[str,
 
 async def _failure(cluster: Cluster, namespace: str, name: str) -> str:
     """Why a Migration has failed, once it has ended; "" if it has not."""
-    only = f"metadata.name={name}"
-    async for found in cluster.watched(kube.MIGRATIONS, namespace, fields=only):
+    async for found in cluster.followed(kube.MIGRATIONS, namespace, name):
         now = (found.get(name) or {}).get("status") or {}
         if name not in found:
             return "its Migration was deleted"

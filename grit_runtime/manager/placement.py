@@ -6,6 +6,7 @@ to count: here a node is refused only if such a pod could never run and be resto
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import Any
 
@@ -73,8 +74,18 @@ def refusals(node: Node, pod_spec: Mapping[str, Any], needs: Facts) -> list[str]
     return reasons + compatibility.verdict(needs, node.facts)
 
 
+def chosen(names: Sequence[str], restore: str) -> Sequence[str]:
+    """Those of the nodes *names* that the pod of this Restore is narrowed to.
+
+    They are others for each: many pods that move at once would all be for the same nodes.
+    """
+    if len(names) <= MAX_NODES:
+        return names
+    return sorted(random.Random(restore).sample(names, MAX_NODES))  # noqa: S311  it is no secret
+
+
 def affinity(pod_spec: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The pod's affinity, made narrower: to the nodes *names*, which are one or more, best first.
+    """The pod's affinity, made narrower: to the nodes *names*, which are one or more.
 
     The API server takes one name a term (ValidateNodeSelectorTerm), and one of any terms is enough,
     so each of the pod's own comes back once for each node.
@@ -82,9 +93,7 @@ def affinity(pod_spec: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
     own = _terms(pod_spec)
     whole = dict(pod_spec.get("affinity") or {})
     nodes = dict(whole.get("nodeAffinity") or {})
-    by_name = [
-        {"key": "metadata.name", "operator": "In", "values": [name]} for name in names[:MAX_NODES]
-    ]
+    by_name = [{"key": "metadata.name", "operator": "In", "values": [name]} for name in names]
     # A term without requirements takes no node, and would take one if it got a name.
     terms = [{}] if own is None else [term for term in own if any(term.values())]
     nodes[_REQUIRED] = {

@@ -26,7 +26,7 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
     from typing import Any
 
     from grit_runtime.manager.agents import Agent
@@ -82,7 +82,7 @@ async def _advance(world: World, restore: Restore, status: Status) -> None:
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     if status.phase == api.CREATED:
         await status.enter(api.PENDING, targetPod=name, targetPodUID=uid)
-    node = await _scheduled(world.cluster, restore.metadata.namespace, name, uid)
+    node = await _scheduled(world.cluster, pod)
     if status.phase == api.PENDING:
         await status.enter(api.RESTORING, nodeName=node)
     agent = await world.agents.at(node)
@@ -128,10 +128,10 @@ async def _selected(cluster: Cluster, restore: Restore, source: Source, status: 
     """The pod that the webhook has selected, once there is one."""
     meta = restore.metadata
     known_uid = status.now.get("targetPodUID", "")
-    watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{targets.LABEL}={meta.name}")
+    followed = cluster.followed(kube.PODS, meta.namespace, meta.name, label=targets.LABEL)
     helping = asyncio.create_task(_help(cluster, restore, source, status))
     try:
-        async for found in watched:
+        async for found in followed:
             for pod in found.values():
                 if known_uid in ("", pod["metadata"]["uid"]) and targets.is_asking(pod):
                     return pod
@@ -207,14 +207,10 @@ def _is_meant(pod: Object, restore: Restore) -> bool:
     return restore.spec.selector is not None and selects(restore.spec.selector, labels)
 
 
-async def _scheduled(cluster: Cluster, namespace: str, name: str, uid: str) -> str:
+async def _scheduled(cluster: Cluster, pod: Object) -> str:
     """The node that the pod is put on, once it is."""
-    fields = f"metadata.name={name}"
-    async for found in cluster.watched(kube.PODS, namespace, fields=fields):
-        pod = found.get(name)
-        if pod is None or pod["metadata"]["uid"] != uid or pods.is_ending(pod):
-            raise NotRestoredError(f"pod {name} was deleted before it was restored")
-        if node := pod["spec"].get("nodeName"):
+    async for now in _alive(cluster, pod):
+        if node := now["spec"].get("nodeName"):
             return str(node)
     raise AssertionError  # a watch has no end
 
@@ -293,13 +289,21 @@ async def _while_alive(cluster: Cluster, pod: Object, work: Coroutine[Any, Any, 
 
 
 async def _gone(cluster: Cluster, pod: Object) -> None:
+    async for now in _alive(cluster, pod):
+        told = now.get("status") or {}
+        if told.get("phase") == "Failed":
+            message = told.get("message") or told.get("reason") or "no reason"
+            raise NotRestoredError(
+                f"pod {now['metadata']['name']} has failed before it was restored: {message}"
+            )
+
+
+async def _alive(cluster: Cluster, pod: Object) -> AsyncIterator[Object]:
+    """The pod, which was selected, whenever it has changed. NotRestoredError once it goes."""
     meta = pod["metadata"]
-    name = meta["name"]
-    fields = f"metadata.name={name}"
-    async for found in cluster.watched(kube.PODS, meta["namespace"], fields=fields):
+    name, restore = meta["name"], meta["labels"][targets.LABEL]
+    async for found in cluster.followed(kube.PODS, meta["namespace"], restore, label=targets.LABEL):
         now = found.get(name)
         if now is None or now["metadata"]["uid"] != meta["uid"] or pods.is_ending(now):
             raise NotRestoredError(f"pod {name} was deleted before it was restored")
-        if now.get("status", {}).get("phase") == "Failed":
-            message = now["status"].get("message") or now["status"].get("reason") or "no reason"
-            raise NotRestoredError(f"pod {name} has failed before it was restored: {message}")
+        yield now

@@ -45,8 +45,8 @@ async def run(world: World, namespace: str, name: str) -> None:
 
 async def _changed(cluster: Cluster, known: Object) -> None:
     meta = known["metadata"]
-    name, only = meta["name"], f"metadata.name={meta['name']}"
-    async for found in cluster.watched(kube.SCHEDULES, meta["namespace"], fields=only):
+    name = meta["name"]
+    async for found in cluster.followed(kube.SCHEDULES, meta["namespace"], name):
         if name not in found or found[name]["metadata"]["generation"] != meta["generation"]:
             return
 
@@ -170,8 +170,8 @@ async def _by_annotation(cluster: Cluster, planned: CheckpointSchedule, status: 
 async def _tell(cluster: Cluster, planned: CheckpointSchedule, status: Status) -> None:
     """Say how the newest of the schedule's checkpoints have ended."""
     meta = planned.metadata
-    labels = f"{retention.SCHEDULE}={meta.uid}"
-    async for found in cluster.watched(kube.CHECKPOINTS, meta.namespace, labels=labels):
+    label = retention.SCHEDULE
+    async for found in cluster.followed(kube.CHECKPOINTS, meta.namespace, meta.uid, label=label):
         ended = sorted(
             (
                 (now["completionTime"], name, now)

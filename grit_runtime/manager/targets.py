@@ -49,7 +49,8 @@ def asking(
     places = restore.metadata.annotations
     only, without = places.get(NODE), places.get(NOT_NODE, "")
     able = [only] if only else nodes.that_can(pod["spec"], checkpoint.status.needs, without)
-    return Asking(annotations, labels, placement.affinity(pod["spec"], able))
+    chosen = placement.chosen(able, restore.metadata.name)
+    return Asking(annotations, labels, placement.affinity(pod["spec"], chosen))
 
 
 def is_asking(pod: Object) -> bool:

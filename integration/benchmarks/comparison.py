@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 import time
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from integration.kubernetes import cluster, grit, many
 from integration.node import rootfs
 from integration.node.network import Network
 from integration.node.node import Node
@@ -19,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from integration.kubernetes.cluster import Cluster
+    from integration.kubernetes.many import Many
     from integration.pods.kubelet import Pod
 
 
@@ -72,6 +76,22 @@ class Bench:
         pod = self._stack.enter_context(kubelet.running(self.node, spec))
         workload.wait_for_count(pod, 5)
         return pod
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Two nodes, with grit."""
+        running = self._stack.enter_context(cluster.running(rootfs.EDITIONS["forky"]))
+        self._stack.enter_context(grit.installed(running, self._log("cluster")))
+        return running
+
+    @cached_property
+    def many(self) -> Many:
+        """A control plane, and nodes in name only."""
+        return self._stack.enter_context(many.running(self._log("many")))
+
+    def _log(self, name: str) -> Path:
+        directory = tempfile.TemporaryDirectory(prefix=f"bench-{name}-")
+        return Path(self._stack.enter_context(directory)) / "manager.log"
 
     def pairs(self, count: int, *, ours: Side, theirs: Side) -> tuple[float, float]:
         """Median seconds of both sides."""

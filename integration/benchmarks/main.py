@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from integration.benchmarks import control, gate, heap, shim, store, wrapper
+from integration.benchmarks import control, gate, heap, kubernetes, shim, store, wrapper
 from integration.benchmarks.comparison import Bench, Row
 
 ROWS = {
@@ -19,6 +19,7 @@ ROWS = {
     **shim.ROWS,
     **heap.ROWS,
     **store.ROWS,
+    **kubernetes.ROWS,
 }
 
 

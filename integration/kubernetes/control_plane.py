@@ -38,7 +38,18 @@ START_TIMEOUT_S = 120
 ASK_AGAIN_S = 0.1
 LOG_TAIL_BYTES = 24_576
 
+AUDIT = HOME / "audit.log"  # a line of JSON for each request of a ServiceAccount of grit's
+
 _ETCD = "http://127.0.0.1:2379"
+_AUDITED = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [ResponseStarted, ResponseComplete, Panic]
+rules:
+- level: Metadata
+  userGroups: ["system:serviceaccounts:grit-system"]
+- level: None
+"""
 _INIT = f"""\
 read -r pid _ </proc/self/stat
 mount -t proc proc /proc
@@ -205,6 +216,7 @@ class ControlPlane:
             self.write(f"{name}.key", pair.key)
         accounts = credentials.new_key()
         self.write("ca.crt", self.authority.certificate)
+        self.write("audited.yaml", _AUDITED)
         self.write("accounts.key", credentials.private_pem(accounts))
         self.write("accounts.pub", credentials.public_pem(accounts))
         self.kubeconfig("admin", (credentials.ADMINISTRATORS,))
@@ -230,6 +242,8 @@ def _api_server_flags() -> list[str]:
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
+        f"--audit-policy-file={HOME}/audited.yaml",
+        f"--audit-log-path={AUDIT}",
         # Webhooks are called at their service's endpoints, as there is no kube-proxy.
         "--enable-aggregator-routing=true",
     ]

@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 
 import yaml
 
+from grit_runtime.host import procfs
 from grit_runtime.manager import names
 from integration.kubernetes import agents
+from integration.kubernetes.control_plane import AUDIT
 from integration.node import images
 from integration.node.network import ROUTER
 from integration.node.node import RUNTIME_CONFIG
@@ -50,6 +52,17 @@ class Manager:
     @property
     def log(self) -> str:
         return self._log.read_text()
+
+    @property
+    def pid(self) -> int:
+        """Of the manager itself, as long as it is not started again."""
+        (pid,) = procfs.children(self._process.pid)
+        return pid
+
+    def requests(self) -> int:
+        """How many the API server has had of it, by its audit log."""
+        lines = self._cluster.plane.path(AUDIT).read_text().splitlines()
+        return sum(f":{names.NAMESPACE}:{names.MANAGER}" in line for line in lines)
 
     def objects(self) -> str:
         """What there is of grit's and of pods, and what has happened to them."""

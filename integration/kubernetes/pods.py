@@ -41,6 +41,17 @@ def counter(
     }
 
 
+def pending(name: str) -> dict[str, Any]:
+    """A pod that no scheduler ever puts on a node."""
+    container = {"name": "main", "image": images.BUSYBOX}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"schedulerName": "none", "containers": [container]},
+    }
+
+
 def deployment(pod: dict[str, Any]) -> dict[str, Any]:
     """A Deployment of one such *pod*, by the same name."""
     return _owner("apps/v1", "Deployment", pod, selector=_selector(pod))

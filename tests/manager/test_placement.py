@@ -156,6 +156,13 @@ def test_an_affinity_is_narrowed_to_the_named_nodes_and_never_widened(
 
 def test_a_pod_stays_small_in_a_large_cluster() -> None:
     names = [f"node-{number}" for number in range(1000)]
-    found = placement.affinity({}, names)["nodeAffinity"][REQUIRED]["nodeSelectorTerms"]
-    assert len(found) == placement.MAX_NODES
-    assert found[0]["matchFields"][0]["values"] == ["node-0"]
+    found = placement.chosen(names, "trainer-to-b")
+    assert len(set(found)) == placement.MAX_NODES
+    assert set(found) < set(names)
+    assert placement.chosen(names, "trainer-to-b") == found
+
+
+def test_pods_that_move_at_once_are_not_all_for_the_same_nodes() -> None:
+    names = [f"node-{number}" for number in range(1000)]
+    found = {name for number in range(100) for name in placement.chosen(names, f"move-{number}")}
+    assert len(found) > 990

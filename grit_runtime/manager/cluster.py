@@ -49,6 +49,7 @@ OF_KIND = {"Checkpoint": CHECKPOINTS, "Restore": RESTORES, "Migration": MIGRATIO
 PODS = create_namespaced_resource("", "v1", "Pod", "pods")
 CLAIMS = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 CONFIG_MAPS = create_namespaced_resource("", "v1", "ConfigMap", "configmaps")
+EVENTS = create_namespaced_resource("", "v1", "Event", "events")
 SECRETS = create_namespaced_resource("", "v1", "Secret", "secrets")
 LEASES = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
 NODES = create_global_resource("", "v1", "Node", "nodes")

@@ -17,7 +17,7 @@ from grit_runtime.errors import (
     PermissionDeniedError,
     one_line,
 )
-from grit_runtime.manager import api, migrations, moves, pods, schedules, targets
+from grit_runtime.manager import api, carriers, migrations, moves, pods, schedules, targets
 from grit_runtime.manager import cluster as kube
 
 TYPE_CHECKING = False
@@ -38,6 +38,8 @@ async def review(cluster: Cluster, request: Object) -> tuple[str, ...]:
     name.
     """
     pod = await cluster.find(kube.PODS, request["namespace"], request["name"])
+    if pod is not None and carriers.is_carrier(pod):
+        raise BusyError(f"{_where(pod)} mounts a claim for a checkpoint under way: try again")
     if pod is None or not _is_meant(pod):
         return ()
     why = await _refusal(cluster, pod)

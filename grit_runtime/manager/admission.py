@@ -22,6 +22,7 @@ from grit_runtime.errors import (
 from grit_runtime.manager import (
     api,
     evictions,
+    interruptions,
     lost_nodes,
     moves,
     pods,
@@ -37,6 +38,8 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from grit_runtime.manager.api import Checkpoint, Migration, Restore
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.nodes import Nodes
@@ -287,6 +290,14 @@ class Admission:
         except GritError as error:  # whatever it is: better that it is asked again than a lost pod
             return Answer(error=BusyError(one_line(error)), code=429)
 
+    async def deletion(self, request: Object) -> Answer:
+        """A deletion of a pod: one that is preempted waits for its last checkpoint."""
+        return await _unless_busy(interruptions.review_deletion(self._cluster, request))
+
+    async def job(self, request: Object) -> Answer:
+        """A change of a Job: its suspension waits for the last checkpoints of its pods."""
+        return await _unless_busy(interruptions.review_job(self._cluster, request))
+
     async def _may(self, request: Object, verb: str, what: str, name: str) -> None:
         """PermissionDeniedError if whoever made the request may not do that too."""
         user = request["userInfo"]
@@ -316,6 +327,14 @@ class Admission:
                 f"user {user.get('username')!r} may not {verb} {what} in namespace "
                 f"{request['namespace']}; a Role has to allow it"
             )
+
+
+async def _unless_busy(review: Awaitable[None]) -> Answer:
+    try:
+        await review
+    except BusyError as error:
+        return Answer(error=error, code=429)
+    return Answer()
 
 
 def refusal(error: GritError) -> Answer:

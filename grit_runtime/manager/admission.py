@@ -26,6 +26,7 @@ from grit_runtime.manager import (
     lost_nodes,
     moves,
     pods,
+    responder,
     restores,
     rules,
     storage,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from grit_runtime.manager.api import Checkpoint, Migration, Restore
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.nodes import Nodes
+    from grit_runtime.manager.pod_fields import PodFields
 
 _WAITING = (None, api.CREATED)
 _KINDS: dict[str, Any] = {
@@ -63,16 +65,27 @@ class Answer(NamedTuple):
 class Admission:
     """The decisions; *checkpoint_root* is that of the nodes."""
 
-    def __init__(self, cluster: Cluster, nodes: Nodes, checkpoint_root: str) -> None:
+    def __init__(
+        self, cluster: Cluster, nodes: Nodes, pod_fields: PodFields, checkpoint_root: str
+    ) -> None:
         self._cluster = cluster
         self._nodes = nodes
+        self._pod_fields = pod_fields
         self._checkpoint_root = checkpoint_root
 
     async def pod(self, request: Object) -> Answer:
-        """A new pod: whether it is to go on from a checkpoint, and where it can."""
+        """A new pod: whether it is to go on from a checkpoint, and who responds to evictions."""
         pod = request["object"]
         if pod["spec"].get("runtimeClassName") != pods.RUNTIME_CLASS:
             return Answer()
+        answer = await self._restored(request)
+        if self._pod_fields.has_responders:
+            return answer._replace(patch=(*answer.patch, *responder.patch(pod)))
+        return answer
+
+    async def _restored(self, request: Object) -> Answer:
+        """Whether the pod is to go on from a checkpoint, and where it can."""
+        pod = request["object"]
         if pods.CHECKPOINT in (pod["metadata"].get("annotations") or {}):
             return Answer()  # somebody has decided already
         namespace = request["namespace"]

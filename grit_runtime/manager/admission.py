@@ -22,6 +22,7 @@ from grit_runtime.errors import (
 from grit_runtime.manager import (
     api,
     evictions,
+    gates,
     interruptions,
     lost_nodes,
     moves,
@@ -78,10 +79,19 @@ class Admission:
         pod = request["object"]
         if pod["spec"].get("runtimeClassName") != pods.RUNTIME_CLASS:
             return Answer()
-        answer = await self._restored(request)
+        try:
+            answer = await self._restored(request)
+        except NoNodeError as error:
+            if not self._pod_fields.has_gates:
+                raise  # it would start without its state; its owner tries again
+            answer = Answer(tuple(gates.held(pod, one_line(error))))
         if self._pod_fields.has_responders:
             return answer._replace(patch=(*answer.patch, *responder.patch(pod)))
         return answer
+
+    async def waiting_pod(self, request: Object) -> tuple[dict[str, Any], ...]:
+        """What a pod that waits is made of, now that it can go on. NoNodeError if it cannot."""
+        return (await self._restored(request)).patch
 
     async def _restored(self, request: Object) -> Answer:
         """Whether the pod is to go on from a checkpoint, and where it can."""
@@ -100,7 +110,7 @@ class Admission:
             except ConflictError:
                 continue  # another pod was quicker
             except NoNodeError:
-                raise  # it would start without its state; its owner tries again
+                raise
             except GritError as error:
                 warnings.append(f"not restored by Restore {restore.metadata.name}: {error}")
                 continue

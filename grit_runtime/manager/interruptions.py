@@ -20,9 +20,9 @@ SCHEDULER = "system:kube-scheduler"  # its user, as RBAC's default roles have it
 
 def is_preemption(request: Object) -> bool:
     """Whether a deletion of a pod, in an AdmissionReview, is a preemption of one of grit's."""
-    spec = request["oldObject"]["spec"]
-    by = request["userInfo"].get("username")
-    return bool(by == SCHEDULER and spec.get("runtimeClassName") == pods.RUNTIME_CLASS)
+    if request["userInfo"].get("username") != SCHEDULER:
+        return False
+    return bool(request["oldObject"]["spec"].get("runtimeClassName") == pods.RUNTIME_CLASS)
 
 
 def is_suspension(request: Object) -> bool:

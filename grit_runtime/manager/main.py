@@ -18,6 +18,7 @@ from grit_runtime.manager import (
     api,
     authority,
     checkpoints,
+    gates,
     lease,
     lost_nodes,
     metrics,
@@ -92,6 +93,7 @@ async def run(options: Options) -> None:
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),
                 responder.respond(cluster),
+                gates.keep(cluster, decisions.waiting_pod),
             )
 
         log.info("the manager serves", port=options.webhook_port)

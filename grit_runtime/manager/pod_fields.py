@@ -10,7 +10,7 @@ import asyncio
 from grit_runtime import log
 from grit_runtime.errors import GritError, one_line
 from grit_runtime.manager import cluster as kube
-from grit_runtime.manager import names, responder
+from grit_runtime.manager import gates, names, responder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _PROBE = {
         "automountServiceAccountToken": False,
         "containers": [{"name": "none", "image": "none"}],
         responder.FIELD: [responder.OURS],
+        gates.FIELD: [gates.GATE],
     },
 }
 
@@ -35,12 +36,13 @@ class PodFields:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self.has_responders = False
+        self.has_gates = self.has_responders = False
 
     async def watch(self) -> None:
         while True:
             try:
                 kept = await self._cluster.create(kube.PODS, _PROBE, dry_run=True)
+                self.has_gates = gates.FIELD in kept["spec"]
                 self.has_responders = responder.FIELD in kept["spec"]
             except GritError as error:  # a policy of the cluster may want something of all pods
                 log.info("the fields of pods are not known", reason=one_line(error))

@@ -118,7 +118,12 @@ def template(pod: Object) -> Object:
 def replacement(pod: Object, name: str, node: str = "") -> Object:
     """A pod like a bare one, to be made in its place; on *node*, if one is named."""
     spec = copy.deepcopy(pod["spec"])
-    for key in ("nodeName", "serviceAccount", "priority"):  # the server's own to fill in
+    for key in (
+        "nodeName",
+        "serviceAccount",
+        "priority",
+        "schedulingGates",
+    ):  # the server's own to fill in
         spec.pop(key, None)
     token = "kube-api-access-"  # noqa: S105  the name of a volume that admission adds
     added = {v["name"] for v in spec.get("volumes") or () if v["name"].startswith(token)}

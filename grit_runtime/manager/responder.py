@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from grit_runtime import log
 from grit_runtime.errors import BusyError, GritError, NotFoundError, one_line
 from grit_runtime.manager import cluster as kube
-from grit_runtime.manager import evictions, pods
+from grit_runtime.manager import evictions, patience, pods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,27 +47,16 @@ def patch(pod: Object) -> tuple[dict[str, Any], ...]:
 
 async def respond(cluster: Cluster) -> None:
     """Respond to the Evictions of which it is our turn, each by a task of its own."""
+
+    async def work(eviction: Object) -> None:
+        meta = eviction["metadata"]
+        await _respond(cluster, meta["namespace"], meta["name"])
+
     while True:
         try:
-            await _keep(cluster)
+            await patience.for_each(cluster.watched(kube.EVICTIONS, "*"), is_ours, work)
         except NotFoundError:
             await asyncio.sleep(_ASK_AGAIN_S)
-
-
-async def _keep(cluster: Cluster) -> None:
-    responding: dict[str, asyncio.Task[None]] = {}
-    try:
-        async for found in cluster.watched(kube.EVICTIONS, "*"):
-            active = {uid for uid, one in found.items() if is_ours(one)}
-            for uid in active - responding.keys():
-                meta = found[uid]["metadata"]
-                work = _respond(cluster, meta["namespace"], meta["name"])
-                responding[uid] = asyncio.create_task(work)
-            for uid in responding.keys() - active:  # it was cancelled, or is done
-                responding.pop(uid).cancel()
-    finally:
-        for task in responding.values():
-            task.cancel()
 
 
 def is_ours(eviction: Object) -> bool:

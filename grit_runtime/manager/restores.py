@@ -16,7 +16,7 @@ from grit_runtime.errors import (
     UnavailableError,
     of_reason,
 )
-from grit_runtime.manager import api, carriers, moves, patience, pods, storage, targets
+from grit_runtime.manager import api, carriers, gates, moves, patience, pods, storage, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template
@@ -198,7 +198,7 @@ async def _missed(cluster: Cluster, restore: Restore) -> list[Object]:
         pod
         for pod in await cluster.every(kube.PODS, meta.namespace)
         if _is_meant(pod, restore)
-        and not (targets.is_asking(pod) or pods.is_ending(pod))
+        and not (targets.is_asking(pod) or pods.is_ending(pod) or gates.is_waiting(pod))
         and (
             pod["metadata"]["creationTimestamp"] >= meta.creation_timestamp
             if known is None

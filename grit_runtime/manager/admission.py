@@ -82,7 +82,7 @@ class Admission:
         try:
             answer = await self._restored(request)
         except NoNodeError as error:
-            if not self._pod_fields.has_gates:
+            if not self._pod_fields.has_gates or pod["spec"].get("nodeName"):
                 raise  # it would start without its state; its owner tries again
             answer = Answer(tuple(gates.held(pod, one_line(error))))
         if self._pod_fields.has_responders:

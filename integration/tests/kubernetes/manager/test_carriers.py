@@ -51,7 +51,7 @@ case $1 in
 init) echo '{"status": "Success", "capabilities": {"attach": false}}' ;;
 mount)
     source=$(echo "$3" | sed 's/.*"source":"\\([^"]*\\)".*/\\1/')
-    if mkdir -p "$2" && mount --bind "$source" "$2"; then
+    if mkdir -p "$2" && mount --bind "$source" "$2" 2>/dev/null; then
         echo '{"status": "Success"}'
     else
         echo '{"status": "Failure", "message": "no such export"}'

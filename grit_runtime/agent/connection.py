@@ -29,7 +29,7 @@ _CONNECT_S = 10.0
 
 
 class Connection:
-    """One request and its reply at a time; closed by whoever made it.
+    """Requests, and their replies in the same order; closed by whoever made it.
 
     Every method blocks, for IDLE_S without a byte at most. DeadlineExceededError after that;
     UnavailableError if the connection is lost, ProtocolError for what means nothing.

@@ -60,12 +60,14 @@ def _receive(asked: dict[str, Any]) -> None:
         address, entry = Address(**asked["peer"]), Entry(**asked["entry"])
         with PeerSource(address, Identity(asked["identity"]), entry) as source, open(0) as orders:
             for order in orders:
-                path, size_bytes, number, chunk_bytes = json.loads(order)
-                wanted = Wanted(File(path, size_bytes, ""), number, chunk_bytes, b"")
-                (received,) = source.receive([wanted])
-                data = receiving.write(dir_fd, received)
-                digest = blake3(data).hexdigest()
-                _say(digest=digest, moved_bytes=received.moved_bytes)
+                run = [
+                    Wanted(File(path, size_bytes, ""), number, chunk_bytes, b"")
+                    for path, size_bytes, number, chunk_bytes in json.loads(order)
+                ]
+                for received in source.receive(run):
+                    data = receiving.write(dir_fd, received)
+                    digest = blake3(data).hexdigest()
+                    _say(digest=digest, moved_bytes=received.moved_bytes)
     except (GritError, OSError) as error:
         _say(reason=reason(error), text=one_line(error))
 

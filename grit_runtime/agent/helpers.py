@@ -18,18 +18,20 @@ from grit_runtime.host.descriptor import closing_fd
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from grit_runtime.store.receiving import Apart, Wanted
 
 _STDERR = 2
-_CORES_A_SERVER, _MOST_SERVERS = 4, 4
+# Measured, 32 cores: 4 processes at each end bring 2.9 GiB/s, 8 of them 4.8, 16 of them 7.5.
+_CORES_A_SERVER, _MOST_SERVERS = 2, 8
 _FEW_CORES = 8  # of which the threads of one process take all there is
 _FEW_BYTES = 256 << 20  # in which a process would hardly have started
 
 
 def servers_worth_having() -> int:
+    """How many processes may serve, none of which does anything while nobody asks."""
     return min(len(os.sched_getaffinity(0)) // _CORES_A_SERVER, _MOST_SERVERS)
 
 
@@ -74,15 +76,18 @@ def receiver(source: Mapping[str, Any], dir_fd: int) -> Iterator[Apart]:
         pid = process.spawn_apart(argv, os.environ, orders_fd, answers_fd, _STDERR)
     with open(to_fd, "w") as orders, open(from_fd) as answers:
 
-        def bring(wanted: Wanted) -> tuple[bytes, int]:
-            order = [wanted.file.path, wanted.file.size_bytes, wanted.number, wanted.size_bytes]
+        def bring(run: Sequence[Wanted]) -> Iterator[tuple[bytes, int]]:
+            order = [
+                [one.file.path, one.file.size_bytes, one.number, one.size_bytes] for one in run
+            ]
             with suppress(BrokenPipeError):  # what it has said last tells why
                 print(json.dumps(order), file=orders, flush=True)
-            answer = json.loads(answers.readline() or '{"text": "it was killed"}')
-            if "text" in answer:
-                kind = of_reason(answer["reason"]) if "reason" in answer else CommandError
-                raise kind(answer["text"])
-            return bytes.fromhex(answer["digest"]), answer["moved_bytes"]
+            for _ in run:
+                answer = json.loads(answers.readline() or '{"text": "it was killed"}')
+                if "text" in answer:
+                    kind = of_reason(answer["reason"]) if "reason" in answer else CommandError
+                    raise kind(answer["text"])
+                yield bytes.fromhex(answer["digest"]), answer["moved_bytes"]
 
         try:
             yield bring

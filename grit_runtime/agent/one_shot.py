@@ -25,7 +25,7 @@ from grit_runtime.store.stored_source import rank
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from grit_runtime.config import Config
@@ -107,7 +107,7 @@ class _Directory:
     def apart(self, _dir_fd: int, _size_bytes: int) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def receive(self, run: list[Wanted]) -> Iterator[Received]:
+    def receive(self, run: Sequence[Wanted]) -> Iterator[Received]:
         for wanted in run:
             data = memoryview(bytearray(wanted.size_bytes))
             with closing_fd(confine.open_regular(self._dir_fd, wanted.file.path)) as fd:

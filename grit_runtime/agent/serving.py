@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import ExitStack, suppress
@@ -80,7 +81,8 @@ class Server:
             for sock in self._open:
                 with suppress(OSError):  # the other side may have gone
                     sock.shutdown(socket.SHUT_RDWR)
-        self._listening.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # another process that accepts from it may have done so
+            self._listening.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listening.close()
 
@@ -88,9 +90,9 @@ class Server:
         while True:
             try:
                 sock, address = self._listening.accept()
-            except OSError:
-                if self._is_closing:
-                    return
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return  # it was shut down, maybe by another process that accepts from it
                 raise
             # Of its own: TLS takes over the socket's descriptor and closes it.
             watched = sock.dup()

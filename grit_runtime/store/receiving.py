@@ -18,7 +18,6 @@ from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import records
-from grit_runtime.store.sending import MAX_THREADS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
     from grit_runtime.model.manifest import File
     from grit_runtime.store.sending import Told
 
-    Apart = Callable[["Wanted"], tuple[bytes, int]]  # the BLAKE3, and what went over the link
+    # Each chunk's BLAKE3, and what of it went over the link.
+    Apart = Callable[[Sequence["Wanted"]], Iterator[tuple[bytes, int]]]
 
     class Source(Protocol):
         """Where a checkpoint comes from."""
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
         def digests(self, file: File) -> list[bytes]:
             """The BLAKE3 of each of its chunks; empty where it is not known beforehand."""
 
-        def runs(self, wanted: list[Wanted]) -> Iterable[list[Wanted]]:
+        def runs(self, wanted: list[Wanted]) -> Iterable[Sequence[Wanted]]:
             """All that is *wanted*, in the portions and the order in which it is best read."""
 
-        def receive(self, run: list[Wanted]) -> Iterator[Received]:
+        def receive(self, run: Sequence[Wanted]) -> Iterator[Received]:
             """The chunks of a portion, of the right sizes and known digests; from any thread."""
 
         def apart(self, dir_fd: int, size_bytes: int) -> AbstractContextManager[Apart | None]:
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
             None if so much comes as soon without. Used by one thread.
             """
+
+
+_MOST_THREADS = 8
 
 
 class Wanted(NamedTuple):
@@ -155,7 +158,7 @@ class Receiving:
         for one in known_zeros:
             self._write(dir_fd, Received(one, None, 0))
         left = iter(self._source.runs([one for one in wanted if not one.is_zeros]))
-        threads = max(2, min(len(os.sched_getaffinity(0)) + 1, MAX_THREADS))
+        threads = max(2, min(len(os.sched_getaffinity(0)) + 1, _MOST_THREADS))
         with ThreadPoolExecutor(threads) as pool:
             size_bytes = sum(one.size_bytes for one in wanted)
             running = [pool.submit(self._work, dir_fd, left, size_bytes) for _ in range(threads)]
@@ -166,18 +169,17 @@ class Receiving:
                 self._stopped.set()
         self._stopped.clear()
 
-    def _work(self, dir_fd: int, left: Iterator[list[Wanted]], size_bytes: int) -> None:
+    def _work(self, dir_fd: int, left: Iterator[Sequence[Wanted]], size_bytes: int) -> None:
         with self._source.apart(dir_fd, size_bytes) as apart:
             while run := self._next(left):
                 if apart:
-                    for wanted in run:
-                        one, moved_bytes = apart(wanted)
+                    for wanted, (one, moved_bytes) in zip(run, apart(run), strict=True):
                         self._done(wanted, one, moved_bytes)
                 else:
                     for received in self._source.receive(run):
                         self._write(dir_fd, received)
 
-    def _next(self, left: Iterator[list[Wanted]]) -> list[Wanted] | None:
+    def _next(self, left: Iterator[Sequence[Wanted]]) -> Sequence[Wanted] | None:
         with self._lock:
             return None if self._stopped.is_set() else next(left, None)
 

@@ -14,7 +14,7 @@ from grit_runtime.store.receiving import Received
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from grit_runtime.model.manifest import File
@@ -87,7 +87,7 @@ class StoredSource:
     def apart(self, _dir_fd: int, _size_bytes: int) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def receive(self, run: list[Wanted]) -> Iterator[Received]:
+    def receive(self, run: Sequence[Wanted]) -> Iterator[Received]:
         first, last = self._chunk(run[0]), self._chunk(run[-1])
         size_bytes = last.offset + last.record_bytes - first.offset
         try:

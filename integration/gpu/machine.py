@@ -51,10 +51,19 @@ class Machine:
     root = Path("/")
 
     def __init__(
-        self, *, library_dirs: Sequence[Path] = (), state: Path = STATE, is_first: bool = True
+        self,
+        *,
+        library_dirs: Sequence[Path] = (),
+        state: Path = STATE,
+        is_first: bool = True,
+        has_disk: bool = True,
     ) -> None:
-        """The one that *is_first* ends what others have left; each has a *state* of its own."""
+        """The one that *is_first* ends what others have left; each has a *state* of its own.
+
+        Without a disk its checkpoints lie in memory.
+        """
         self._state = state
+        self._has_disk = has_disk
         self._is_first = is_first
         self._environment = {
             **node.ENVIRONMENT,
@@ -69,6 +78,8 @@ class Machine:
                 stack.callback(_sweep)
             _mount_cgroups()
             _mount_state(self._state)
+            if not self._has_disk:
+                _mount("tmpfs", Path("/var/lib/grit"), "--types", "tmpfs", "--options", "mode=0700")
             if self._is_first:
                 _install_project()
             _configure_containerd()

@@ -36,9 +36,9 @@ STATE_B = PREFIX / "state-b"
 class Neighbour:
     """The other node, from entering its context to leaving it; enter it before our `Machine`."""
 
-    def __init__(self, library_dirs: list[Path], *, on_gpu: bool) -> None:
+    def __init__(self, library_dirs: list[Path], *, on_gpu: bool, has_disk: bool) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
-        arguments = (theirs, library_dirs, on_gpu)
+        arguments = (theirs, library_dirs, on_gpu, has_disk)
         context = multiprocessing.get_context("fork")
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
 
@@ -88,7 +88,12 @@ def _moments(pod: Pod) -> list[float]:
     return [datetime.fromisoformat(f"{stamp[:26]}+00:00").timestamp() for stamp in stamps]
 
 
-def _serve(pipe: Connection, library_dirs: list[Path], on_gpu: bool) -> None:  # noqa: FBT001
+def _serve(
+    pipe: Connection,
+    library_dirs: list[Path],
+    on_gpu: bool,  # noqa: FBT001
+    has_disk: bool,  # noqa: FBT001
+) -> None:
     linux.call("unshare", "mounts and network", CLONE_NEWNS | CLONE_NEWNET)
     pipe.send("here")
     pipe.recv()  # our machine is swept, and the link there
@@ -97,7 +102,9 @@ def _serve(pipe: Connection, library_dirs: list[Path], on_gpu: bool) -> None:  #
         _set_up(ip, "node-a", THEIRS)
     link.serve(THEIRS)
     with (
-        Machine(library_dirs=library_dirs, state=STATE_B, is_first=False) as machine,
+        Machine(
+            library_dirs=library_dirs, state=STATE_B, is_first=False, has_disk=has_disk
+        ) as machine,
         agent.running(machine, "node-b", STATE / "etc/grit/agent"),
     ):
         room = cases.Room(machine, pods.machinery(machine, on_gpu=on_gpu))

@@ -1,12 +1,13 @@
 """The cases of one group on this machine, as `run` starts them.
 
-usage: run GROUP OUT [--cpu] [--small-pages] [CASE...]
+usage: run GROUP OUT [--cpu] [--small-pages] [--no-disk] [CASE...]
 
 GROUP is smoke, single (one card), frameworks (one card, each moved twice), pair (two cards), bench
 (one card, beside the same steps by hand, in turns), nodes (two cards, each on a node of its own) or
 stand-in (what makes sense without a card).
 CASEs, if named, are the only ones. With --cpu, workloads compute on the processor; with
---small-pages, grit is configured to leave huge pages as they are, and nothing is done by hand.
+--small-pages, grit is configured to leave huge pages as they are, and nothing is done by hand. With
+--no-disk, what arrives on the other node lies in its memory, and nothing is done by hand.
 Writes into the directory OUT: smoke.json or results.json, and the logs of what failed.
 """
 
@@ -37,9 +38,10 @@ CASE_S = 30
 GIB_S = 3.5
 
 
-CPU, SMALL_PAGES = "--cpu", "--small-pages"
+CPU, SMALL_PAGES, NO_DISK = "--cpu", "--small-pages", "--no-disk"
 CONFIG = Path("/etc/grit/config.toml")
-GRIT, WITH_SMALL, BY_HAND = "grit", "grit, small pages", "by hand"
+GRIT, WITH_SMALL, WITHOUT_DISK = "grit", "grit, small pages", "grit, into memory"
+BY_HAND = "by hand"
 THE_MACHINE = "the machine alone"
 
 
@@ -197,7 +199,7 @@ def main() -> None:
     options = {word for word in sys.argv[1:] if word.startswith("-")}
     words = [word for word in sys.argv[1:] if word not in options]
     groups = {"smoke", "nodes", *GROUPS}
-    if len(words) < 2 or words[0] not in groups or options - {CPU, SMALL_PAGES}:
+    if len(words) < 2 or words[0] not in groups or options - {CPU, SMALL_PAGES, NO_DISK}:
         sys.exit(f"{__doc__}")
     group, out, chosen = words[0], Path(words[1]), words[2:]
     on_gpu = CPU not in options
@@ -208,7 +210,8 @@ def main() -> None:
     with ExitStack() as stack:
         other = None
         if group == "nodes":
-            other = stack.enter_context(Neighbour(library_dirs, on_gpu=on_gpu))
+            has_disk = NO_DISK not in options
+            other = stack.enter_context(Neighbour(library_dirs, on_gpu=on_gpu, has_disk=has_disk))
         machine = stack.enter_context(Machine(library_dirs=library_dirs))
         if group == "smoke":
             all_well = run_smoke(machine, out, on_gpu=on_gpu)
@@ -225,6 +228,8 @@ def main() -> None:
             if SMALL_PAGES in options:
                 CONFIG.write_text("huge_pages = false\n")
                 plans = [plan._replace(way=WITH_SMALL) for plan in plans if plan.way == GRIT]
+            if NO_DISK in options:
+                plans = [plan._replace(way=WITHOUT_DISK) for plan in plans if plan.way == GRIT]
             all_well = run_plans(room, plans, out, deadline=deadline)
     sys.exit(not all_well)
 

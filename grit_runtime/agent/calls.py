@@ -10,7 +10,7 @@ import json
 import os
 import re
 
-from grit_runtime.agent import copies, engine
+from grit_runtime.agent import copies, engine, pod_volumes
 from grit_runtime.agent import job as jobs
 from grit_runtime.agent.job import Job
 from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     IsThere = Callable[[], bool]
 
-_URLS = ("/", "s3://", "gs://", "az://", "peer://")
+_URLS = ("/", "s3://", "gs://", "az://", pod_volumes.SCHEME, "peer://")
 _TOKEN_LIMIT = 64
 _AFTER = ("running", "frozen", "stopped")
 _UID = re.compile(r"[-0-9a-zA-Z]{1,64}")

@@ -1,8 +1,8 @@
-"""Where checkpoints are brought from and put to: a store or a peer, by its URL."""
+"""Where checkpoints are brought from and put to: a store, a pod's volume or a peer, by its URL."""
 
 from __future__ import annotations
 
-from grit_runtime.agent import peers
+from grit_runtime.agent import peers, pod_volumes
 from grit_runtime.files import checkpoint_dir
 from grit_runtime.store import catalog, pull, push
 from grit_runtime.store.backend import open_store
@@ -48,6 +48,8 @@ def remote(url: str, config: Config, file_key: FileKey | None, host: str = "") -
     if peers.is_peer(url):
         address = peers.address(url)
         return _Peer(address._replace(host=host or address.host), config)
+    if url.startswith(pod_volumes.SCHEME):
+        url = pod_volumes.directory(url)
     return _Store(url, config, file_key)
 
 

@@ -16,7 +16,8 @@ SOCKETS = (
     "/run/k0s/containerd.sock",
 )
 
-_KUBELET_CONFIG = "/var/lib/kubelet/config.yaml"  # kubeadm's place
+_ROOT_DIR = "/var/lib/kubelet"  # unless its command line names another
+_KUBELET_CONFIG = f"{_ROOT_DIR}/config.yaml"  # kubeadm's place
 _REQUEST_TIMEOUT_S = 120.0
 _GO_PARTS = re.compile(r"([0-9.]+)(ms|h|m|s)")
 _GO_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -26,6 +27,7 @@ class Kubelet(NamedTuple):
     endpoint: str  # its container runtime's socket, "" if nothing says so
     cgroup_driver: str
     request_timeout_s: float
+    root_dir: str = _ROOT_DIR
 
 
 def told() -> Kubelet | None:
@@ -48,7 +50,14 @@ def told() -> Kubelet | None:
         ).removeprefix("unix://"),
         cgroup_driver=_told(options, text, "cgroup-driver", "cgroupDriver"),
         request_timeout_s=_go_seconds(timeout) or _REQUEST_TIMEOUT_S,
+        root_dir=options.get("root-dir", _ROOT_DIR),
     )
+
+
+def pods_dir() -> str:
+    """Where kubelet has a directory for each pod, by its uid."""
+    found = told()
+    return f"{found.root_dir if found else _ROOT_DIR}/pods"
 
 
 def _options(words: list[str]) -> dict[str, str]:

@@ -22,9 +22,12 @@ from grit_runtime.errors import (
 from grit_runtime.manager import (
     api,
     evictions,
+    gates,
+    interruptions,
     lost_nodes,
     moves,
     pods,
+    responder,
     restores,
     rules,
     storage,
@@ -37,9 +40,12 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from grit_runtime.manager.api import Checkpoint, Migration, Restore
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.nodes import Nodes
+    from grit_runtime.manager.pod_fields import PodFields
 
 _WAITING = (None, api.CREATED)
 _KINDS: dict[str, Any] = {
@@ -60,16 +66,36 @@ class Answer(NamedTuple):
 class Admission:
     """The decisions; *checkpoint_root* is that of the nodes."""
 
-    def __init__(self, cluster: Cluster, nodes: Nodes, checkpoint_root: str) -> None:
+    def __init__(
+        self, cluster: Cluster, nodes: Nodes, pod_fields: PodFields, checkpoint_root: str
+    ) -> None:
         self._cluster = cluster
         self._nodes = nodes
+        self._pod_fields = pod_fields
         self._checkpoint_root = checkpoint_root
 
     async def pod(self, request: Object) -> Answer:
-        """A new pod: whether it is to go on from a checkpoint, and where it can."""
+        """A new pod: whether it is to go on from a checkpoint, and who responds to evictions."""
         pod = request["object"]
         if pod["spec"].get("runtimeClassName") != pods.RUNTIME_CLASS:
             return Answer()
+        try:
+            answer = await self._restored(request)
+        except NoNodeError as error:
+            if not self._pod_fields.has_gates or pod["spec"].get("nodeName"):
+                raise  # it would start without its state; its owner tries again
+            answer = Answer(tuple(gates.held(pod, one_line(error))))
+        if self._pod_fields.has_responders:
+            return answer._replace(patch=(*answer.patch, *responder.patch(pod)))
+        return answer
+
+    async def waiting_pod(self, request: Object) -> tuple[dict[str, Any], ...]:
+        """What a pod that waits is made of, now that it can go on. NoNodeError if it cannot."""
+        return (await self._restored(request)).patch
+
+    async def _restored(self, request: Object) -> Answer:
+        """Whether the pod is to go on from a checkpoint, and where it can."""
+        pod = request["object"]
         if pods.CHECKPOINT in (pod["metadata"].get("annotations") or {}):
             return Answer()  # somebody has decided already
         namespace = request["namespace"]
@@ -84,7 +110,7 @@ class Admission:
             except ConflictError:
                 continue  # another pod was quicker
             except NoNodeError:
-                raise  # it would start without its state; its owner tries again
+                raise
             except GritError as error:
                 warnings.append(f"not restored by Restore {restore.metadata.name}: {error}")
                 continue
@@ -288,6 +314,14 @@ class Admission:
         except GritError as error:  # whatever it is: better that it is asked again than a lost pod
             return Answer(error=BusyError(one_line(error)), code=429)
 
+    async def deletion(self, request: Object) -> Answer:
+        """A deletion of a pod: one that is preempted waits for its last checkpoint."""
+        return await _unless_busy(interruptions.review_deletion(self._cluster, request))
+
+    async def job(self, request: Object) -> Answer:
+        """A change of a Job: its suspension waits for the last checkpoints of its pods."""
+        return await _unless_busy(interruptions.review_job(self._cluster, request))
+
     async def _may(self, request: Object, verb: str, what: str, name: str) -> None:
         """PermissionDeniedError if whoever made the request may not do that too."""
         user = request["userInfo"]
@@ -317,6 +351,14 @@ class Admission:
                 f"user {user.get('username')!r} may not {verb} {what} in namespace "
                 f"{request['namespace']}; a Role has to allow it"
             )
+
+
+async def _unless_busy(review: Awaitable[None]) -> Answer:
+    try:
+        await review
+    except BusyError as error:
+        return Answer(error=error, code=429)
+    return Answer()
 
 
 def refusal(error: GritError) -> Answer:

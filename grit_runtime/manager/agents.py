@@ -73,15 +73,19 @@ class Agents:
         )
 
     def _of(self, pod: Object) -> Agent:
-        return Agent(pod["spec"]["nodeName"], pod["status"]["podIP"], self._access)
+        (container,) = pod["spec"]["containers"]
+        return Agent(
+            pod["spec"]["nodeName"], pod["status"]["podIP"], container["image"], self._access
+        )
 
 
 class Agent:
     """The agent of one node. Errors are raised here as they were there."""
 
-    def __init__(self, node: str, address: str, access: Access) -> None:
+    def __init__(self, node: str, address: str, image: str, access: Access) -> None:
         self.node = node
         self.address = address
+        self.image = image
         self._access = access
 
     async def ask(self, method: str, request: Message, reply: Any) -> Any:

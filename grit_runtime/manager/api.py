@@ -280,9 +280,20 @@ class CheckpointScheduleSpec(NamedTuple):
     interval: Annotated[str, "From one checkpoint to the next, as 30m or 1h30m.", DURATION] = ""
     cron: Annotated[str, "Five fields, in UTC, as 0 3 * * *.", {"maxLength": 256}] = ""
     triggers: Annotated[  # a field "on" would be true in YAML
-        tuple[Literal["NodeDrain", "PodEviction", "SpotNotice", "NodeLoss", "Annotation"], ...],
+        tuple[
+            Literal[
+                "NodeDrain",
+                "PodEviction",
+                "Preemption",
+                "JobSuspension",
+                "SpotNotice",
+                "NodeLoss",
+                "Annotation",
+            ],
+            ...,
+        ],
         "What it is taken for besides.",
-        {"maxItems": 5},
+        {"maxItems": 7},
     ] = ()
     keep: Annotated[
         int, "Its checkpoints have this as their retention.keep; 3 if not given.", {"minimum": 1}

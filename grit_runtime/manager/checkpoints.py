@@ -14,7 +14,7 @@ from grit_runtime.errors import (
     UnavailableError,
     one_line,
 )
-from grit_runtime.manager import api, moves, patience, pods, storage
+from grit_runtime.manager import api, carriers, moves, patience, pods, storage
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template, sizes
@@ -46,14 +46,16 @@ async def run(world: World, namespace: str, name: str) -> None:
                 await _advance(world, checkpoint, status)
         except TimeoutError:
             await _cancel(world, namespace, name, status.now.get("nodeName", ""))
+            what = f"{status.phase}: {status.now.get('message', '')}".rstrip(": ")
             raise DeadlineExceededError(
                 f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
-                f"{status.phase}; the pod runs on"
+                f"{what}; the pod runs on"
             ) from None
     except GritError as error:
         # It may be sealed and held, and not be where it should.
         if status.phase == api.CHECKPOINTING:
             await _let_run(world, namespace, status.now)
+        await carriers.closed(world.cluster, namespace, found["metadata"]["uid"])
         await status.fail(error)
 
 
@@ -64,8 +66,8 @@ async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None
         await _look(world, checkpoint, status)
     if status.phase == api.PENDING:
         # Before the pod is touched: where it is to go must be there.
-        await storage.store_of(world.cluster, checkpoint.metadata.namespace, checkpoint.spec.stored)
         await world.agents.at(status.now["nodeName"])
+        await _store(world, checkpoint, status)
         await status.enter(api.CHECKPOINTING)
     if status.phase == api.CHECKPOINTING:
         await patience.repeated(lambda: _take(world, checkpoint, status))
@@ -90,10 +92,18 @@ async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
     )
 
 
+async def _store(world: World, checkpoint: Checkpoint, status: Status) -> str:
+    """Where it is put to, as the agent of its node reaches it."""
+    found = await storage.store_of(
+        world.cluster, checkpoint.metadata.namespace, checkpoint.spec.stored
+    )
+    return await carriers.opened(world, checkpoint, found, status.now["nodeName"], status)
+
+
 async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
     meta, spec = checkpoint.metadata, checkpoint.spec
     agent = await world.agents.at(status.now["nodeName"])
-    store = await storage.store_of(world.cluster, meta.namespace, spec.stored)
+    store = await _store(world, checkpoint, status)
     if not await _is_taken(agent, meta.uid):
         request = agent_pb2.CheckpointRequest(
             target=f"{meta.namespace}/{status.now['podName']}",
@@ -116,6 +126,8 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
             f"node {agent.node} has taken checkpoint {meta.namespace}/{meta.name}, and it is not "
             "there; look at the agent's log"
         )
+    if store:
+        await carriers.closed(world.cluster, meta.namespace, meta.uid)
     end = status.enter if spec.auto_migration else status.finish
     await end(
         api.CHECKPOINTED,

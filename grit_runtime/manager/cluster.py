@@ -50,10 +50,12 @@ OF_KIND = {"Checkpoint": CHECKPOINTS, "Restore": RESTORES, "Migration": MIGRATIO
 PODS = create_namespaced_resource("", "v1", "Pod", "pods")
 CLAIMS = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 CONFIG_MAPS = create_namespaced_resource("", "v1", "ConfigMap", "configmaps")
+EVENTS = create_namespaced_resource("", "v1", "Event", "events")
 SECRETS = create_namespaced_resource("", "v1", "Secret", "secrets")
 LEASES = create_namespaced_resource("coordination.k8s.io", "v1", "Lease", "leases")
 NODES = create_global_resource("", "v1", "Node", "nodes")
 VOLUMES = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
+EVICTIONS = create_namespaced_resource("lifecycle.k8s.io", "v1alpha1", "Eviction", "evictions")
 REQUESTS = create_global_resource(
     "certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests"
 )
@@ -109,10 +111,12 @@ class Cluster:
         """All objects of the namespace, or of all namespaces, that the selectors select."""
         return (await self._listed(kind, namespace, labels, fields))[0]
 
-    async def create(self, kind: Kind, made: Object) -> Object:
+    async def create(self, kind: Kind, made: Object, *, dry_run: bool = False) -> Object:
         """The object as it is then. AlreadyExistsError if one has its name."""
         place = _place(made["metadata"].get("namespace", ""))
-        return dict(await _answered(lambda: self._client.create(kind(made), **place)))
+        return dict(
+            await _answered(lambda: self._client.create(kind(made), dry_run=dry_run, **place))
+        )
 
     async def patch(
         self, kind: Kind, namespace: str, name: str, patch: Object, *, status: bool = False
@@ -180,17 +184,20 @@ class Cluster:
     async def watched(
         self, kind: Kind, namespace: str, *, labels: str = "", fields: str = ""
     ) -> AsyncIterator[dict[str, Object]]:
-        """All that is selected, by name: now, and whenever any of it has changed."""
+        """All that is selected: now, and whenever any of it has changed.
+
+        By name; of all namespaces ("*") by uid.
+        """
+        key = "uid" if namespace == "*" else "name"
         while True:
             found, version = await self._listed(kind, namespace, labels, fields)
-            current = {one["metadata"]["name"]: one for one in found}
+            current = {one["metadata"][key]: one for one in found}
             yield current
             async for change in self._since(version, kind, namespace, labels, fields):
-                name = change.one["metadata"]["name"]
                 if change.is_gone:
-                    current.pop(name, None)
+                    current.pop(change.one["metadata"][key], None)
                 else:
-                    current[name] = change.one
+                    current[change.one["metadata"][key]] = change.one
                 yield current
 
     async def _told(self, kind: Kind, labels: str) -> AsyncIterator[Change | None]:

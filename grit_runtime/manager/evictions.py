@@ -17,7 +17,7 @@ from grit_runtime.errors import (
     PermissionDeniedError,
     one_line,
 )
-from grit_runtime.manager import api, migrations, moves, pods, schedules, targets
+from grit_runtime.manager import api, carriers, last_checkpoints, migrations, moves, pods, targets
 from grit_runtime.manager import cluster as kube
 
 TYPE_CHECKING = False
@@ -38,12 +38,14 @@ async def review(cluster: Cluster, request: Object) -> tuple[str, ...]:
     name.
     """
     pod = await cluster.find(kube.PODS, request["namespace"], request["name"])
+    if pod is not None and carriers.is_carrier(pod):
+        raise BusyError(f"{pods.where(pod)} mounts a claim for a checkpoint under way: try again")
     if pod is None or not _is_meant(pod):
         return ()
     why = await _refusal(cluster, pod)
     deletion = (request.get("object") or {}).get("deleteOptions") or {}
     if request.get("dryRun") or deletion.get("dryRun"):
-        return (f"{_where(pod)} would be moved first",) if why is None else ()
+        return (f"{pods.where(pod)} would be moved first",) if why is None else ()
     if why is None:
         try:
             name = await move(cluster, pod, TIMEOUT_S)
@@ -51,8 +53,8 @@ async def review(cluster: Cluster, request: Object) -> tuple[str, ...]:
             why = f"it could not be moved: {one_line(error)}"
         else:
             raise _moving(pod, name)
-    await _checkpointed(cluster, pod)
-    return (f"{_where(pod)} goes: {why}",) if why else ()
+    await last_checkpoints.require(cluster, request["namespace"], [pod], "PodEviction")
+    return (f"{pods.where(pod)} goes: {why}",) if why else ()
 
 
 async def move(cluster: Cluster, pod: Object, timeout_s: int) -> str:
@@ -83,10 +85,6 @@ def _name(pod: Object) -> str:
     return f"{meta['name'][:200].rstrip('-.')}-evicted-{meta['uid'][:8]}"
 
 
-def _where(pod: Object) -> str:
-    return f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
-
-
 def _is_meant(pod: Object) -> bool:
     """Whether it is a pod of grit's that runs, or arrives."""
     return (
@@ -112,7 +110,7 @@ async def _refusal(cluster: Cluster, pod: Object) -> str | None:
         _wait_for(migration, pod)
         if migration.metadata.name == _name(pod) and migration.status.phase == api.FAILED:
             return f"Migration {_name(pod)} has failed: {migration.status.message}"
-    if not pods.is_running(pod) or await _is_held(cluster, pod):
+    if not pods.is_running(pod) or await last_checkpoints.is_held(cluster, pod):
         return ""
     return None
 
@@ -120,7 +118,7 @@ async def _refusal(cluster: Cluster, pod: Object) -> str | None:
 def _wait_for(migration: Migration, pod: Object) -> None:
     """BusyError if the pod moves by it already; NotFoundError if it has."""
     spec, now, meta = migration.spec, migration.status, pod["metadata"]
-    where = _where(pod)
+    where = pods.where(pod)
     by = f"Migration {migration.metadata.name}"
     uid = now.source_pod_uid or spec.source_pod_uid
     if now.phase not in migrations.ENDED:
@@ -138,43 +136,5 @@ def _wait_for(migration: Migration, pod: Object) -> None:
             )
 
 
-async def _is_held(cluster: Cluster, pod: Object) -> bool:
-    """Whether it is held for a Checkpoint that is sealed. BusyError while one is taken."""
-    meta = pod["metadata"]
-    for body in await cluster.every(kube.CHECKPOINTS, meta["namespace"]):
-        checkpoint = api.read(api.Checkpoint, body)
-        spec, now = checkpoint.spec, checkpoint.status
-        uid = now.pod_uid or spec.source_pod_uid
-        if uid != meta["uid"] and (uid or spec.pod_name != meta["name"]):
-            continue
-        if now.phase not in (api.CHECKPOINTED, api.SUBMITTED, api.FAILED) or (
-            spec.auto_migration and now.phase == api.CHECKPOINTED
-        ):
-            raise _checkpointing(pod, checkpoint.metadata.name)
-        if spec.after == "frozen" and now.phase == api.CHECKPOINTED:
-            return True
-    return False
-
-
-async def _checkpointed(cluster: Cluster, pod: Object) -> None:
-    """Have the pod's schedules take a last checkpoint, if they do that: BusyError until it is."""
-    namespace = pod["metadata"]["namespace"]
-    for body in await cluster.every(kube.SCHEDULES, namespace):
-        planned = api.read(api.CheckpointSchedule, body)
-        if "PodEviction" not in planned.spec.triggers or not schedules.means(planned, pod):
-            continue
-        made = schedules.made(planned, pod, f"evicted-{pod['metadata']['uid'][:8]}")
-        name = made["metadata"]["name"]
-        there = await cluster.find(kube.CHECKPOINTS, namespace, name)
-        if there is None and pods.is_running(pod):
-            there = await cluster.create(kube.CHECKPOINTS, made)
-        if there and (there.get("status") or {}).get("phase") not in (api.CHECKPOINTED, api.FAILED):
-            raise _checkpointing(pod, name)
-
-
-def _checkpointing(pod: Object, checkpoint: str) -> BusyError:
-    return BusyError(f"{_where(pod)} is being checkpointed by Checkpoint {checkpoint}: try again")
-
-
 def _moving(pod: Object, migration: str) -> BusyError:
-    return BusyError(f"{_where(pod)} is being moved by Migration {migration}: try again")
+    return BusyError(f"{pods.where(pod)} is being moved by Migration {migration}: try again")

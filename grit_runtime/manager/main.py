@@ -16,6 +16,7 @@ from grit_runtime.manager import (
     api,
     authority,
     checkpoints,
+    gates,
     lease,
     lost_nodes,
     metrics,
@@ -24,6 +25,8 @@ from grit_runtime.manager import (
     nodes,
     notices,
     patience,
+    pod_fields,
+    responder,
     restores,
     retention,
     schedules,
@@ -73,7 +76,8 @@ async def run(options: Options) -> None:
         told = metrics.Metrics()
         serving = authority.Serving(own, _names(options.namespace))
         await stack.enter_async_context(metrics.served(told, options.metrics_port))
-        decisions = admission.Admission(cluster, known, options.checkpoint_root)
+        kept = pod_fields.PodFields(cluster)
+        decisions = admission.Admission(cluster, known, kept, options.checkpoint_root)
         await stack.enter_async_context(
             webhooks.served(decisions, told, serving.context, options.webhook_port)
         )
@@ -86,11 +90,14 @@ async def run(options: Options) -> None:
                 authority.keep_bundles(cluster, own),
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),
+                responder.respond(cluster),
+                gates.keep(cluster, decisions.waiting_pod),
             )
 
         log.info("the manager serves", port=options.webhook_port)
         await patience.together(
             known.watch(),
+            kept.watch(),
             serving.keep(),
             lease.led(cluster, options.namespace, identity, lead),
             stopping.wait(),

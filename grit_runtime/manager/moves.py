@@ -79,8 +79,11 @@ async def place(world: World, move: Move) -> None:
     if move.leaves:
         places[targets.NOT_NODE] = move.source_node
     made = await _make_restore(world, move, move.name, places)
+    if await _target(world, move) is not None:
+        return
+    asked = await _asked(world, move, made)  # NoNodeError while the source can just run on
     if pods.owner(move.source) is None:
-        await _make_pod(world, move, made)
+        await world.cluster.create(kube.PODS, asked)
     elif pods.can_detach(move.source):
         await pods.detach(world.cluster, move.source)
     else:
@@ -91,8 +94,8 @@ async def place(world: World, move: Move) -> None:
 async def replace(world: World, move: Move) -> None:
     """Have a new pod go on from the checkpoint in place of one that runs no more."""
     restore = await _make_restore(world, move, move.name, {targets.NOT_NODE: move.source_node})
-    if pods.owner(move.source) is None:
-        await _make_pod(world, move, restore)
+    if pods.owner(move.source) is None and await _target(world, move) is None:
+        await world.cluster.create(kube.PODS, await _asked(world, move, restore))
     await _delete_source(world, move, grace_s=0)
 
 
@@ -117,8 +120,10 @@ async def commit(world: World, move: Move) -> None:
 
 async def roll_back(world: World, move: Move) -> str:
     """Have the source go on, and the target go. What has become of the source, in words."""
+    await _withdraw(world, move)
     target = await _target(world, move)
-    if pods.owner(move.source) is not None and not pods.can_detach(move.source):
+    is_remade = pods.owner(move.source) is not None and not pods.can_detach(move.source)
+    if is_remade and not await _is_there(world, move):
         return await _bring_back(world, move, target)
     if target:
         # Its owner must not see two, of which it would end one, and none for a moment at most.
@@ -137,6 +142,13 @@ async def roll_back(world: World, move: Move) -> str:
 
     await patience.repeated(resume)
     return f"pod {move.namespace}/{move.pod} runs on, on node {move.source_node}"
+
+
+async def _withdraw(world: World, move: Move) -> None:
+    """Have no later pod of the owner go on from the checkpoint: the source does."""
+    found = await world.cluster.find(kube.RESTORES, move.namespace, move.name)
+    if found and (found.get("status") or {}).get("phase") in (None, api.CREATED):
+        await world.cluster.delete(kube.RESTORES, move.namespace, move.name)
 
 
 async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
@@ -206,17 +218,21 @@ async def _siblings(world: World, move: Move) -> list[str]:
     return [pod["metadata"]["uid"] for pod in found if pods.is_of(pod, reference["uid"])]
 
 
-async def _make_pod(world: World, move: Move, restore: Restore) -> None:
-    """A bare pod's replacement."""
-    if await _target(world, move) is not None:
-        return
+async def _asked(world: World, move: Move, restore: Restore) -> Object:
+    """A pod like a bare one, to go on in its place. NoNodeError if no node can take it."""
     found = await world.cluster.get(kube.CHECKPOINTS, move.namespace, move.checkpoint)
     checkpoint = api.read(api.Checkpoint, found)
     pod = pods.replacement(move.source, f"{move.pod[:240]}-{move.uid[:5]}")
     asking = targets.asking(pod, restore, checkpoint, world.nodes, world.checkpoint_root)
     pod["metadata"] |= {"annotations": asking.annotations, "labels": asking.labels}
     pod["spec"]["affinity"] = asking.affinity
-    await world.cluster.create(kube.PODS, pod)
+    return pod
+
+
+async def _is_there(world: World, move: Move) -> bool:
+    """Whether the source is: it may not have been deleted yet."""
+    pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
+    return pod is not None and pod["metadata"]["uid"] == move.uid and not pods.is_ending(pod)
 
 
 async def _target(world: World, move: Move) -> Object | None:

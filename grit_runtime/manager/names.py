@@ -18,3 +18,5 @@ AGENT_API_PORT = 9466
 POD_PATH = "/pods"
 OBJECT_PATH = "/objects"
 EVICTION_PATH = "/evictions"
+DELETION_PATH = "/deletions"
+JOB_PATH = "/jobs"

@@ -17,7 +17,7 @@ from grit_runtime.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import NoReturn, TypeVar
 
     from grit_runtime.manager.cluster import Object
@@ -64,6 +64,25 @@ def left_s(timeout_s: int | None, body: Object) -> float | None:
         return None
     begun = datetime.fromisoformat(body["metadata"]["creationTimestamp"])
     return max(0.0, timeout_s - (datetime.now(UTC) - begun).total_seconds())
+
+
+async def for_each(
+    watched: AsyncIterator[dict[str, Object]],
+    is_meant: Callable[[Object], bool],
+    work: Callable[[Object], Awaitable[None]],
+) -> None:
+    """A task of *work* for each object that is meant, until it is not; for as long as watched."""
+    tasks: dict[str, asyncio.Future[None]] = {}
+    try:
+        async for found in watched:
+            meant = {key for key, one in found.items() if is_meant(one)}
+            for key in meant - tasks.keys():
+                tasks[key] = asyncio.ensure_future(work(found[key]))
+            for key in tasks.keys() - meant:
+                tasks.pop(key).cancel()
+    finally:
+        for task in tasks.values():
+            task.cancel()
 
 
 async def together(*work: Awaitable[object]) -> None:

@@ -46,11 +46,10 @@ async def source(
             raise NotFoundError(f"pod {namespace}/{name} does not exist")
     else:
         pod = await _selected(cluster, namespace, selector)
-    where = f"pod {namespace}/{pod['metadata']['name']}"
     if uid and pod["metadata"]["uid"] != uid:
         raise PodStateError(
-            f"{where} has uid {pod['metadata']['uid']}, expected {uid}: it is another pod of that "
-            "name"
+            f"{where(pod)} has uid {pod['metadata']['uid']}, expected {uid}: it is another pod of "
+            "that name"
         )
     refuse(pod)
     return pod
@@ -73,16 +72,19 @@ async def _selected(cluster: Cluster, namespace: str, selector: LabelSelector | 
 
 def refuse(pod: Object) -> None:
     """PodStateError or FailedPreconditionError for a pod that is not one to be checkpointed now."""
-    where = f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
     if not is_running(pod):
         state = "ending" if is_ending(pod) else pod.get("status", {}).get("phase", "new")
-        raise PodStateError(f"{where} is {state}, expected Running")
+        raise PodStateError(f"{where(pod)} is {state}, expected Running")
     runtime_class = pod["spec"].get("runtimeClassName", "")
     if runtime_class != RUNTIME_CLASS:
         raise FailedPreconditionError(
-            f"{where} has runtimeClassName {runtime_class!r}, expected {RUNTIME_CLASS!r}: a pod "
-            "like it could be restored under that one only"
+            f"{where(pod)} has runtimeClassName {runtime_class!r}, expected {RUNTIME_CLASS!r}: a "
+            "pod like it could be restored under that one only"
         )
+
+
+def where(pod: Object) -> str:
+    return f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
 
 
 def is_running(pod: Object) -> bool:
@@ -116,7 +118,12 @@ def template(pod: Object) -> Object:
 def replacement(pod: Object, name: str, node: str = "") -> Object:
     """A pod like a bare one, to be made in its place; on *node*, if one is named."""
     spec = copy.deepcopy(pod["spec"])
-    for key in ("nodeName", "serviceAccount", "priority"):  # the server's own to fill in
+    for key in (
+        "nodeName",
+        "serviceAccount",
+        "priority",
+        "schedulingGates",
+    ):  # the server's own to fill in
         spec.pop(key, None)
     token = "kube-api-access-"  # noqa: S105  the name of a volume that admission adds
     added = {v["name"] for v in spec.get("volumes") or () if v["name"].startswith(token)}

@@ -16,7 +16,7 @@ from grit_runtime.errors import (
     UnavailableError,
     of_reason,
 )
-from grit_runtime.manager import api, moves, patience, pods, storage, targets
+from grit_runtime.manager import api, carriers, gates, moves, patience, pods, storage, targets
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from grit_runtime.manager.agents import Agent
     from grit_runtime.manager.api import Restore
     from grit_runtime.manager.cluster import Cluster, Object
+    from grit_runtime.manager.storage import Store
     from grit_runtime.manager.world import World
 
 ENDED = (api.RESTORED, api.FAILED)
@@ -49,7 +50,7 @@ class Source(NamedTuple):
     name: str
     sha256: str
     node: str
-    store: str
+    store: Store
     containers: tuple[str, ...]
     digest: str  # of what its pods have in common
     template: Object  # the pod that it was taken of
@@ -68,9 +69,16 @@ async def run(world: World, namespace: str, name: str) -> None:
             await _advance(world, restore, status)
     except TimeoutError:
         what = status.now.get("message") or f"it is {status.phase}"
-        await status.fail(NotRestoredError(f"not restored in time (timeoutSeconds): {what}"))
+        error = NotRestoredError(f"not restored in time (timeoutSeconds): {what}")
+        await _fail(world, found, status, error)
     except GritError as error:
-        await status.fail(error)
+        await _fail(world, found, status, error)
+
+
+async def _fail(world: World, found: Object, status: Status, error: GritError) -> None:
+    meta = found["metadata"]
+    await carriers.closed(world.cluster, meta["namespace"], meta["uid"])
+    await status.fail(error)
 
 
 async def _advance(world: World, restore: Restore, status: Status) -> None:
@@ -86,7 +94,7 @@ async def _advance(world: World, restore: Restore, status: Status) -> None:
     if status.phase == api.PENDING:
         await status.enter(api.RESTORING, nodeName=node)
     agent = await world.agents.at(node)
-    bringing = patience.repeated(lambda: _bring(world, agent, restore, source))
+    bringing = patience.repeated(lambda: _bring(world, agent, restore, source, status))
     await _while_alive(world.cluster, pod, bringing)
     verifying = patience.repeated(lambda: _verified(agent, restore, source, uid))
     await _while_alive(world.cluster, pod, verifying)
@@ -190,7 +198,7 @@ async def _missed(cluster: Cluster, restore: Restore) -> list[Object]:
         pod
         for pod in await cluster.every(kube.PODS, meta.namespace)
         if _is_meant(pod, restore)
-        and not (targets.is_asking(pod) or pods.is_ending(pod))
+        and not (targets.is_asking(pod) or pods.is_ending(pod) or gates.is_waiting(pod))
         and (
             pod["metadata"]["creationTimestamp"] >= meta.creation_timestamp
             if known is None
@@ -215,20 +223,25 @@ async def _scheduled(cluster: Cluster, pod: Object) -> str:
     raise AssertionError  # a watch has no end
 
 
-async def _bring(world: World, agent: Agent, restore: Restore, source: Source) -> None:
+async def _bring(
+    world: World, agent: Agent, restore: Restore, source: Source, status: Status
+) -> None:
     """Have the checkpoint on the pod's node: it is there, or comes from a store or its node."""
     namespace = restore.metadata.namespace
     if await _is_on(agent, namespace, source):
         return
+    store = await carriers.opened(world, restore, source.store, agent.node, status)
     request = agent_pb2.PrepareRequest(
-        namespace=namespace, name=source.name, sha256=source.sha256, source=source.store
+        namespace=namespace, name=source.name, sha256=source.sha256, source=store
     )
-    if not source.store:
+    if not store:
         other = await world.agents.at(source.node)
         request.source, request.host = f"peer://{source.node}", other.address
     job = await agent.ask("Prepare", request, agent_pb2.Job)
     async for _ in agent.followed(job):
         pass
+    if source.store.volume:
+        await carriers.closed(world.cluster, namespace, restore.metadata.uid)
 
 
 async def _is_on(agent: Agent, namespace: str, source: Source) -> bool:

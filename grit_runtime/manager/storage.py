@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from grit_runtime.manager import cluster as kube
+from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,27 +15,33 @@ _FILE = "file://"
 _ON_NODES = ("hostPath", "local")  # types of volumes that are a directory of the node
 
 
-async def store_of(cluster: Cluster, namespace: str, storage: Storage | None) -> str:
-    """The store as `grit push` takes it on any node; "" without one.
+class Store(NamedTuple):
+    """A store; neither a URL nor a volume if a checkpoint stays on its node."""
 
-    NotFoundError or FailedPreconditionError if a claim leads nowhere that agents reach.
-    """
+    url: str = ""  # as `grit push` takes it on any node
+    volume: str = ""  # or the volume that a carrier has to mount on the node
+    claim: str = ""  # and the claim that the carrier mounts it by
+
+
+async def store_of(cluster: Cluster, namespace: str, storage: Storage | None) -> Store:
+    """Where the spec has it put. NotFoundError or FailedPreconditionError if that is nowhere."""
     if storage is None:
-        return ""
+        return Store()
     if bool(storage.claim_name) == bool(storage.url):
         raise InvalidArgumentError("storage: expected a claimName or a url, one of them")
     if storage.url:
-        return storage.url.removeprefix(_FILE)
+        return Store(storage.url.removeprefix(_FILE))
     volume = await _volume(cluster, namespace, storage.claim_name)
-    spec = volume["spec"]
+    name, spec = volume["metadata"]["name"], volume["spec"]
     for kind in _ON_NODES:
         if kind in spec:
-            return str(spec[kind]["path"])
-    kinds = sorted(key for key in spec if isinstance(spec[key], dict) and key != "claimRef")
-    raise FailedPreconditionError(
-        f"volume {volume['metadata']['name']} of claim {namespace}/{storage.claim_name} is of a "
-        f"type ({', '.join(kinds)}) that agents do not reach; give a store's url in storage instead"
-    )
+            return Store(str(spec[kind]["path"]))
+    if spec.get("volumeMode") == "Block":
+        raise FailedPreconditionError(
+            f"volume {name} of claim {namespace}/{storage.claim_name} is a block device, expected "
+            "a file system; name another claim"
+        )
+    return Store(volume=name, claim=storage.claim_name)
 
 
 async def data_path(cluster: Cluster, namespace: str, storage: Storage | None, name: str) -> str:

@@ -37,6 +37,8 @@ async def served(
         (names.POD_PATH, admission.pod),
         (names.OBJECT_PATH, admission.object),
         (names.EVICTION_PATH, admission.eviction),
+        (names.DELETION_PATH, admission.deletion),
+        (names.JOB_PATH, admission.job),
     ):
         application.router.add_post(path, _handler(path, decide, metrics))
     runner = web.AppRunner(application, access_log=None)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from grit_runtime.config import Config
-from grit_runtime.manager import api, names, rules
+from grit_runtime.manager import api, interruptions, last_checkpoints, names, pods, rules
 from grit_runtime.manager.crds import KINDS, Kind, crds
 
 KUBERNETES = Path(__file__).parents[2] / "runtime-config/kubernetes"
@@ -133,6 +133,8 @@ def test_webhooks_lead_to_the_manager_s_paths() -> None:
         "objects.grit.dev": names.OBJECT_PATH,
         "changes.grit.dev": names.OBJECT_PATH,
         "evictions.grit.dev": names.EVICTION_PATH,
+        "deletions.grit.dev": names.DELETION_PATH,
+        "jobs.grit.dev": names.JOB_PATH,
     }
     for service in paths.values():
         assert service == {"name": names.MANAGER, "namespace": names.NAMESPACE}
@@ -141,7 +143,7 @@ def test_webhooks_lead_to_the_manager_s_paths() -> None:
 def test_a_dead_manager_stops_no_pod_and_no_deletion() -> None:
     for name, webhook in WEBHOOKS.items():
         operations = [operation for rule in webhook["rules"] for operation in rule["operations"]]
-        assert "DELETE" not in operations
+        assert name == "deletions.grit.dev" or "DELETE" not in operations
         assert "*" not in operations
         assert webhook["timeoutSeconds"] <= 5
         assert webhook["failurePolicy"] == ("Fail" if name == "objects.grit.dev" else "Ignore")
@@ -150,8 +152,19 @@ def test_a_dead_manager_stops_no_pod_and_no_deletion() -> None:
     assert sorted(rule["resources"]) == sorted(PLURALS)
 
 
+def test_the_answer_that_a_pod_may_not_go_comes_in_time() -> None:
+    for name in ("evictions.grit.dev", "deletions.grit.dev", "jobs.grit.dev"):
+        assert WEBHOOKS[name]["timeoutSeconds"] > last_checkpoints._ANSWER_S
+
+
+def test_servers_with_conditions_ask_about_the_scheduler_s_deletions_alone() -> None:
+    by_user, of_class = WEBHOOKS["deletions.grit.dev"]["matchConditions"]
+    assert f'username == "{interruptions.SCHEDULER}"' in by_user["expression"]
+    assert f'runtimeClassName == "{pods.RUNTIME_CLASS}"' in of_class["expression"]
+
+
 def test_webhooks_are_not_asked_about_the_cluster_s_own_pods() -> None:
-    for name in ("pods.grit.dev", "evictions.grit.dev"):
+    for name in WEBHOOKS.keys() - {"objects.grit.dev", "changes.grit.dev"}:
         by_name, opt_out = WEBHOOKS[name]["namespaceSelector"]["matchExpressions"]
         assert {"kube-system", names.NAMESPACE} <= set(by_name["values"])
         assert (opt_out["key"], opt_out["values"]) == ("manager.grit.dev/pods", ["ignore"])

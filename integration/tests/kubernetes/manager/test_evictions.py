@@ -145,10 +145,12 @@ def test_a_pod_that_says_so_is_let_go(kubernetes: Cluster, name: str) -> None:
     assert migrations(kubernetes) == []
 
 
+@pytest.mark.parametrize("kind", ["pod", "deployment", "stateful_set"])
 def test_a_pod_that_could_not_be_moved_is_let_go_and_was_not_harmed(
-    kubernetes: Cluster, name: str
+    kubernetes: Cluster, name: str, kind: str
 ) -> None:
-    pod = started(kubernetes, pods.counter(name))
+    counter = pods.counter(name)
+    pod = started(kubernetes, counter if kind == "pod" else getattr(pods, kind)(counter))
     with cordoned(kubernetes, *NODES):
         assert "is being moved" in evict(kubernetes, pod)
         (one,) = migrations(kubernetes)

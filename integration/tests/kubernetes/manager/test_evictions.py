@@ -2,74 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from grit_runtime.manager import evictions
+from grit_runtime.manager.api import FAILED, SUCCEEDED
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
-from integration.tests.kubernetes.manager.test_objects import (
-    KINDS,
+from integration.kubernetes.objects import (
     assert_goes_on,
+    cordoned,
+    evict,
     living,
     made,
+    migrations,
     started,
+    until,
 )
-from integration.tests.kubernetes.manager.test_schedules import until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from integration.kubernetes.cluster import Cluster
 
-FAILED, SUCCEEDED = "Failed", "Succeeded"
 SOURCE, TARGET = NODES
 DRAIN_S = 240
 
-pytestmark = pytest.mark.usefixtures("manager")
-_NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def name(kubernetes: Cluster) -> Iterator[str]:
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"evicted-{next(_NUMBERS)}"
-    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
-    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
-
-
-@contextmanager
-def cordoned(kubernetes: Cluster, *nodes: str) -> Iterator[None]:
-    """The nodes take no new pods meanwhile."""
-    kubernetes.kubectl("cordon", *nodes)
-    try:
-        yield
-    finally:
-        kubernetes.kubectl("uncordon", *nodes)
-
-
-def evict(kubernetes: Cluster, pod: str, *, is_dry: bool = False) -> str:
-    """Ask for the pod's eviction as `kubectl drain` does: what is said against it."""
-    eviction = {
-        "apiVersion": "policy/v1beta1",
-        "kind": "Eviction",
-        "metadata": {"name": pod, "namespace": "default"},
-        "deleteOptions": {"dryRun": ["All"]} if is_dry else {},
-    }
-    path = f"/api/v1/namespaces/default/pods/{pod}/eviction"
-    return kubernetes.kubectl(
-        "create", "--raw", path, "-f", "-", input=json.dumps(eviction), check=False
-    ).stderr
-
-
-def migrations(kubernetes: Cluster) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = kubernetes.get("migrations")["items"]
-    return found
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_a_drain_of_a_node_moves_its_ten_pods_and_ends(kubernetes: Cluster, name: str) -> None:

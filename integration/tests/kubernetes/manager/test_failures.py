@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from grit_runtime.manager.api import SUCCEEDED
 from integration.kubernetes import grit, pods
-from integration.node import volume
-from integration.tests.kubernetes.manager.test_objects import (
-    KINDS,
-    SUCCEEDED,
+from integration.kubernetes.objects import (
     assert_goes_on,
+    assert_runs_on,
     living,
     made,
+    reached,
+    refused,
     started,
 )
+from integration.node import volume
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from integration.kubernetes.cluster import Cluster
     from integration.kubernetes.grit import Manager
-
-_NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def name(kubernetes: Cluster, manager: Manager) -> Iterator[str]:  # noqa: ARG001
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"fails-{next(_NUMBERS)}"
-    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
-
-
-def reached(kubernetes: Cluster, kind: str, name: str, phase: str) -> None:
-    """Wait until the object has been in *phase*."""
-    deadline = time.monotonic() + grit.TIMEOUT_S
-    while True:
-        words = ["get", kind, name, "-o", "json"]
-        printed = kubernetes.kubectl(*words, check=False).stdout or "{}"
-        found = json.loads(printed).get("status") or {}
-        if any(one["type"] == phase for one in found.get("conditions") or ()):
-            return
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
-
-
-def assert_runs_on(kubernetes: Cluster, pod: str) -> None:
-    """The source counts, and was not started again."""
-    *_, last = (int(line) for line in kubernetes.pod_log(pod).split())
-    kubernetes.wait_for_log(pod, str(last + 20))
-    (container,) = kubernetes.get("pod", pod)["status"]["containerStatuses"]
-    assert container["restartCount"] == 0
 
 
 @pytest.fixture
@@ -162,8 +131,7 @@ def test_a_daemon_sets_pod_is_refused_when_it_is_asked_for(kubernetes: Cluster, 
         time.sleep(0.2)
     pod = found[0]["metadata"]["name"]
     migration = made("Migration", name, podName=pod)
-    refused = apply_refused(kubernetes, migration)
-    assert "its pods belong to their nodes" in refused
+    assert "its pods belong to their nodes" in refused(kubernetes, migration)
     kubernetes.kubectl("delete", "daemonset", name, "--wait=false")
 
 
@@ -198,14 +166,3 @@ def test_a_namespace_that_goes_takes_all_with_it(kubernetes: Cluster, name: str)
     kubernetes.apply(migration)
     time.sleep(1)
     kubernetes.kubectl("delete", "namespace", name, timeout_s=150)
-
-
-def apply_refused(kubernetes: Cluster, one: dict[str, Any]) -> str:
-    """What the API server says to an object that it does not take."""
-    done = kubernetes.kubectl("apply", "-f", "-", input=_json(one), check=False)
-    assert done.returncode != 0, done.stdout
-    return done.stderr
-
-
-def _json(one: dict[str, Any]) -> str:
-    return json.dumps(one)

@@ -64,12 +64,16 @@ def checkpoint(order: Order, config: Config) -> Result:
         outcome = outcomes.LOST if isinstance(error, SourceLostError) else outcomes.FAILED
         text = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
         failed = _outcome(order, config, outcome, text)
-        records.append(failed._replace(error=reason(error), timeline=tuple(timeline.phases)))
+        records.append(
+            failed._replace(
+                error=reason(error), timeline=tuple(timeline.phases), begun_s=timeline.begun_s
+            )
+        )
         raise
     warnings = tuple(map(losses.line, sealed.manifest.warnings))
     records.append(
         _outcome(order, config, outcomes.SEALED, "")._replace(
-            warnings=warnings, timeline=tuple(timeline.phases)
+            warnings=warnings, timeline=tuple(timeline.phases), begun_s=timeline.begun_s
         )
     )
     return sealed

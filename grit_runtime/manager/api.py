@@ -264,6 +264,9 @@ class MigrationStatus(NamedTuple):
     checkpoint_name: Annotated[str, "The Checkpoint that carries it."] = ""
     size: Annotated[str, "What was carried, for people."] = ""
     duration: Annotated[str, "Of all of it, for people."] = ""
+    downtime_seconds: Annotated[
+        float | None, "From the pod's being frozen to its running on, by the clocks of both nodes."
+    ] = None
     durations: Durations = {}  # noqa: RUF012
     start_time: Annotated[str, TIME] = ""
     completion_time: Annotated[str, TIME] = ""

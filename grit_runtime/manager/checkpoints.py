@@ -10,6 +10,7 @@ from grit_runtime import log
 from grit_runtime.errors import (
     DeadlineExceededError,
     GritError,
+    HeldError,
     NotFoundError,
     UnavailableError,
     one_line,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from grit_runtime.manager.world import World
 
 ENDED = (api.SUBMITTED, api.FAILED)
+_OPEN = ("", api.CREATED, api.PENDING, api.CHECKPOINTING)  # nothing is sealed yet
 
 _TELL_EVERY_S = 2.0
 
@@ -41,20 +43,38 @@ async def run(world: World, namespace: str, name: str) -> None:
     try:
         checkpoint = api.read(api.Checkpoint, found)
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
-        try:
-            async with asyncio.timeout(limit_s):
-                await _advance(world, checkpoint, status)
-        except TimeoutError:
-            await _cancel(world, namespace, name, status.now.get("nodeName", ""))
-            raise DeadlineExceededError(
-                f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
-                f"{status.phase}; the pod runs on"
-            ) from None
+        if status.phase in _OPEN:
+            await _advance_in_time(world, checkpoint, status, limit_s)
+        if not checkpoint.spec.auto_migration:
+            return
+        limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
+        await moves.submit(world, checkpoint, status, limit_s)
     except GritError as error:
+        await status.confirm()
         # It may be sealed and held, and not be where it should.
         if status.phase == api.CHECKPOINTING:
-            await _let_run(world, namespace, status.now)
+            await _let_run(world, namespace, name, status.now)
         await status.fail(error)
+        return
+    # What fails from here on is tried again: another pod has taken the source's place.
+    await moves.commit(world, namespace, status.now["podName"], status.now["podUID"])
+    await status.finish(api.SUBMITTED)
+
+
+async def _advance_in_time(
+    world: World, checkpoint: Checkpoint, status: Status, limit_s: float | None
+) -> None:
+    meta = checkpoint.metadata
+    try:
+        async with asyncio.timeout(limit_s):
+            await _advance(world, checkpoint, status)
+    except TimeoutError:
+        await status.confirm()
+        await _cancel(world, meta.namespace, meta.name, status.now.get("nodeName", ""))
+        raise DeadlineExceededError(
+            f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
+            f"{status.phase}; the pod runs on"
+        ) from None
 
 
 async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None:
@@ -69,8 +89,6 @@ async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None
         await status.enter(api.CHECKPOINTING)
     if status.phase == api.CHECKPOINTING:
         await patience.repeated(lambda: _take(world, checkpoint, status))
-    if checkpoint.spec.auto_migration:
-        await moves.submit(world, checkpoint, status)
 
 
 async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
@@ -158,52 +176,55 @@ async def _followed(agent: Agent, job: agent_pb2.Job, status: Status) -> None:
 
 
 async def forget(world: World, namespace: str, name: str) -> None:
-    """What the end of a Checkpoint takes with it: its job, its hold, and its data on the node."""
+    """What the end of a Checkpoint takes with it: its job, its hold, and its data."""
     found = await world.cluster.find(kube.CHECKPOINTS, namespace, name)
     now = (found or {}).get("status") or {}
     node = now.get("nodeName", "")
-    if not node:
+    if found is None or not node:
         return
     await _cancel(world, namespace, name, node)
-    if await _holds(world, found or {}):
-        await _let_run(world, namespace, now)
+    if found["spec"].get("after") == "frozen" or found["spec"].get("autoMigration"):
+        await _let_run(world, namespace, name, now)
     try:
-        agent = await world.agents.at(node)
-        reference = agent_pb2.CheckpointRef(namespace=namespace, name=name)
-        await patience.while_busy(lambda: agent.ask("Remove", reference, agent_pb2.RemoveReply))
+        await _remove(world, api.read(api.Checkpoint, found))
     except GritError as error:
         # The node may be gone for good, and then so is the data: a deletion always works.
-        log.warning("a checkpoint is left on its node", node=node, reason=one_line(error))
+        log.warning("a checkpoint is left where it is", node=node, reason=one_line(error))
 
 
-async def _holds(world: World, found: Object) -> bool:
-    """Whether a pod may be held for this Checkpoint, and for no Migration by another."""
-    meta, spec = found["metadata"], found["spec"]
-    if spec.get("after") != "frozen" and not spec.get("autoMigration"):
-        return False
-    moving = [
-        one.get("status") or {}
-        for one in await world.cluster.every(kube.MIGRATIONS, meta["namespace"])
-        if (one.get("status") or {}).get("phase") not in (api.SUCCEEDED, api.FAILED)
-    ]
-    return not any(
-        now.get("sourcePodUID") == found["status"]["podUID"]
-        and now.get("checkpointName") != meta["name"]
-        for now in moving
-    )
+async def _remove(world: World, checkpoint: Checkpoint) -> None:
+    """Remove it from its node, and from its store, which any agent reaches if that node is gone."""
+    meta, now = checkpoint.metadata, checkpoint.status
+    request = agent_pb2.RemoveRequest(namespace=meta.namespace, name=meta.name)
+    if now.manifest_digest and checkpoint.spec.stored:
+        request.sha256 = now.manifest_digest.removeprefix("sha256:")
+        request.store = await storage.store_of(
+            world.cluster, meta.namespace, checkpoint.spec.stored
+        )
+    try:
+        agent = await world.agents.at(now.node_name)
+    except UnavailableError:
+        if not request.store:
+            raise
+        agent = await world.agents.any()
+    await patience.while_busy(lambda: agent.ask("Remove", request, agent_pb2.RemoveReply))
 
 
-async def _let_run(world: World, namespace: str, now: Object) -> None:
-    """Let a pod run on that is held for its checkpoint, if it is still there."""
+async def _let_run(world: World, namespace: str, name: str, now: Object) -> None:
+    """Let a pod run on that is held for the checkpoint of that name, if it is still there."""
     if not now.get("nodeName"):
         return
     pod = await world.cluster.find(kube.PODS, namespace, now["podName"])
     if pod is None or pod["metadata"]["uid"] != now["podUID"]:
         return
-    request = agent_pb2.ResumeRequest(target=f"{namespace}/{now['podName']}", uid=now["podUID"])
+    request = agent_pb2.ResumeRequest(
+        target=f"{namespace}/{now['podName']}", uid=now["podUID"], checkpoint=name
+    )
     try:
         agent = await world.agents.at(now["nodeName"])
         await agent.ask("Resume", request, agent_pb2.ResumeReply)
+    except HeldError:
+        pass  # for another checkpoint
     except GritError as error:
         log.warning("a pod may be held still", pod=now["podName"], reason=one_line(error))
 

@@ -7,9 +7,12 @@ source is deleted first, and comes back from the checkpoint if the target does n
 
 from __future__ import annotations
 
+import asyncio
+
 from grit_runtime import log
 from grit_runtime.errors import (
     AlreadyExistsError,
+    DeadlineExceededError,
     FailedPreconditionError,
     GritError,
     NotRestoredError,
@@ -38,6 +41,7 @@ _REFUSED_OWNERS = {
     "Node": "a static pod belongs to its node",
 }
 _GRACE_S = 1  # a frozen pod does not hear that it is to end
+_HELD = "; the source is held until its node answers, and runs on then"
 
 
 class Move(NamedTuple):
@@ -111,9 +115,9 @@ async def restored(world: World, move: Move, name: str = "") -> Object:
     raise AssertionError  # a watch has no end
 
 
-async def commit(world: World, move: Move) -> None:
+async def commit(world: World, namespace: str, pod: str, uid: str) -> None:
     """Delete the source: the target has taken its place."""
-    await _delete_source(world, move, grace_s=_GRACE_S)
+    await world.cluster.delete(kube.PODS, namespace, pod, uid, grace_s=_GRACE_S)
 
 
 async def roll_back(world: World, move: Move) -> str:
@@ -130,18 +134,48 @@ async def roll_back(world: World, move: Move) -> str:
         await world.cluster.delete(
             kube.PODS, move.namespace, meta["name"], meta["uid"], grace_s=_GRACE_S
         )
-    request = agent_pb2.ResumeRequest(target=f"{move.namespace}/{move.pod}", uid=move.uid)
+    where = f"pod {move.namespace}/{move.pod}"
+    pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
+    if pod is None or pod["metadata"]["uid"] != move.uid:
+        return f"{where} is gone; its state is in Checkpoint {move.checkpoint}"
+    request = agent_pb2.ResumeRequest(
+        target=f"{move.namespace}/{move.pod}", uid=move.uid, checkpoint=move.checkpoint
+    )
 
     async def resume() -> None:
         agent = await world.agents.at(move.source_node)
         await agent.ask("Resume", request, agent_pb2.ResumeReply)
 
     await patience.repeated(resume)
-    return f"pod {move.namespace}/{move.pod} runs on, on node {move.source_node}"
+    return f"{where} runs on, on node {move.source_node}"
 
 
-async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
-    """The second half of a Checkpoint with autoMigration."""
+async def undone(world: World, move: Move, error: GritError, status: Status) -> GritError:
+    """The *error* that the move has failed with, and what has become of the source by then.
+
+    A source on a node that does not answer is held for as long: it is waited for, and that is said.
+    """
+    while True:
+        try:
+            became = await roll_back(world, move)
+        except GritError as other:
+            if patience.passes(other):
+                log.info("a source is held still", pod=move.pod, reason=one_line(other))
+                await status.warn("SourceIsHeld", f"{one_line(error)}{_HELD}")
+                continue
+            became = f"and the source does not run on: {one_line(other)}"
+        return type(error)(f"{one_line(error)}; {became}")
+
+
+def cause(message: str) -> str:
+    """What was the error in an object's *message*, without what `undone` has said of the source."""
+    return message.removesuffix(_HELD)
+
+
+async def submit(
+    world: World, checkpoint: Checkpoint, status: Status, limit_s: float | None
+) -> None:
+    """The second half of a Checkpoint with autoMigration, but for the source's deletion."""
     meta = checkpoint.metadata
     move = Move(
         namespace=meta.namespace,
@@ -154,13 +188,14 @@ async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
     if status.phase == api.CHECKPOINTED:
         await status.enter(api.SUBMITTING)
     try:
-        await place(world, move)
-        await restored(world, move)
-    except GritError as error:
-        became = await roll_back(world, move)
-        raise type(error)(f"{one_line(error)}; {became}") from None
-    await commit(world, move)
-    await status.finish(api.SUBMITTED)
+        async with asyncio.timeout(limit_s):
+            await place(world, move)
+            await restored(world, move)
+    except (GritError, TimeoutError) as error:
+        await status.confirm()
+        if isinstance(error, TimeoutError):
+            error = DeadlineExceededError("no pod was restored in time (timeoutSeconds)")
+        raise await undone(world, move, error, status) from None
 
 
 def source_of(now: Object, namespace: str) -> Object:
@@ -180,7 +215,7 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
     if reference:
         spec["ownerRef"] = reference
     else:
-        spec["selector"] = {"matchLabels": {targets.LABEL: name}}
+        spec["selector"] = {"matchLabels": {targets.LABEL: targets.label(name)}}
     annotations = {**places, KNOWN: ",".join(await _siblings(world, move))}
     if reference is None:
         annotations[targets.SELECTED] = "true"
@@ -221,7 +256,7 @@ async def _make_pod(world: World, move: Move, restore: Restore) -> None:
 
 
 async def _target(world: World, move: Move) -> Object | None:
-    labels = f"{targets.LABEL}={move.name}"
+    labels = f"{targets.LABEL}={targets.label(move.name)}"
     found = await world.cluster.every(kube.PODS, move.namespace, labels=labels)
     return next((pod for pod in found if not pods.is_ending(pod)), None)
 

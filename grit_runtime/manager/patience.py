@@ -49,11 +49,12 @@ async def repeated(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
 
 
 async def while_busy(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
-    """What *attempt* returns; tried again while a pod of which kubelet has yet to hear holds it."""
+    """What *attempt* returns; tried again while a pod of which kubelet has yet to hear holds it, or
+    somebody collects what a store needs no more."""
     for _ in range(_BUSY_TRIES):
         try:
             return await attempt()
-        except HeldError:
+        except (HeldError, StoreBusyError):
             await asyncio.sleep(_BUSY_PAUSE_S)
     return await attempt()
 

@@ -188,7 +188,9 @@ class CheckpointStatus(NamedTuple):
     size: Annotated[str, "sizeBytes for people."] = ""
     duration: Annotated[str, "From startTime to completionTime, for people."] = ""
     durations: Durations = {}  # noqa: RUF012
-    warnings: Annotated[tuple[str, ...], "What will come back different."] = ()
+    warnings: Annotated[
+        tuple[str, ...], "What will come back different, or may have been harmed."
+    ] = ()
     start_time: Annotated[str, TIME] = ""
     completion_time: Annotated[str, TIME] = ""
     phase_time: Annotated[str, "When the phase began.", TIME] = ""

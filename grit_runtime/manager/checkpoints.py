@@ -15,7 +15,7 @@ from grit_runtime.errors import (
     UnavailableError,
     one_line,
 )
-from grit_runtime.manager import api, moves, patience, pods, storage
+from grit_runtime.manager import api, moves, patience, pods, probes, storage
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template, sizes
@@ -144,7 +144,10 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
         size=sizes.shown(sealed.size_bytes),
         needs=json.loads(sealed.needs),
         containers=list(sealed.containers),
-        warnings=list(sealed.warnings),
+        warnings=[
+            *sealed.warnings,
+            *probes.impatient(status.now["podTemplate"]["spec"], sealed.phases.get("paused", 0.0)),
+        ],
     )
 
 

@@ -210,7 +210,8 @@ async def forget(world: World, namespace: str, name: str) -> None:
         status = Status(world.cluster, kube.MIGRATIONS, found)
         try:
             migration = api.read(api.Migration, found)
-            await moves.roll_back(world, await _move(world, migration, status))
+            move = await _move(world, migration, status)
+            await patience.repeated(lambda: moves.roll_back(world, move))
         except GritError as error:
             # Its pods may be gone with their namespace: a deletion always works.
             log.warning("a source may be held still", migration=name, reason=one_line(error))

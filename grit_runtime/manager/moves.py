@@ -141,12 +141,8 @@ async def roll_back(world: World, move: Move) -> str:
     request = agent_pb2.ResumeRequest(
         target=f"{move.namespace}/{move.pod}", uid=move.uid, checkpoint=move.checkpoint
     )
-
-    async def resume() -> None:
-        agent = await world.agents.at(move.source_node)
-        await agent.ask("Resume", request, agent_pb2.ResumeReply)
-
-    await patience.repeated(resume)
+    agent = await world.agents.at(move.source_node)
+    await agent.ask("Resume", request, agent_pb2.ResumeReply)
     return f"{where} runs on, on node {move.source_node}"
 
 
@@ -155,16 +151,16 @@ async def undone(world: World, move: Move, error: GritError, status: Status) -> 
 
     A source on a node that does not answer is held for as long: it is waited for, and that is said.
     """
-    while True:
-        try:
-            became = await roll_back(world, move)
-        except GritError as other:
-            if patience.passes(other):
-                log.info("a source is held still", pod=move.pod, reason=one_line(other))
-                await status.warn("SourceIsHeld", f"{one_line(error)}{_HELD}")
-                continue
-            became = f"and the source does not run on: {one_line(other)}"
-        return type(error)(f"{one_line(error)}; {became}")
+
+    async def tell(other: GritError) -> None:
+        log.info("a source is held still", pod=move.pod, reason=one_line(other))
+        await status.warn("SourceIsHeld", f"{one_line(error)}{_HELD}")
+
+    try:
+        became = await patience.unending(lambda: roll_back(world, move), tell)
+    except GritError as other:
+        became = f"and the source does not run on: {one_line(other)}"
+    return type(error)(f"{one_line(error)}; {became}")
 
 
 def cause(message: str) -> str:

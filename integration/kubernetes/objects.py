@@ -112,15 +112,16 @@ def cordoned(kubernetes: Cluster, *nodes: str) -> Iterator[None]:
         kubernetes.kubectl("uncordon", *nodes)
 
 
-def assert_goes_on(kubernetes: Cluster, pod: str) -> None:
+def assert_goes_on(kubernetes: Cluster, pod: str, *container: str) -> None:
     """The pod goes on from another's count, and has never been started again."""
+    words = [f"--container={name}" for name in container]
     kubernetes.wait("--for=condition=Ready", f"pod/{pod}")
-    first, *_, last = (int(line) for line in kubernetes.pod_log(pod).split())
-    kubernetes.wait_for_log(pod, str(max(last + 20, 40)))
-    logged = [int(line) for line in kubernetes.pod_log(pod).split()]
+    first, *_, last = (int(line) for line in kubernetes.pod_log(pod, *words).split())
+    kubernetes.wait_for_log(pod, str(max(last + 20, 40)), *words)
+    logged = [int(line) for line in kubernetes.pod_log(pod, *words).split()]
     assert logged == list(range(first, first + len(logged)))
-    (container,) = kubernetes.get("pod", pod)["status"]["containerStatuses"]
-    assert container["restartCount"] == 0
+    statuses = kubernetes.get("pod", pod)["status"]["containerStatuses"]
+    assert {status["restartCount"] for status in statuses} == {0}
 
 
 def assert_runs_on(kubernetes: Cluster, pod: str) -> None:
@@ -129,3 +130,17 @@ def assert_runs_on(kubernetes: Cluster, pod: str) -> None:
     kubernetes.wait_for_log(pod, str(last + 20))
     (container,) = kubernetes.get("pod", pod)["status"]["containerStatuses"]
     assert container["restartCount"] == 0
+
+
+def assert_one_goes_on(
+    kubernetes: Cluster, label: str, source: str, status: dict[str, Any]
+) -> None:
+    """What a Migration of *source* has ended in: its target goes on, or the source runs on, and
+    nothing else with that label is left."""
+    if status["phase"] == "Succeeded":
+        assert_goes_on(kubernetes, status["targetPod"])
+    else:
+        assert f"pod default/{source} runs on" in status["message"], status
+        assert_runs_on(kubernetes, source)
+    (left,) = living(kubernetes, label)
+    assert left["metadata"]["name"] == status.get("targetPod", source), status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -119,6 +120,25 @@ def test_a_pod_that_could_not_be_moved_is_let_go_and_was_not_harmed(
         assert said.startswith("Warning: "), said
         assert f"Migration {one['metadata']['name']} has failed" in said
     kubernetes.wait("--for=delete", f"pod/{pod}")
+
+
+def test_a_pod_that_could_not_be_moved_is_tried_again_by_a_later_drain(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.counter(name))
+    with cordoned(kubernetes, *NODES):
+        assert "is being moved" in evict(kubernetes, pod)
+        (one,) = migrations(kubernetes)
+        failed = one["metadata"]["name"]
+        assert grit.ended(kubernetes, "migration", failed, SUCCEEDED)["phase"] == FAILED
+    found = kubernetes.get("migration", failed)
+    found["status"]["completionTime"] = "2026-01-01T00:00:00Z"  # as if it were long ago
+    path = f"/apis/kaito.sh/v1alpha1/namespaces/default/migrations/{failed}/status"
+    kubernetes.kubectl("replace", "--raw", path, "-f", "-", input=json.dumps(found))
+    assert f"is being moved by Migration {failed}-2" in evict(kubernetes, pod)
+    status = grit.ended(kubernetes, "migration", f"{failed}-2", SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert_goes_on(kubernetes, status["targetPod"])
 
 
 def test_a_daemonset_s_pod_and_a_pod_of_another_runtime_are_let_go(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from grit_runtime.manager.api import SUCCEEDED
+from grit_runtime.manager.api import SUBMITTED, SUCCEEDED
 from integration.kubernetes import grit, pods
+from integration.kubernetes.cluster import NODES
 from integration.kubernetes.objects import (
     assert_goes_on,
     assert_runs_on,
+    cordoned,
     living,
     made,
     reached,
@@ -61,6 +64,20 @@ def test_a_target_that_cannot_restore_gives_the_pod_back(
     assert left == [pod]
 
 
+def test_a_pod_that_is_not_replaced_in_time_runs_on(kubernetes: Cluster, name: str) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    with cordoned(kubernetes, *NODES):
+        spec = {"podName": pod, "autoMigration": True, "timeoutSeconds": 15}
+        kubernetes.apply(made("Checkpoint", name, **spec))
+        status = grit.ended(kubernetes, "checkpoint", name, SUBMITTED)
+        assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded"), status
+        assert f"pod default/{pod} runs on" in status["message"]
+        assert_runs_on(kubernetes, pod)
+    (left,) = living(kubernetes, f"app={name}")
+    assert left["metadata"]["name"] == pod
+    assert left["metadata"]["ownerReferences"]
+
+
 @pytest.mark.parametrize("phase", ["Pending", "Checkpointing", "Placing", "Restoring"])
 def test_a_manager_that_is_killed_goes_on(
     kubernetes: Cluster, manager: Manager, name: str, phase: str
@@ -87,14 +104,16 @@ def test_an_agent_that_is_killed_takes_the_checkpoint_again(kubernetes: Cluster,
     assert_goes_on(kubernetes, status["targetPod"])
 
 
+# Longer than the manager's Lease is given up.
+@pytest.mark.parametrize("seconds", [15, 60] if "GRIT_LONG" in os.environ else [15])
 def test_an_api_server_that_does_not_answer_for_a_while_is_waited_for(
-    kubernetes: Cluster, name: str
+    kubernetes: Cluster, name: str, seconds: int
 ) -> None:
     pod = started(kubernetes, pods.counter(name))
     kubernetes.apply(made("Migration", name, podName=pod))
     reached(kubernetes, "migration", name, "Checkpointing")
     with kubernetes.plane.stopped("kube-apiserver"):
-        time.sleep(15)  # longer than the manager's Lease is given up
+        time.sleep(seconds)
     status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
     assert status["phase"] == SUCCEEDED, status
     assert_goes_on(kubernetes, status["targetPod"])

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 def test_a_bare_pod_moves_to_another_node(kubernetes: Cluster, name: str) -> None:
     pod = started(kubernetes, pods.counter(name))
     source = kubernetes.get("pod", pod)
-    kubernetes.apply(made("Migration", name, podName=pod))
-    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    migration = f"{name}-{'long' * 20}"  # longer than a label's value may be
+    kubernetes.apply(made("Migration", migration, podName=pod))
+    status = grit.ended(kubernetes, "migration", migration, SUCCEEDED)
     assert status["phase"] == SUCCEEDED, status
     assert status["sourceNode"] == source["spec"]["nodeName"]
     assert status["targetNode"] != status["sourceNode"]
+    assert 0 < status["downtimeSeconds"] < sum(status["durations"].values())
+    assert f" {status['downtimeSeconds']} " in kubernetes.kubectl("get", "mig", migration).stdout
     assert_goes_on(kubernetes, status["targetPod"])
     assert [one["metadata"]["name"] for one in living(kubernetes, f"app={name}")] == [
         status["targetPod"]

@@ -214,11 +214,14 @@ async def _remove(world: World, checkpoint: Checkpoint) -> None:
 
 
 async def _let_run(world: World, namespace: str, name: str, now: Object) -> None:
-    """Let a pod run on that is held for the checkpoint of that name, if it is still there."""
+    """Let a pod run on that is held for the checkpoint of that name, if it is still there.
+
+    One that is ending may go on elsewhere.
+    """
     if not now.get("nodeName"):
         return
     pod = await world.cluster.find(kube.PODS, namespace, now["podName"])
-    if pod is None or pod["metadata"]["uid"] != now["podUID"]:
+    if pod is None or pod["metadata"]["uid"] != now["podUID"] or pods.is_ending(pod):
         return
     request = agent_pb2.ResumeRequest(
         target=f"{namespace}/{now['podName']}", uid=now["podUID"], checkpoint=name

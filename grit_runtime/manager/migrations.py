@@ -203,9 +203,12 @@ async def _downtime(world: World, namespace: str, now: Object) -> float | None:
 
 
 async def forget(world: World, namespace: str, name: str) -> None:
-    """What the end of a Migration takes with it: a source that is held runs on."""
+    """What the end of a Migration takes with it: a source that is held runs on, unless the target
+    has been verified."""
     found = await world.cluster.find(kube.MIGRATIONS, namespace, name)
     now = (found or {}).get("status") or {}
+    if now.get("phase") == api.VERIFIED:
+        await moves.commit(world, namespace, now["sourcePod"], now["sourcePodUID"])
     if found is not None and now.get("phase") in _HELD:
         status = Status(world.cluster, kube.MIGRATIONS, found)
         try:

@@ -16,6 +16,7 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     GritError,
     NotRestoredError,
+    UnavailableError,
     of_reason,
     one_line,
 )
@@ -41,7 +42,8 @@ _REFUSED_OWNERS = {
     "Node": "a static pod belongs to its node",
 }
 _GRACE_S = 1  # a frozen pod does not hear that it is to end
-_HELD = "; the source is held until its node answers, and runs on then"
+_HELD = "; the source is held still: "
+_ENDS_S = 60.0  # for kubelet to end a pod, and to say so
 
 
 class Move(NamedTuple):
@@ -122,21 +124,18 @@ async def commit(world: World, namespace: str, pod: str, uid: str) -> None:
 
 async def roll_back(world: World, move: Move) -> str:
     """Have the source go on, and the target go. What has become of the source, in words."""
-    target = await _target(world, move)
+    found = await _targets(world, move)
     if pods.owner(move.source) is not None and not pods.can_detach(move.source):
-        return await _bring_back(world, move, target)
-    if target:
+        return await _bring_back(world, move, found)
+    for target in found:
         # Its owner must not see two, of which it would end one, and none for a moment at most.
         await _let_go(world, target)
     await pods.attach(world.cluster, move.namespace, move.pod, move.uid)
-    if target:
-        meta = target["metadata"]
-        await world.cluster.delete(
-            kube.PODS, move.namespace, meta["name"], meta["uid"], grace_s=_GRACE_S
-        )
+    for target in found:
+        await _end(world, target)
     where = f"pod {move.namespace}/{move.pod}"
     pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
-    if pod is None or pod["metadata"]["uid"] != move.uid:
+    if pod is None or pod["metadata"]["uid"] != move.uid or pods.is_ending(pod):
         return f"{where} is gone; its state is in Checkpoint {move.checkpoint}"
     request = agent_pb2.ResumeRequest(
         target=f"{move.namespace}/{move.pod}", uid=move.uid, checkpoint=move.checkpoint
@@ -149,12 +148,13 @@ async def roll_back(world: World, move: Move) -> str:
 async def undone(world: World, move: Move, error: GritError, status: Status) -> GritError:
     """The *error* that the move has failed with, and what has become of the source by then.
 
-    A source on a node that does not answer is held for as long: it is waited for, and that is said.
+    While a node does not answer, the source's or the target's, the source is held: that is waited
+    for, and said.
     """
 
     async def tell(other: GritError) -> None:
         log.info("a source is held still", pod=move.pod, reason=one_line(other))
-        await status.warn("SourceIsHeld", f"{one_line(error)}{_HELD}")
+        await status.warn("SourceIsHeld", f"{one_line(error)}{_HELD}{one_line(other)}")
 
     try:
         became = await patience.unending(lambda: roll_back(world, move), tell)
@@ -165,7 +165,7 @@ async def undone(world: World, move: Move, error: GritError, status: Status) -> 
 
 def cause(message: str) -> str:
     """What was the error in an object's *message*, without what `undone` has said of the source."""
-    return message.removesuffix(_HELD)
+    return message.partition(_HELD)[0]
 
 
 async def submit(
@@ -240,7 +240,7 @@ async def _siblings(world: World, move: Move) -> list[str]:
 
 async def _make_pod(world: World, move: Move, restore: Restore) -> None:
     """A bare pod's replacement."""
-    if await _target(world, move) is not None:
+    if any(not pods.is_ending(pod) for pod in await _targets(world, move)):
         return
     found = await world.cluster.get(kube.CHECKPOINTS, move.namespace, move.checkpoint)
     checkpoint = api.read(api.Checkpoint, found)
@@ -251,10 +251,34 @@ async def _make_pod(world: World, move: Move, restore: Restore) -> None:
     await world.cluster.create(kube.PODS, pod)
 
 
-async def _target(world: World, move: Move) -> Object | None:
+async def _targets(world: World, move: Move) -> list[Object]:
+    """The pods that go on in the source's place: one, and those that are ending."""
     labels = f"{targets.LABEL}={targets.label(move.name)}"
     found = await world.cluster.every(kube.PODS, move.namespace, labels=labels)
-    return next((pod for pod in found if not pods.is_ending(pod)), None)
+    # The source has the label, too, if it came by a move of the same name.
+    return [pod for pod in found if pod["metadata"]["uid"] != move.uid]
+
+
+async def _end(world: World, target: Object) -> None:
+    """Have the target end, and wait until it has: the source must not run beside it.
+
+    UnavailableError if kubelet has not said so in time.
+    """
+    meta, namespace = target["metadata"], target["metadata"]["namespace"]
+    name, uid = meta["name"], meta["uid"]
+    await world.cluster.delete(kube.PODS, namespace, name, uid, grace_s=_GRACE_S)
+    only = f"metadata.name={name}"
+    try:
+        async with asyncio.timeout(_ENDS_S):
+            async for found in world.cluster.watched(kube.PODS, namespace, fields=only):
+                if name not in found or found[name]["metadata"]["uid"] != uid:
+                    return
+    except TimeoutError:
+        raise UnavailableError(
+            f"pod {namespace}/{name} may run still, as node {target['spec'].get('nodeName')} does "
+            "not say that it has ended; if it is sure that the node runs no pods, delete the pod "
+            "by force"
+        ) from None
 
 
 async def _let_go(world: World, target: Object) -> None:
@@ -263,15 +287,12 @@ async def _let_go(world: World, target: Object) -> None:
         await pods.detach(world.cluster, target)
 
 
-async def _bring_back(world: World, move: Move, target: Object | None) -> str:
+async def _bring_back(world: World, move: Move, found: list[Object]) -> str:
     """Have the owner make the source anew, on its node, from the checkpoint."""
     name = f"{move.name}{BACK}"
     await _make_restore(world, move, name, {targets.NODE: move.source_node})
-    if target:
-        meta = target["metadata"]
-        await world.cluster.delete(
-            kube.PODS, move.namespace, meta["name"], meta["uid"], grace_s=_GRACE_S
-        )
+    for target in found:
+        await _end(world, target)
     try:
         back = await restored(world, move, name)
     except GritError as error:

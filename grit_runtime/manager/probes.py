@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def impatient(pod_spec: Mapping[str, Any], stood_s: float) -> list[str]:
     """Those that may have failed often enough while the pod stood still for so long."""
     return [
-        f"container {container['name']}: its {name} gives up after {limit_s:g} s, and the pod stood "
-        f"still for {stood_s:.1f} s: if kubelet has killed it, as an event of the pod says, it "
-        "starts from its image"
+        f"container {container['name']}: its {name} gives up after {limit_s:g} s, and the pod "
+        f"stood still for {stood_s:.1f} s: if kubelet has killed it, as an event of the pod says, "
+        "it starts from its image"
         for container in pod_spec["containers"]
         for name in KILLING_PROBES
         if (probe := container.get(name))

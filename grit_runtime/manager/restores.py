@@ -134,7 +134,7 @@ async def _selected(cluster: Cluster, restore: Restore, source: Source, status: 
     try:
         async for found in watched:
             for pod in found.values():
-                if known_uid in ("", pod["metadata"]["uid"]) and targets.is_asking(pod):
+                if known_uid in ("", pod["metadata"]["uid"]) and _is_asking(pod, source):
                     return pod
             if known_uid:
                 raise NotRestoredError(
@@ -143,6 +143,12 @@ async def _selected(cluster: Cluster, restore: Restore, source: Source, status: 
     finally:
         helping.cancel()
     raise AssertionError  # a watch has no end
+
+
+def _is_asking(pod: Object, source: Source) -> bool:
+    """Whether the pod asks for this very checkpoint: an earlier Restore may have had the name."""
+    annotations = pod["metadata"].get("annotations") or {}
+    return annotations.get(pods.MANIFEST_DIGEST) == f"sha256:{source.sha256}"
 
 
 async def _help(cluster: Cluster, restore: Restore, source: Source, status: Status) -> None:

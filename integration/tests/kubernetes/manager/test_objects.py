@@ -6,7 +6,7 @@ import pytest
 
 from grit_runtime.manager.api import RESTORED, SUBMITTED, SUCCEEDED
 from integration.kubernetes import grit, pods
-from integration.kubernetes.objects import assert_goes_on, living, made, started
+from integration.kubernetes.objects import assert_goes_on, living, made, started, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,21 @@ def test_a_bare_pod_moves_to_another_node(kubernetes: Cluster, name: str) -> Non
     assert [one["metadata"]["name"] for one in living(kubernetes, f"app={name}")] == [
         status["targetPod"]
     ]
+
+
+def test_a_pod_moves_again_by_a_migration_of_the_same_name(kubernetes: Cluster, name: str) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    nodes = []
+    for _ in range(2):
+        kubernetes.apply(made("Migration", name, podName=pod))
+        status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+        assert status["phase"] == SUCCEEDED, status
+        pod = status["targetPod"]
+        nodes.append(status["targetNode"])
+        assert_goes_on(kubernetes, pod)
+        kubernetes.kubectl("delete", "migration", name)
+        until("its parts are gone", lambda: not kubernetes.get("checkpoints,restores")["items"])
+    assert len(set(nodes)) == 2
 
 
 @pytest.mark.parametrize("kind", ["deployment", "job"])

@@ -40,6 +40,8 @@ async def run(world: World, namespace: str, name: str) -> None:
     if found is None:
         return
     status = Status(world.cluster, kube.CHECKPOINTS, found)
+    if status.phase in ENDED:  # whoever has called knew an older one
+        return
     try:
         checkpoint = api.read(api.Checkpoint, found)
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)

@@ -40,6 +40,8 @@ async def run(world: World, namespace: str, name: str) -> None:
     if found is None:
         return
     status = Status(world.cluster, kube.MIGRATIONS, found)
+    if status.phase in ENDED:  # whoever has called knew an older one
+        return
     try:
         migration = api.read(api.Migration, found)
         if status.phase != api.VERIFIED:

@@ -61,6 +61,8 @@ async def run(world: World, namespace: str, name: str) -> None:
     if found is None:
         return
     status = Status(world.cluster, kube.RESTORES, found)
+    if status.phase in ENDED:  # whoever has called knew an older one
+        return
     try:
         restore = api.read(api.Restore, found)
         limit_s = patience.left_s(restore.spec.timeout_seconds, found)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
 
 from grit_runtime.manager import patience
-from grit_runtime.manager.api import SUCCEEDED
+from grit_runtime.manager.api import FAILED, SUCCEEDED
 from integration.kubernetes import grit, pods
+from integration.kubernetes.cluster import NODES
 from integration.kubernetes.grit import Manager
 from integration.kubernetes.objects import (
     assert_goes_on,
     assert_one_goes_on,
+    cordoned,
     living,
     made,
     reached,
@@ -27,6 +31,21 @@ if TYPE_CHECKING:
 
     from integration.kubernetes.cluster import Cluster
 
+# What a manager does that has heard of the object when it was younger.
+AGAIN = """
+import asyncio, sys
+from lightkube import AsyncClient
+from lightkube.config.kubeconfig import KubeConfig
+from grit_runtime.manager import migrations
+from grit_runtime.manager.cluster import Cluster
+from grit_runtime.manager.world import World
+
+async def main():
+    async with AsyncClient(KubeConfig.from_env()) as client:
+        await migrations.run(World(Cluster(client), None, None, ""), "default", sys.argv[1])
+
+asyncio.run(main())
+"""
 SHIFT = 1000  # of another manager's ports
 LEASE_S = 15
 TIMEOUT_S = 40
@@ -43,6 +62,20 @@ def test_a_manager_that_has_stood_still_goes_on_with_a_move(
     with manager.stopped():
         time.sleep(LEASE_S + 5)  # its connections have said much, and its Lease is over
     status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert_one_goes_on(kubernetes, f"app={name}", pod, status)
+
+
+def test_a_move_that_has_failed_is_left_as_it_is_by_a_manager_that_has_not_heard_of_it(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.counter(name))
+    with cordoned(kubernetes, *NODES):
+        kubernetes.apply(made("Migration", name, podName=pod))
+        status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == FAILED, status
+    argv = [*kubernetes.plane.enter_argv(), sys.executable, "-c", AGAIN, name]
+    subprocess.run(argv, check=True)
+    assert kubernetes.get("migration", name)["status"] == status
     assert_one_goes_on(kubernetes, f"app={name}", pod, status)
 
 

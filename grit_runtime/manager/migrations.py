@@ -32,6 +32,7 @@ ENDED = (api.SUCCEEDED, api.FAILED)
 # From here on there is a source to be given back.
 _HELD = (api.PLACING, api.RESTORING, api.ROLLING_BACK)
 _RECORDS_S = 5.0  # for both nodes to tell theirs
+_FORGET_S = 120.0  # after which a Migration goes, whatever its nodes say
 
 
 async def run(world: World, namespace: str, name: str) -> None:
@@ -215,8 +216,9 @@ async def forget(world: World, namespace: str, name: str) -> None:
         status = Status(world.cluster, kube.MIGRATIONS, found)
         try:
             migration = api.read(api.Migration, found)
-            move = await _move(world, migration, status)
-            await patience.repeated(lambda: moves.roll_back(world, move))
-        except GritError as error:
+            async with asyncio.timeout(_FORGET_S):
+                move = await _move(world, migration, status)
+                await patience.repeated(lambda: moves.roll_back(world, move))
+        except (GritError, TimeoutError) as error:
             # Its pods may be gone with their namespace: a deletion always works.
-            log.warning("a source may be held still", migration=name, reason=one_line(error))
+            log.warning("a source may be held still", migration=name, reason=error)

@@ -226,7 +226,14 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
             found = await world.cluster.create(kube.RESTORES, made)
         except AlreadyExistsError:  # the webhook was quicker
             found = await world.cluster.get(kube.RESTORES, move.namespace, name)
-    return api.read(api.Restore, found)
+    restore = api.read(api.Restore, found)
+    parents = {one.uid for one in restore.metadata.owner_references}
+    if move.parent and parents and move.parent["uid"] not in parents:
+        raise AlreadyExistsError(
+            f"Restore {move.namespace}/{name} is none of {move.parent['kind']} "
+            f"{move.parent['name']}'s: give it another name, or wait until that Restore has gone"
+        )
+    return restore
 
 
 async def _siblings(world: World, move: Move) -> list[str]:

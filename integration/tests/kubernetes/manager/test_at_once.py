@@ -67,7 +67,7 @@ def test_a_checkpoint_that_comes_too_late_leaves_the_pod_held(
     assert ends[late]["reason"] == "PodHeld", ends[late]
     kubernetes.kubectl("delete", "checkpoint", late)
     states = json.loads(node.run(["grit", "status", "--json", f"default/{pod}"]).stdout)
-    assert states[-1]["outcome"] == "held"
+    assert "held" in {state["outcome"] for state in states}
     kubernetes.kubectl("delete", "checkpoint", sealed)
     assert_runs_on(kubernetes, pod)
 

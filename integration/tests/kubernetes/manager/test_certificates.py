@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from cryptography import x509
 from grit_runtime import certificates
 from grit_runtime.agent import identity
 from grit_runtime.config import Config
-from grit_runtime.manager import authority, names
+from grit_runtime.manager import agents, authority, names
 from grit_runtime.manager.api import CHECKPOINTED, FAILED
 from integration.kubernetes import grit, pods
 from integration.kubernetes.objects import made, refused, started, until
@@ -59,7 +61,7 @@ def serving(kubernetes: Cluster, pem: bytes) -> Iterator[None]:
             assert process.stdout.readline() == "serves\n"
             yield
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # with what has entered the namespaces
 
 
 def test_a_webhook_s_certificate_that_has_ended_stops_no_pod_and_a_manager_has_another(
@@ -104,6 +106,8 @@ def test_an_agent_s_certificate_that_has_ended_is_the_reason_and_a_new_one_the_w
         )
 
     until("it has another", is_renewed)
+    ready = ("--for=condition=Ready", "pods", "-l", agents.LABEL, "-n", names.NAMESPACE)
+    kubernetes.wait(*ready)
     kubernetes.apply(made("Checkpoint", f"{name}-again", podName=pod))
     status = grit.ended(kubernetes, "checkpoint", f"{name}-again", CHECKPOINTED)
     assert status["phase"] == CHECKPOINTED, status

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from integration.node.node import Node
 
 BALLAST_MIB = "256"  # which takes a moment to bring
-TIMEOUT_S = 25
+TIMEOUT_S = 20
 PROGRAMS = ("^/opt/kubernetes/kubelet ", "grit agent run", "^(/usr/bin/)?containerd( |$)")
 
 

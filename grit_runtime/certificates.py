@@ -15,7 +15,7 @@ CA_DAYS = 3650
 _SKEW = datetime.timedelta(minutes=10)  # the other side's clock may be slow
 
 
-def new_ca(name: str, days: int = CA_DAYS) -> tuple[bytes, bytes]:
+def new_ca(name: str, days: float = CA_DAYS) -> tuple[bytes, bytes]:
     """A CA's certificate and its key, as PEM."""
     x509, _ = cryptography()
     key = new_key()
@@ -38,7 +38,7 @@ def new_ca(name: str, days: int = CA_DAYS) -> tuple[bytes, bytes]:
 
 
 def new_signed(
-    names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: int
+    names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: float
 ) -> tuple[bytes, bytes]:
     """A certificate for the DNS *names*, and its key, as PEM."""
     key = new_key()
@@ -46,7 +46,7 @@ def new_signed(
 
 
 def sign(
-    public_key: Any, names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: int
+    public_key: Any, names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: float
 ) -> bytes:
     """A certificate of the CA for a key's owner, who serves and calls as the DNS *names*.
 
@@ -110,7 +110,7 @@ def cryptography() -> tuple[Any, Any]:
     return x509, serialization
 
 
-def _builder(subject: Any, issuer: Any, public_key: Any, days: int) -> Any:
+def _builder(subject: Any, issuer: Any, public_key: Any, days: float) -> Any:
     x509, _ = cryptography()
     now = datetime.datetime.now(datetime.UTC)
     return (

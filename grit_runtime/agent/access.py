@@ -56,7 +56,10 @@ def needed(method: str, request: object, jobs: list[Job]) -> Needed:
             namespace = target.partition("/")[0]
         case agent_pb2.PushRequest(namespace=namespace, target=url):
             pass
-        case agent_pb2.PrepareRequest(namespace=namespace, name=name, source=url):
+        case (
+            agent_pb2.PrepareRequest(namespace=namespace, name=name, source=url)
+            | agent_pb2.RemoveRequest(namespace=namespace, name=name, store=url)
+        ):
             pass
         case agent_pb2.ResumeRequest(target=target):
             namespace = target.partition("/")[0]

@@ -10,7 +10,7 @@ import json
 import os
 import re
 
-from grit_runtime.agent import copies, engine, pod_volumes
+from grit_runtime.agent import copies, engine, peers, pod_volumes
 from grit_runtime.agent import job as jobs
 from grit_runtime.agent.job import Job
 from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError
@@ -21,6 +21,8 @@ from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import compatibility, losses
 from grit_runtime.model.annotations import NCCL, TCP, capture, checkpoint_name, nccl, tcp
 from grit_runtime.proto import agent_pb2
+from grit_runtime.store import catalog
+from grit_runtime.store.backend import open_store
 from grit_runtime.version import VERSION
 
 TYPE_CHECKING = False
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.agent.jobs import Jobs
     from grit_runtime.config import Config
+    from grit_runtime.store.backend import Backend
 
     IsThere = Callable[[], bool]
 
@@ -36,6 +39,7 @@ _URLS = ("/", "s3://", "gs://", "az://", pod_volumes.SCHEME, "peer://")
 _TOKEN_LIMIT = 64
 _AFTER = ("running", "frozen", "stopped")
 _UID = re.compile(r"[-0-9a-zA-Z]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOOK_EVERY_S = 1.0  # whether a caller that follows records has gone
 
 
@@ -125,11 +129,13 @@ class Calls:
 
     def resume(self, request: agent_pb2.ResumeRequest) -> agent_pb2.ResumeReply:
         _target(request.target)
-        engine.resumed(request.target, request.uid and _uid(request.uid))
+        checkpoint = request.checkpoint and checkpoint_name(request.checkpoint)
+        engine.resumed(request.target, request.uid and _uid(request.uid), checkpoint)
         return agent_pb2.ResumeReply()
 
-    def remove(self, request: agent_pb2.CheckpointRef) -> agent_pb2.RemoveReply:
+    def remove(self, request: agent_pb2.RemoveRequest) -> agent_pb2.RemoveReply:
         names = _names(request)
+        store = _store(request.store, request.sha256) if request.store else None
         for job in self._jobs.every():
             if not job.has_ended and (job.namespace, job.name) == names:
                 raise FailedPreconditionError(
@@ -137,6 +143,8 @@ class Calls:
                     "that has ended"
                 )
         copies.remove(self._config.checkpoint_root, *names)
+        if store:
+            catalog.remove(store, *names, request.sha256)
         return agent_pb2.RemoveReply()
 
     def records(
@@ -159,9 +167,23 @@ class Calls:
 
 
 def _names(
-    request: agent_pb2.PrepareRequest | agent_pb2.PushRequest | agent_pb2.CheckpointRef,
+    request: agent_pb2.PrepareRequest
+    | agent_pb2.PushRequest
+    | agent_pb2.CheckpointRef
+    | agent_pb2.RemoveRequest,
 ) -> tuple[str, str]:
     return checkpoint_name(request.namespace), checkpoint_name(request.name)
+
+
+def _store(url: str, sha256: str) -> Backend:
+    if not _SHA256.fullmatch(sha256):
+        raise InvalidArgumentError(
+            f"sha256 {sha256[:80]!r}: expected 64 hexadecimal digits, of the manifest of the "
+            "checkpoint that is to go from the store"
+        )
+    if peers.is_peer(url):
+        raise InvalidArgumentError(f"{url[:200]!r} is a peer, expected a store")
+    return open_store(pod_volumes.resolved(_url(url)))
 
 
 def _target(target: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from grit_runtime import config as configuration
 from grit_runtime.errors import (
     CommandError,
     GritError,
+    HeldError,
     ManifestError,
     PodStateError,
     of_reason,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from grit_runtime.agent.progress import Progress
     from grit_runtime.config import Config
     from grit_runtime.host.containerd import Pod
+    from grit_runtime.model.hold import Hold
 
 _STDERR = 2
 
@@ -67,9 +69,10 @@ def take(progress: Progress, checkpoint_root: str) -> None:
     raise CommandError(f"the engine of checkpoint {job.name} ended with status {status}")
 
 
-def resumed(target: str, uid: str) -> None:
-    """Let the held pod run on; nothing if it runs. NotFoundError if this node has no such pod."""
-    _answer("resume", target=target, uid=uid)
+def resumed(target: str, uid: str, checkpoint: str) -> None:
+    """Let the held pod run on; nothing if it runs. NotFoundError if this node has no such pod,
+    HeldError if it is held for another *checkpoint* than that, if one is named."""
+    _answer("resume", target=target, uid=uid, checkpoint=checkpoint)
 
 
 def recovered() -> None:
@@ -183,6 +186,7 @@ def resume(wanted: dict[str, Any], config: Config) -> None:
     held = [hold for hold in held_pods.every() if hold.name == target]
     for hold in held:
         if uid in {"", hold.pod_uid}:
+            _require_held_for(hold, wanted["checkpoint"])
             holds.resume(hold.pod_uid)
             return
     with Containerd(config.containerd_address) as containerd:
@@ -210,6 +214,16 @@ def _require(pod: Pod, uid: str) -> None:
         raise PodStateError(
             f"pod {pod.namespace}/{pod.name} has uid {pod.uid}, expected {uid}: it is another "
             "pod of that name; ask for that one"
+        )
+
+
+def _require_held_for(hold: Hold, checkpoint: str) -> None:
+    """HeldError if it is another checkpoint that the pod is held for."""
+    held_for = hold.checkpoint.rpartition("/")[2]
+    if checkpoint not in {"", held_for}:
+        raise HeldError(
+            f"pod {hold.name} is held for checkpoint {held_for}, expected {checkpoint}: it is let "
+            "go with that one"
         )
 
 

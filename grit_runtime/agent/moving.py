@@ -48,9 +48,7 @@ def remote(url: str, config: Config, file_key: FileKey | None, host: str = "") -
     if peers.is_peer(url):
         address = peers.address(url)
         return _Peer(address._replace(host=host or address.host), config)
-    if url.startswith(pod_volumes.SCHEME):
-        url = pod_volumes.directory(url)
-    return _Store(url, config, file_key)
+    return _Store(pod_volumes.resolved(url), config, file_key)
 
 
 class _Store:

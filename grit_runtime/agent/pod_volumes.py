@@ -18,6 +18,11 @@ SCHEME = "volume://"
 _CSI = "kubernetes.io~csi"
 
 
+def resolved(url: str) -> str:
+    """The store's URL: the directory of the volume, if it is one."""
+    return directory(url) if url.startswith(SCHEME) else url
+
+
 def directory(url: str) -> str:
     """Where the volume is mounted. NoStoreError if it is not.
 

@@ -46,6 +46,7 @@ REASON = "grit-reason"  # of an error, in the trailing metadata
 
 _THREADS = 64  # a follower takes one; who finds none is told so
 _STOP_S = 1.0
+_PING_MS = 5_000
 
 _CODES = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -163,7 +164,11 @@ def _anyone(_method: str, _request: Any, _context: grpc.ServicerContext) -> None
 def _server(calls: Calls, admit: Admit) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(_THREADS),
-        options=[("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.so_reuseport", 0),
+            # A caller may ask so often whether this end still lives.
+            ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
+        ],
         maximum_concurrent_rpcs=_THREADS,
     )
     server.add_generic_rpc_handlers([_handlers(calls, admit)])
@@ -189,7 +194,7 @@ def _handlers(calls: Calls, admit: Admit) -> grpc.GenericRpcHandler[Any, Any]:
         "Facts": (calls.facts, agent_pb2.FactsRequest),
         "Describe": (calls.describe, agent_pb2.CheckpointRef),
         "Resume": (calls.resume, agent_pb2.ResumeRequest),
-        "Remove": (calls.remove, agent_pb2.CheckpointRef),
+        "Remove": (calls.remove, agent_pb2.RemoveRequest),
     }
     streams: dict[str, tuple[Callable[..., Iterator[Any]], Any]] = {
         "Follow": (calls.follow, agent_pb2.JobRequest),

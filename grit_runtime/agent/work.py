@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from threading import Lock
+from weakref import WeakValueDictionary
 
 from grit_runtime import log
 from grit_runtime.agent import copies, engine, job, moving
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LOST_S = 300.0  # a peer that brings nothing for so long is given up
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
+_LOOK_EVERY_S = 0.2  # whether a job that waits for its turn is to stop
 
 
 class Work:
@@ -31,12 +33,14 @@ class Work:
         self._config = config
         self._directory = directory
         self._moved = moved
+        self._lock = Lock()
+        self._turns: WeakValueDictionary[str, Lock] = WeakValueDictionary()  # by pod
 
     def perform(self, progress: Progress, slots: Slots) -> None:
         """Do what the job in *progress* is for; it raises as `Progress.told` does."""
         if progress.job.phase == job.CHECKPOINT:
-            self._note(progress, state=job.RUNNING)
-            engine.take(progress, self._config.checkpoint_root)
+            with self._taking(progress):
+                engine.take(progress, self._config.checkpoint_root)
             if not progress.job.url:
                 return
             self._note(progress, state=job.QUEUED, phase=job.PUSH)
@@ -110,6 +114,19 @@ class Work:
             progress.wait(wait_s)
             lost_s += wait_s
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    @contextmanager
+    def _taking(self, progress: Progress) -> Iterator[None]:
+        """The block runs when no other job takes a checkpoint of the pod."""
+        with self._lock:
+            turn = self._turns.setdefault(progress.job.target, Lock())
+        while not turn.acquire(timeout=_LOOK_EVERY_S):
+            progress.check()
+        try:
+            self._note(progress, state=job.RUNNING)
+            yield
+        finally:
+            turn.release()
 
     @contextmanager
     def _moving(self, progress: Progress, slots: Slots, size_bytes: int) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from grit_runtime.errors import (
     CancelledError,
     DeadlineExceededError,
     GritError,
+    PeerError,
     UnavailableError,
     of_reason,
 )
@@ -34,6 +36,13 @@ LABEL = f"app.kubernetes.io/name={names.AGENT}"
 
 _REASON = "grit-reason"
 _TIMEOUT_S = 20.0
+# A stream may be silent for long: whether the other end still lives is asked meanwhile.
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_DISTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, in the details
 
 
 class Access(NamedTuple):
@@ -58,6 +67,17 @@ class Agents:
         async for pods in self._cluster.watched(kube.PODS, namespace, labels=LABEL):
             ready = [pod for pod in pods.values() if _is_ready(pod)]
             yield {pod["metadata"]["uid"]: self._of(pod) for pod in ready}
+
+    async def any(self) -> Agent:
+        """An agent that is ready. UnavailableError if none is."""
+        pods = await self._cluster.every(kube.PODS, self._access.namespace, labels=LABEL)
+        for pod in pods:
+            if _is_ready(pod):
+                return self._of(pod)
+        raise UnavailableError(
+            f"no node has an agent that is ready; look at the pods of namespace "
+            f"{self._access.namespace}"
+        )
 
     async def at(self, node: str) -> Agent:
         """The agent of *node*. UnavailableError if it has none that is ready."""
@@ -105,6 +125,14 @@ class Agent:
             async for one in call(request, metadata=metadata):
                 yield one
 
+    async def records(self, pod_uid: str) -> list[dict[str, Any]]:
+        """What became of the checkpoints and restores of a pod, oldest first."""
+        request = agent_pb2.RecordsRequest(pod_uid=pod_uid)
+        found: list[dict[str, Any]] = []
+        async for reply in self.stream("Records", request, agent_pb2.RecordsReply):
+            found = json.loads(reply.records)
+        return found
+
     async def followed(self, job: agent_pb2.Job) -> AsyncIterator[agent_pb2.Job]:
         """A job, until it is done. The error that it has ended with, if it has not gone well."""
         last = job
@@ -124,7 +152,7 @@ class Agent:
     async def _called(self) -> AsyncIterator[tuple[grpc.aio.Channel, Any]]:
         token = Path(self._access.token_path).read_text().strip()
         credentials = grpc.ssl_channel_credentials(self._access.ca_pem)
-        options = [("grpc.ssl_target_name_override", self.node)]
+        options = [("grpc.ssl_target_name_override", self.node), *_KEEPALIVE]
         target = f"{self.address}:{self._access.port}"
         try:
             async with grpc.aio.secure_channel(target, credentials, options) as channel:
@@ -140,8 +168,15 @@ class Agent:
             return DeadlineExceededError(
                 f"the agent of node {self.node} has not answered for {_TIMEOUT_S:g} s; look at it"
             )
+        details = error.details() or ""
+        if _DISTRUSTED in details:
+            why = details.partition(f"{_DISTRUSTED}: ")[2].strip() or "it is not of this CA"
+            return PeerError(
+                f"the certificate of the agent of node {self.node} is not valid: {why}; delete its "
+                "pod, and it gets another"
+            )
         return UnavailableError(
-            f"the agent of node {self.node} does not answer at {self.address}: {error.details()}"
+            f"the agent of node {self.node} does not answer at {self.address}: {details}"
         )
 
 

@@ -188,7 +188,9 @@ class CheckpointStatus(NamedTuple):
     size: Annotated[str, "sizeBytes for people."] = ""
     duration: Annotated[str, "From startTime to completionTime, for people."] = ""
     durations: Durations = {}  # noqa: RUF012
-    warnings: Annotated[tuple[str, ...], "What will come back different."] = ()
+    warnings: Annotated[
+        tuple[str, ...], "What will come back different, or may have been harmed."
+    ] = ()
     start_time: Annotated[str, TIME] = ""
     completion_time: Annotated[str, TIME] = ""
     phase_time: Annotated[str, "When the phase began.", TIME] = ""
@@ -264,6 +266,9 @@ class MigrationStatus(NamedTuple):
     checkpoint_name: Annotated[str, "The Checkpoint that carries it."] = ""
     size: Annotated[str, "What was carried, for people."] = ""
     duration: Annotated[str, "Of all of it, for people."] = ""
+    downtime_seconds: Annotated[
+        float | None, "From the pod's being frozen to its running on, by the clocks of both nodes."
+    ] = None
     durations: Durations = {}  # noqa: RUF012
     start_time: Annotated[str, TIME] = ""
     completion_time: Annotated[str, TIME] = ""

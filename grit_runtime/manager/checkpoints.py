@@ -10,11 +10,12 @@ from grit_runtime import log
 from grit_runtime.errors import (
     DeadlineExceededError,
     GritError,
+    HeldError,
     NotFoundError,
     UnavailableError,
     one_line,
 )
-from grit_runtime.manager import api, carriers, moves, patience, pods, storage
+from grit_runtime.manager import api, carriers, moves, patience, pods, probes, storage
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template, sizes
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from grit_runtime.manager.world import World
 
 ENDED = (api.SUBMITTED, api.FAILED)
+_OPEN = ("", api.CREATED, api.PENDING, api.CHECKPOINTING)  # nothing is sealed yet
 
 _TELL_EVERY_S = 2.0
 
@@ -38,25 +40,45 @@ async def run(world: World, namespace: str, name: str) -> None:
     if found is None:
         return
     status = Status(world.cluster, kube.CHECKPOINTS, found)
+    if status.phase in ENDED:  # whoever has called knew an older one
+        return
     try:
         checkpoint = api.read(api.Checkpoint, found)
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
-        try:
-            async with asyncio.timeout(limit_s):
-                await _advance(world, checkpoint, status)
-        except TimeoutError:
-            await _cancel(world, namespace, name, status.now.get("nodeName", ""))
-            what = f"{status.phase}: {status.now.get('message', '')}".rstrip(": ")
-            raise DeadlineExceededError(
-                f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
-                f"{what}; the pod runs on"
-            ) from None
+        if status.phase in _OPEN:
+            await _advance_in_time(world, checkpoint, status, limit_s)
+        if not checkpoint.spec.auto_migration:
+            return
+        limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
+        await moves.submit(world, checkpoint, status, limit_s)
     except GritError as error:
+        await status.confirm()
         # It may be sealed and held, and not be where it should.
         if status.phase == api.CHECKPOINTING:
-            await _let_run(world, namespace, status.now)
+            await _let_run(world, namespace, name, status.now)
         await carriers.closed(world.cluster, namespace, found["metadata"]["uid"])
         await status.fail(error)
+        return
+    # What fails from here on is tried again: another pod has taken the source's place.
+    await moves.commit(world, namespace, status.now["podName"], status.now["podUID"])
+    await status.finish(api.SUBMITTED)
+
+
+async def _advance_in_time(
+    world: World, checkpoint: Checkpoint, status: Status, limit_s: float | None
+) -> None:
+    meta = checkpoint.metadata
+    try:
+        async with asyncio.timeout(limit_s):
+            await _advance(world, checkpoint, status)
+    except TimeoutError:
+        await status.confirm()
+        await _cancel(world, meta.namespace, meta.name, status.now.get("nodeName", ""))
+        what = f"{status.phase}: {status.now.get('message', '')}".rstrip(": ")
+        raise DeadlineExceededError(
+            f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
+            f"{what}; the pod runs on"
+        ) from None
 
 
 async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None:
@@ -67,12 +89,10 @@ async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None
     if status.phase == api.PENDING:
         # Before the pod is touched: where it is to go must be there.
         await world.agents.at(status.now["nodeName"])
-        await _store(world, checkpoint, status)
+        await _store(world, checkpoint, status, status.now["nodeName"])
         await status.enter(api.CHECKPOINTING)
     if status.phase == api.CHECKPOINTING:
         await patience.repeated(lambda: _take(world, checkpoint, status))
-    if checkpoint.spec.auto_migration:
-        await moves.submit(world, checkpoint, status)
 
 
 async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
@@ -92,18 +112,18 @@ async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
     )
 
 
-async def _store(world: World, checkpoint: Checkpoint, status: Status) -> str:
-    """Where it is put to, as the agent of its node reaches it."""
+async def _store(world: World, checkpoint: Checkpoint, status: Status, node: str) -> str:
+    """Where it is put to, as the agent of the *node* reaches it."""
     found = await storage.store_of(
         world.cluster, checkpoint.metadata.namespace, checkpoint.spec.stored
     )
-    return await carriers.opened(world, checkpoint, found, status.now["nodeName"], status)
+    return await carriers.opened(world, checkpoint, found, node, status)
 
 
 async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
     meta, spec = checkpoint.metadata, checkpoint.spec
     agent = await world.agents.at(status.now["nodeName"])
-    store = await _store(world, checkpoint, status)
+    store = await _store(world, checkpoint, status, agent.node)
     if not await _is_taken(agent, meta.uid):
         request = agent_pb2.CheckpointRequest(
             target=f"{meta.namespace}/{status.now['podName']}",
@@ -138,7 +158,10 @@ async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
         size=sizes.shown(sealed.size_bytes),
         needs=json.loads(sealed.needs),
         containers=list(sealed.containers),
-        warnings=list(sealed.warnings),
+        warnings=[
+            *sealed.warnings,
+            *probes.impatient(status.now["podTemplate"]["spec"], sealed.phases.get("paused", 0.0)),
+        ],
     )
 
 
@@ -170,52 +193,61 @@ async def _followed(agent: Agent, job: agent_pb2.Job, status: Status) -> None:
 
 
 async def forget(world: World, namespace: str, name: str) -> None:
-    """What the end of a Checkpoint takes with it: its job, its hold, and its data on the node."""
+    """What the end of a Checkpoint takes with it: its job, its hold, and its data."""
     found = await world.cluster.find(kube.CHECKPOINTS, namespace, name)
     now = (found or {}).get("status") or {}
     node = now.get("nodeName", "")
-    if not node:
+    if found is None or not node:
         return
     await _cancel(world, namespace, name, node)
-    if await _holds(world, found or {}):
-        await _let_run(world, namespace, now)
+    if found["spec"].get("after") == "frozen" or found["spec"].get("autoMigration"):
+        await _let_run(world, namespace, name, now)
     try:
-        agent = await world.agents.at(node)
-        reference = agent_pb2.CheckpointRef(namespace=namespace, name=name)
-        await patience.while_busy(lambda: agent.ask("Remove", reference, agent_pb2.RemoveReply))
+        await _remove(world, api.read(api.Checkpoint, found), found)
     except GritError as error:
         # The node may be gone for good, and then so is the data: a deletion always works.
-        log.warning("a checkpoint is left on its node", node=node, reason=one_line(error))
+        log.warning("a checkpoint is left where it is", node=node, reason=one_line(error))
 
 
-async def _holds(world: World, found: Object) -> bool:
-    """Whether a pod may be held for this Checkpoint, and for no Migration by another."""
-    meta, spec = found["metadata"], found["spec"]
-    if spec.get("after") != "frozen" and not spec.get("autoMigration"):
-        return False
-    moving = [
-        one.get("status") or {}
-        for one in await world.cluster.every(kube.MIGRATIONS, meta["namespace"])
-        if (one.get("status") or {}).get("phase") not in (api.SUCCEEDED, api.FAILED)
-    ]
-    return not any(
-        now.get("sourcePodUID") == found["status"]["podUID"]
-        and now.get("checkpointName") != meta["name"]
-        for now in moving
-    )
+async def _remove(world: World, checkpoint: Checkpoint, found: Object) -> None:
+    """Remove it from its node, and from its store, which any agent reaches if that node is gone."""
+    meta, now = checkpoint.metadata, checkpoint.status
+    request = agent_pb2.RemoveRequest(namespace=meta.namespace, name=meta.name)
+    is_stored = bool(now.manifest_digest and checkpoint.spec.stored)
+    try:
+        agent = await world.agents.at(now.node_name)
+    except UnavailableError:
+        if not is_stored:
+            raise
+        agent = await world.agents.any()
+    if is_stored:
+        status = Status(world.cluster, kube.CHECKPOINTS, found)
+        request.sha256 = now.manifest_digest.removeprefix("sha256:")
+        request.store = await _store(world, checkpoint, status, agent.node)
+    try:
+        await patience.while_busy(lambda: agent.ask("Remove", request, agent_pb2.RemoveReply))
+    finally:
+        await carriers.closed(world.cluster, meta.namespace, meta.uid)
 
 
-async def _let_run(world: World, namespace: str, now: Object) -> None:
-    """Let a pod run on that is held for its checkpoint, if it is still there."""
+async def _let_run(world: World, namespace: str, name: str, now: Object) -> None:
+    """Let a pod run on that is held for the checkpoint of that name, if it is still there.
+
+    One that is ending may go on elsewhere.
+    """
     if not now.get("nodeName"):
         return
     pod = await world.cluster.find(kube.PODS, namespace, now["podName"])
-    if pod is None or pod["metadata"]["uid"] != now["podUID"]:
+    if pod is None or pod["metadata"]["uid"] != now["podUID"] or pods.is_ending(pod):
         return
-    request = agent_pb2.ResumeRequest(target=f"{namespace}/{now['podName']}", uid=now["podUID"])
+    request = agent_pb2.ResumeRequest(
+        target=f"{namespace}/{now['podName']}", uid=now["podUID"], checkpoint=name
+    )
     try:
         agent = await world.agents.at(now["nodeName"])
         await agent.ask("Resume", request, agent_pb2.ResumeReply)
+    except HeldError:
+        pass  # for another checkpoint
     except GritError as error:
         log.warning("a pod may be held still", pod=now["podName"], reason=one_line(error))
 

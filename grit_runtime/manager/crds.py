@@ -23,6 +23,7 @@ class Kind(NamedTuple):
 
 
 _AGE = ("Age", ".metadata.creationTimestamp")
+_TYPES = {"Age": "date", "Downtime": "number"}  # of columns; the others are texts
 
 KINDS = (
     Kind(
@@ -65,6 +66,7 @@ KINDS = (
             ("To", ".status.targetNode"),
             ("NewPod", ".status.targetPod"),
             ("Size", ".status.size"),
+            ("Downtime", ".status.downtimeSeconds"),
             ("Duration", ".status.duration"),
             _AGE,
         ),
@@ -118,7 +120,7 @@ def _definition(kind: Kind) -> dict[str, Any]:
                     "additionalPrinterColumns": [
                         {
                             "name": heading,
-                            "type": "date" if heading == "Age" else "string",
+                            "type": _TYPES.get(heading, "string"),
                             "jsonPath": path,
                         }
                         for heading, path in kind.columns

@@ -6,6 +6,7 @@ So `kubectl drain` and all that evict by the API have pods moved, as they try ag
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 ON_EVICTION, LET_GO = "manager.grit.dev/on-eviction", "let-go"  # an annotation of a pod
 
 TIMEOUT_S = 1800  # of such a Migration
+_LETS_GO_S = 600.0  # after a failure: whoever asks later has begun anew, and it is tried again
 _GONE_S = 60.0  # whoever tries again means the pod that it has begun with
 
 
@@ -58,12 +60,16 @@ async def review(cluster: Cluster, request: Object) -> tuple[str, ...]:
 
 
 async def move(cluster: Cluster, pod: Object, timeout_s: int) -> str:
-    """Have the pod move, once: the name of the Migration, which may be there."""
+    """Have the pod move: the name of the Migration, which may be under way."""
     meta = pod["metadata"]
+    tried = await _tried(cluster, pod)
+    if tried and tried[-1].status.phase != api.FAILED:
+        return tried[-1].metadata.name
+    name = _name(pod, len(tried) + 1)
     made = {
         "apiVersion": api.API_VERSION,
         "kind": "Migration",
-        "metadata": {"name": _name(pod), "namespace": meta["namespace"]},
+        "metadata": {"name": name, "namespace": meta["namespace"]},
         "spec": {
             "podName": meta["name"],
             "sourcePodUID": meta["uid"],
@@ -72,7 +78,7 @@ async def move(cluster: Cluster, pod: Object, timeout_s: int) -> str:
     }
     with suppress(AlreadyExistsError):  # it was evicted twice at once
         await cluster.create(kube.MIGRATIONS, made)
-    return _name(pod)
+    return name
 
 
 def stays(pod: Object) -> bool:
@@ -80,9 +86,22 @@ def stays(pod: Object) -> bool:
     return (pod["metadata"].get("annotations") or {}).get(ON_EVICTION) == LET_GO
 
 
-def _name(pod: Object) -> str:
+def _name(pod: Object, attempt: int) -> str:
     meta = pod["metadata"]
-    return f"{meta['name'][:200].rstrip('-.')}-evicted-{meta['uid'][:8]}"
+    name = f"{meta['name'][:200].rstrip('-.')}-evicted-{meta['uid'][:8]}"
+    return name if attempt == 1 else f"{name}-{attempt}"
+
+
+async def _tried(cluster: Cluster, pod: Object) -> list[Migration]:
+    """The Migrations that evictions have made of the pod, the newest last."""
+    found = {
+        migration.metadata.name: migration
+        for body in await cluster.every(kube.MIGRATIONS, pod["metadata"]["namespace"])
+        if (migration := api.read(api.Migration, body)).spec.source_pod_uid
+        == pod["metadata"]["uid"]
+    }
+    names = (_name(pod, attempt) for attempt in itertools.count(1))
+    return [found[name] for name in itertools.takewhile(found.__contains__, names)]
 
 
 def _is_meant(pod: Object) -> bool:
@@ -106,10 +125,11 @@ async def _refusal(cluster: Cluster, pod: Object) -> str | None:
     except GritError as error:
         return one_line(error)
     for body in await cluster.every(kube.MIGRATIONS, pod["metadata"]["namespace"]):
-        migration = api.read(api.Migration, body)
-        _wait_for(migration, pod)
-        if migration.metadata.name == _name(pod) and migration.status.phase == api.FAILED:
-            return f"Migration {_name(pod)} has failed: {migration.status.message}"
+        _wait_for(api.read(api.Migration, body), pod)
+    for migration in (await _tried(cluster, pod))[-1:]:
+        now = migration.status
+        if now.phase == api.FAILED and _age_s(now.completion_time) < _LETS_GO_S:
+            return f"Migration {migration.metadata.name} has failed: {now.message}"
     if not pods.is_running(pod) or await last_checkpoints.is_held(cluster, pod):
         return ""
     return None
@@ -125,15 +145,21 @@ def _wait_for(migration: Migration, pod: Object) -> None:
         if uid == meta["uid"] or (not uid and spec.pod_name == meta["name"]):
             raise _moving(pod, migration.metadata.name)
         restored_by = (meta.get("labels") or {}).get(targets.LABEL)
-        if meta["uid"] == now.target_pod_uid or restored_by == migration.metadata.name:
+        if meta["uid"] == now.target_pod_uid or restored_by == targets.label(
+            migration.metadata.name
+        ):
             raise BusyError(f"{where} is just arriving by {by}: try again")
-    elif (now.target_pod_uid, now.source_pod) == (meta["uid"], meta["name"]):
-        ended = datetime.fromisoformat(now.completion_time)
-        if (datetime.now(UTC) - ended).total_seconds() < _GONE_S:
-            raise NotFoundError(
-                f"{where} has gone from node {now.source_node} by {by}: the one on node "
-                f"{now.target_node} is another"
-            )
+    elif (now.target_pod_uid, now.source_pod) == (meta["uid"], meta["name"]) and (
+        _age_s(now.completion_time) < _GONE_S
+    ):
+        raise NotFoundError(
+            f"{where} has gone from node {now.source_node} by {by}: the one on node "
+            f"{now.target_node} is another"
+        )
+
+
+def _age_s(time: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
 
 
 def _moving(pod: Object, migration: str) -> BusyError:

@@ -15,7 +15,7 @@ from grit_runtime.errors import (
     of_reason,
     one_line,
 )
-from grit_runtime.manager import api, fields, moves, patience, pods
+from grit_runtime.manager import api, downtime, fields, moves, patience, pods
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ENDED = (api.SUCCEEDED, api.FAILED)
 # From here on there is a source to be given back.
 _HELD = (api.PLACING, api.RESTORING, api.ROLLING_BACK)
+_RECORDS_S = 5.0  # for both nodes to tell theirs
+_FORGET_S = 120.0  # after which a Migration goes, whatever its nodes say
 
 
 async def run(world: World, namespace: str, name: str) -> None:
@@ -39,19 +41,33 @@ async def run(world: World, namespace: str, name: str) -> None:
     if found is None:
         return
     status = Status(world.cluster, kube.MIGRATIONS, found)
+    if status.phase in ENDED:  # whoever has called knew an older one
+        return
     try:
         migration = api.read(api.Migration, found)
-        limit_s = patience.left_s(migration.spec.timeout_seconds, found)
-        try:
-            async with asyncio.timeout(limit_s):
-                await _advance(world, migration, status)
-        except TimeoutError:
-            raise DeadlineExceededError(
-                f"not verified within {migration.spec.timeout_seconds} s (timeoutSeconds), in "
-                f"phase {status.phase}"
-            ) from None
+        if status.phase != api.VERIFIED:
+            await _verified_in_time(world, migration, found, status)
     except GritError as error:
         await _undo(world, found, status, error)
+        return
+    # What fails from here on is tried again: the target has taken the source's place.
+    now = status.now
+    await moves.commit(world, namespace, now["sourcePod"], now["sourcePodUID"])
+    await status.finish(api.SUCCEEDED, downtimeSeconds=await _downtime(world, namespace, now))
+
+
+async def _verified_in_time(
+    world: World, migration: Migration, found: Object, status: Status
+) -> None:
+    limit_s = patience.left_s(migration.spec.timeout_seconds, found)
+    try:
+        async with asyncio.timeout(limit_s):
+            await _advance(world, migration, status)
+    except TimeoutError:
+        raise DeadlineExceededError(
+            f"not verified within {migration.spec.timeout_seconds} s (timeoutSeconds), in phase "
+            f"{status.phase}"
+        ) from None
 
 
 async def _advance(world: World, migration: Migration, status: Status) -> None:
@@ -62,7 +78,7 @@ async def _advance(world: World, migration: Migration, status: Status) -> None:
     if status.phase == api.CHECKPOINTING:
         await _checkpointed(world, migration, status)
     if status.phase == api.ROLLING_BACK:
-        raise NotRestoredError(status.now.get("message", ""))
+        raise NotRestoredError(moves.cause(status.now.get("message", "")))
     move = await _move(world, migration, status)
     if status.phase == api.PLACING:
         await moves.place(world, move)
@@ -75,8 +91,6 @@ async def _advance(world: World, migration: Migration, status: Status) -> None:
             targetPod=now["targetPod"],
             targetPodUID=now["targetPodUID"],
         )
-    await moves.commit(world, move)
-    await status.finish(api.SUCCEEDED)
 
 
 async def _look(world: World, migration: Migration, status: Status) -> None:
@@ -166,22 +180,44 @@ async def _undo(world: World, found: Object, status: Status, error: GritError) -
     if status.phase != api.ROLLING_BACK:
         await status.enter(api.ROLLING_BACK, one_line(error))
     try:
-        migration = api.read(api.Migration, found)
-        became = await moves.roll_back(world, await _move(world, migration, status))
+        move = await _move(world, api.read(api.Migration, found), status)
     except GritError as other:
-        became = f"and the source does not run on: {one_line(other)}"
-    await status.fail(type(error)(f"{one_line(error)}; {became}"))
+        why = f"and the source does not run on: {one_line(other)}"
+        await status.fail(type(error)(f"{one_line(error)}; {why}"))
+        return
+    await status.fail(await moves.undone(world, move, error, status))
+
+
+async def _downtime(world: World, namespace: str, now: Object) -> float | None:
+    """How long the pod stood still; None if that cannot be learnt."""
+    found = await world.cluster.find(kube.CHECKPOINTS, namespace, now["checkpointName"])
+    digest = ((found or {}).get("status") or {}).get("manifestDigest", "")
+    try:
+        async with asyncio.timeout(_RECORDS_S):
+            source, target = [
+                await (await world.agents.at(now[node])).records(now[uid])
+                for node, uid in (("sourceNode", "sourcePodUID"), ("targetNode", "targetPodUID"))
+            ]
+    except (TimeoutError, GritError) as error:
+        log.info("a downtime is not known", pod=now["sourcePod"], reason=error)
+        return None
+    return downtime.seconds(source, target, digest.removeprefix("sha256:"))
 
 
 async def forget(world: World, namespace: str, name: str) -> None:
-    """What the end of a Migration takes with it: a source that is held runs on."""
+    """What the end of a Migration takes with it: a source that is held runs on, unless the target
+    has been verified."""
     found = await world.cluster.find(kube.MIGRATIONS, namespace, name)
     now = (found or {}).get("status") or {}
+    if now.get("phase") == api.VERIFIED:
+        await moves.commit(world, namespace, now["sourcePod"], now["sourcePodUID"])
     if found is not None and now.get("phase") in _HELD:
         status = Status(world.cluster, kube.MIGRATIONS, found)
         try:
             migration = api.read(api.Migration, found)
-            await moves.roll_back(world, await _move(world, migration, status))
-        except GritError as error:
+            async with asyncio.timeout(_FORGET_S):
+                move = await _move(world, migration, status)
+                await patience.repeated(lambda: moves.roll_back(world, move))
+        except (GritError, TimeoutError) as error:
             # Its pods may be gone with their namespace: a deletion always works.
-            log.warning("a source may be held still", migration=name, reason=one_line(error))
+            log.warning("a source may be held still", migration=name, reason=error)

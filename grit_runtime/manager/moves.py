@@ -7,12 +7,16 @@ source is deleted first, and comes back from the checkpoint if the target does n
 
 from __future__ import annotations
 
+import asyncio
+
 from grit_runtime import log
 from grit_runtime.errors import (
     AlreadyExistsError,
+    DeadlineExceededError,
     FailedPreconditionError,
     GritError,
     NotRestoredError,
+    UnavailableError,
     of_reason,
     one_line,
 )
@@ -38,6 +42,8 @@ _REFUSED_OWNERS = {
     "Node": "a static pod belongs to its node",
 }
 _GRACE_S = 1  # a frozen pod does not hear that it is to end
+_HELD = "; the source is held still: "
+_ENDS_S = 60.0  # for kubelet to end a pod, and to say so
 
 
 class Move(NamedTuple):
@@ -79,7 +85,7 @@ async def place(world: World, move: Move) -> None:
     if move.leaves:
         places[targets.NOT_NODE] = move.source_node
     made = await _make_restore(world, move, move.name, places)
-    if await _target(world, move) is not None:
+    if await _has_target(world, move):
         return
     asked = await _asked(world, move, made)  # NoNodeError while the source can just run on
     if pods.owner(move.source) is None:
@@ -94,7 +100,7 @@ async def place(world: World, move: Move) -> None:
 async def replace(world: World, move: Move) -> None:
     """Have a new pod go on from the checkpoint in place of one that runs no more."""
     restore = await _make_restore(world, move, move.name, {targets.NOT_NODE: move.source_node})
-    if pods.owner(move.source) is None and await _target(world, move) is None:
+    if pods.owner(move.source) is None and not await _has_target(world, move):
         await world.cluster.create(kube.PODS, await _asked(world, move, restore))
     await _delete_source(world, move, grace_s=0)
 
@@ -113,35 +119,34 @@ async def restored(world: World, move: Move, name: str = "") -> Object:
     raise AssertionError  # a watch has no end
 
 
-async def commit(world: World, move: Move) -> None:
+async def commit(world: World, namespace: str, pod: str, uid: str) -> None:
     """Delete the source: the target has taken its place."""
-    await _delete_source(world, move, grace_s=_GRACE_S)
+    await world.cluster.delete(kube.PODS, namespace, pod, uid, grace_s=_GRACE_S)
 
 
 async def roll_back(world: World, move: Move) -> str:
     """Have the source go on, and the target go. What has become of the source, in words."""
     await _withdraw(world, move)
-    target = await _target(world, move)
+    found = await _targets(world, move)
     is_remade = pods.owner(move.source) is not None and not pods.can_detach(move.source)
     if is_remade and not await _is_there(world, move):
-        return await _bring_back(world, move, target)
-    if target:
+        return await _bring_back(world, move, found)
+    for target in found:
         # Its owner must not see two, of which it would end one, and none for a moment at most.
         await _let_go(world, target)
     await pods.attach(world.cluster, move.namespace, move.pod, move.uid)
-    if target:
-        meta = target["metadata"]
-        await world.cluster.delete(
-            kube.PODS, move.namespace, meta["name"], meta["uid"], grace_s=_GRACE_S
-        )
-    request = agent_pb2.ResumeRequest(target=f"{move.namespace}/{move.pod}", uid=move.uid)
-
-    async def resume() -> None:
-        agent = await world.agents.at(move.source_node)
-        await agent.ask("Resume", request, agent_pb2.ResumeReply)
-
-    await patience.repeated(resume)
-    return f"pod {move.namespace}/{move.pod} runs on, on node {move.source_node}"
+    for target in found:
+        await _end(world, target)
+    where = f"pod {move.namespace}/{move.pod}"
+    pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
+    if pod is None or pod["metadata"]["uid"] != move.uid or pods.is_ending(pod):
+        return f"{where} is gone; its state is in Checkpoint {move.checkpoint}"
+    request = agent_pb2.ResumeRequest(
+        target=f"{move.namespace}/{move.pod}", uid=move.uid, checkpoint=move.checkpoint
+    )
+    agent = await world.agents.at(move.source_node)
+    await agent.ask("Resume", request, agent_pb2.ResumeReply)
+    return f"{where} runs on, on node {move.source_node}"
 
 
 async def _withdraw(world: World, move: Move) -> None:
@@ -151,8 +156,33 @@ async def _withdraw(world: World, move: Move) -> None:
         await world.cluster.delete(kube.RESTORES, move.namespace, move.name)
 
 
-async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
-    """The second half of a Checkpoint with autoMigration."""
+async def undone(world: World, move: Move, error: GritError, status: Status) -> GritError:
+    """The *error* that the move has failed with, and what has become of the source by then.
+
+    While a node does not answer, the source's or the target's, the source is held: that is waited
+    for, and said.
+    """
+
+    async def tell(other: GritError) -> None:
+        log.info("a source is held still", pod=move.pod, reason=one_line(other))
+        await status.warn("SourceIsHeld", f"{one_line(error)}{_HELD}{one_line(other)}")
+
+    try:
+        became = await patience.unending(lambda: roll_back(world, move), tell)
+    except GritError as other:
+        became = f"and the source does not run on: {one_line(other)}"
+    return type(error)(f"{one_line(error)}; {became}")
+
+
+def cause(message: str) -> str:
+    """What was the error in an object's *message*, without what `undone` has said of the source."""
+    return message.partition(_HELD)[0]
+
+
+async def submit(
+    world: World, checkpoint: Checkpoint, status: Status, limit_s: float | None
+) -> None:
+    """The second half of a Checkpoint with autoMigration, but for the source's deletion."""
     meta = checkpoint.metadata
     move = Move(
         namespace=meta.namespace,
@@ -165,13 +195,14 @@ async def submit(world: World, checkpoint: Checkpoint, status: Status) -> None:
     if status.phase == api.CHECKPOINTED:
         await status.enter(api.SUBMITTING)
     try:
-        await place(world, move)
-        await restored(world, move)
-    except GritError as error:
-        became = await roll_back(world, move)
-        raise type(error)(f"{one_line(error)}; {became}") from None
-    await commit(world, move)
-    await status.finish(api.SUBMITTED)
+        async with asyncio.timeout(limit_s):
+            await place(world, move)
+            await restored(world, move)
+    except (GritError, TimeoutError) as error:
+        await status.confirm()
+        if isinstance(error, TimeoutError):
+            error = DeadlineExceededError("no pod was restored in time (timeoutSeconds)")
+        raise await undone(world, move, error, status) from None
 
 
 def source_of(now: Object, namespace: str) -> Object:
@@ -191,7 +222,7 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
     if reference:
         spec["ownerRef"] = reference
     else:
-        spec["selector"] = {"matchLabels": {targets.LABEL: name}}
+        spec["selector"] = {"matchLabels": {targets.LABEL: targets.label(name)}}
     annotations = {**places, KNOWN: ",".join(await _siblings(world, move))}
     if reference is None:
         annotations[targets.SELECTED] = "true"
@@ -206,7 +237,14 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
             found = await world.cluster.create(kube.RESTORES, made)
         except AlreadyExistsError:  # the webhook was quicker
             found = await world.cluster.get(kube.RESTORES, move.namespace, name)
-    return api.read(api.Restore, found)
+    restore = api.read(api.Restore, found)
+    parents = {one.uid for one in restore.metadata.owner_references}
+    if move.parent and parents and move.parent["uid"] not in parents:
+        raise AlreadyExistsError(
+            f"Restore {move.namespace}/{name} is none of {move.parent['kind']} "
+            f"{move.parent['name']}'s: give it another name, or wait until that Restore has gone"
+        )
+    return restore
 
 
 async def _siblings(world: World, move: Move) -> list[str]:
@@ -235,10 +273,38 @@ async def _is_there(world: World, move: Move) -> bool:
     return pod is not None and pod["metadata"]["uid"] == move.uid and not pods.is_ending(pod)
 
 
-async def _target(world: World, move: Move) -> Object | None:
-    labels = f"{targets.LABEL}={move.name}"
+async def _has_target(world: World, move: Move) -> bool:
+    return any(not pods.is_ending(pod) for pod in await _targets(world, move))
+
+
+async def _targets(world: World, move: Move) -> list[Object]:
+    """The pods that go on in the source's place: one, and those that are ending."""
+    labels = f"{targets.LABEL}={targets.label(move.name)}"
     found = await world.cluster.every(kube.PODS, move.namespace, labels=labels)
-    return next((pod for pod in found if not pods.is_ending(pod)), None)
+    # The source has the label, too, if it came by a move of the same name.
+    return [pod for pod in found if pod["metadata"]["uid"] != move.uid]
+
+
+async def _end(world: World, target: Object) -> None:
+    """Have the target end, and wait until it has: the source must not run beside it.
+
+    UnavailableError if kubelet has not said so in time.
+    """
+    meta, namespace = target["metadata"], target["metadata"]["namespace"]
+    name, uid = meta["name"], meta["uid"]
+    await world.cluster.delete(kube.PODS, namespace, name, uid, grace_s=_GRACE_S)
+    only = f"metadata.name={name}"
+    try:
+        async with asyncio.timeout(_ENDS_S):
+            async for found in world.cluster.watched(kube.PODS, namespace, fields=only):
+                if name not in found or found[name]["metadata"]["uid"] != uid:
+                    return
+    except TimeoutError:
+        raise UnavailableError(
+            f"pod {namespace}/{name} may run still, as node {target['spec'].get('nodeName')} does "
+            "not say that it has ended; if it is sure that the node runs no pods, delete the pod "
+            "by force"
+        ) from None
 
 
 async def _let_go(world: World, target: Object) -> None:
@@ -247,15 +313,12 @@ async def _let_go(world: World, target: Object) -> None:
         await pods.detach(world.cluster, target)
 
 
-async def _bring_back(world: World, move: Move, target: Object | None) -> str:
+async def _bring_back(world: World, move: Move, found: list[Object]) -> str:
     """Have the owner make the source anew, on its node, from the checkpoint."""
     name = f"{move.name}{BACK}"
     await _make_restore(world, move, name, {targets.NODE: move.source_node})
-    if target:
-        meta = target["metadata"]
-        await world.cluster.delete(
-            kube.PODS, move.namespace, meta["name"], meta["uid"], grace_s=_GRACE_S
-        )
+    for target in found:
+        await _end(world, target)
     try:
         back = await restored(world, move, name)
     except GritError as error:

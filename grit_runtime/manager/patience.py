@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime
 
 from grit_runtime import log
@@ -48,12 +49,28 @@ async def repeated(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
     return await attempt()
 
 
+async def unending(
+    attempt: Callable[[], Awaitable[Answer]], tell: Callable[[GritError], Awaitable[None]]
+) -> Answer:
+    """As `repeated`, but without an end; *tell* hears of each failure that may pass."""
+    for pause_s in itertools.chain(_PAUSES_S, itertools.repeat(_PAUSES_S[-1])):
+        try:
+            return await attempt()
+        except GritError as error:
+            if not passes(error):
+                raise
+            await tell(error)
+            await asyncio.sleep(pause_s)
+    raise AssertionError  # there is always another pause
+
+
 async def while_busy(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
-    """What *attempt* returns; tried again while a pod of which kubelet has yet to hear holds it."""
+    """What *attempt* returns; tried again while a pod of which kubelet has yet to hear holds it, or
+    somebody collects what a store needs no more."""
     for _ in range(_BUSY_TRIES):
         try:
             return await attempt()
-        except HeldError:
+        except (HeldError, StoreBusyError):
             await asyncio.sleep(_BUSY_PAUSE_S)
     return await attempt()
 

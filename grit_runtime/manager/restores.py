@@ -62,6 +62,8 @@ async def run(world: World, namespace: str, name: str) -> None:
     if found is None:
         return
     status = Status(world.cluster, kube.RESTORES, found)
+    if status.phase in ENDED:  # whoever has called knew an older one
+        return
     try:
         restore = api.read(api.Restore, found)
         limit_s = patience.left_s(restore.spec.timeout_seconds, found)
@@ -136,12 +138,13 @@ async def _selected(cluster: Cluster, restore: Restore, source: Source, status: 
     """The pod that the webhook has selected, once there is one."""
     meta = restore.metadata
     known_uid = status.now.get("targetPodUID", "")
-    followed = cluster.followed(kube.PODS, meta.namespace, meta.name, label=targets.LABEL)
+    label = targets.label(meta.name)
+    followed = cluster.followed(kube.PODS, meta.namespace, label, label=targets.LABEL)
     helping = asyncio.create_task(_help(cluster, restore, source, status))
     try:
         async for found in followed:
             for pod in found.values():
-                if known_uid in ("", pod["metadata"]["uid"]) and targets.is_asking(pod):
+                if known_uid in ("", pod["metadata"]["uid"]) and _is_asking(pod, source):
                     return pod
             if known_uid:
                 raise NotRestoredError(
@@ -150,6 +153,12 @@ async def _selected(cluster: Cluster, restore: Restore, source: Source, status: 
     finally:
         helping.cancel()
     raise AssertionError  # a watch has no end
+
+
+def _is_asking(pod: Object, source: Source) -> bool:
+    """Whether the pod asks for this very checkpoint: an earlier Restore may have had the name."""
+    annotations = pod["metadata"].get("annotations") or {}
+    return annotations.get(pods.MANIFEST_DIGEST) == f"sha256:{source.sha256}"
 
 
 async def _help(cluster: Cluster, restore: Restore, source: Source, status: Status) -> None:

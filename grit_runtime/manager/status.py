@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from contextlib import suppress
 from typing import cast
 
 import kopf
 
 from grit_runtime import log
-from grit_runtime.errors import one_line, reason
+from grit_runtime.errors import ConflictError, one_line, reason
 from grit_runtime.manager import api, conditions, fields
 from grit_runtime.manager.api import Condition
 from grit_runtime.manager.conditions import Moment
@@ -25,6 +26,7 @@ _REASONS = {
     "Restore": conditions.RESTORE_REASONS,
     "Migration": conditions.MIGRATION_REASONS,
 }
+_EMPTY: tuple[object, ...] = ("", [], {})  # what is not there
 
 
 class Status:
@@ -42,15 +44,26 @@ class Status:
 
     async def note(self, **told: object) -> None:
         """Write fields that say something new. What is empty is not there."""
-        wanted = {name: None if value in ("", [], {}) else value for name, value in told.items()}
+        wanted = {name: None if value in _EMPTY else value for name, value in told.items()}
         new = {name: value for name, value in wanted.items() if self.now.get(name) != value}
-        if not new:
-            return
-        self.now |= new
+        if new:
+            await self._patch({"status": new})
+            self.now |= new
+
+    async def confirm(self) -> str:
+        """The object's version, if it is as far as is known here; ConflictError if it is not.
+
+        Another manager may lead by now, and have gone on with it.
+        """
         meta = self._object["metadata"]
-        await self._cluster.patch(
-            self._kind, meta["namespace"], meta["name"], {"status": new}, status=True
-        )
+        now = await self._cluster.get(self._kind, meta["namespace"], meta["name"])
+        phase = (now.get("status") or {}).get("phase", "")
+        if (now["metadata"]["uid"], phase) != (meta["uid"], self.phase):
+            raise ConflictError(
+                f"{self._object['kind']} {meta['namespace']}/{meta['name']} is {phase or 'another'}"
+                f", expected {self.phase or 'a new one'}: somebody else has gone on with it"
+            )
+        return str(now["metadata"]["resourceVersion"])
 
     async def warn(self, why: str, message: str) -> None:
         """Say that something is not as it should be, and will be or may be mended."""
@@ -127,16 +140,26 @@ class Status:
         reached = conditions.reached(
             self._conditions(), phase, why, text, Moment(_seconds(now), generation)
         )
-        await self.note(
-            phase=phase,
-            reason=why,
-            message=message,
-            phaseTime=now.isoformat(timespec="microseconds"),
-            durations=seconds,
-            conditions=fields.plain(reached),
-            observedGeneration=generation,
-            **told,
-        )
+        new = {
+            "phase": phase,
+            "reason": why,
+            "message": message or None,
+            "phaseTime": now.isoformat(timespec="microseconds"),
+            "durations": seconds,
+            "conditions": fields.plain(reached),
+            "observedGeneration": generation,
+            **{name: None if value in _EMPTY else value for name, value in told.items()},
+        }
+        while True:
+            version = await self.confirm()
+            with suppress(ConflictError):  # it was annotated meanwhile, or somebody has gone on
+                await self._patch({"metadata": {"resourceVersion": version}, "status": new})
+                break
+        self.now |= new
+
+    async def _patch(self, patch: Object) -> None:
+        meta = self._object["metadata"]
+        await self._cluster.patch(self._kind, meta["namespace"], meta["name"], patch, status=True)
 
 
 def _now() -> datetime.datetime:

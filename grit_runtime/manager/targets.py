@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from grit_runtime.manager import placement, pods
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 NODE = "manager.grit.dev/node"  # of a Restore: the only node that its pod may go to
 NOT_NODE = "manager.grit.dev/not-node"  # or one that it may not go to
 SELECTED = "grit.dev/pod-selected"  # of a Restore: a pod has been found for it, as upstream has it
-LABEL = "manager.grit.dev/restore"  # of the pod: the Restore's name
+LABEL = "manager.grit.dev/restore"  # of the pod: the Restore's name, as `label` has it
+
+_LABEL_LIMIT = 63  # of a label's value; an object's name may be longer
 
 
 class Asking(NamedTuple):
@@ -45,12 +48,20 @@ def asking(
         annotations[pods.TCP] = checkpoint.spec.tcp
     if restore.spec.on_failure == "coldStart":
         annotations[pods.ON_FAILURE] = "cold-start"
-    labels = {**(pod["metadata"].get("labels") or {}), LABEL: restore.metadata.name}
+    labels = {**(pod["metadata"].get("labels") or {}), LABEL: label(restore.metadata.name)}
     places = restore.metadata.annotations
     only, without = places.get(NODE), places.get(NOT_NODE, "")
     able = [only] if only else nodes.that_can(pod["spec"], checkpoint.status.needs, without)
     chosen = placement.chosen(able, restore.metadata.name)
     return Asking(annotations, labels, placement.affinity(pod["spec"], chosen))
+
+
+def label(restore: str) -> str:
+    """What the Restore's pod has as its label."""
+    if len(restore) <= _LABEL_LIMIT:
+        return restore
+    digits = hashlib.sha256(restore.encode()).hexdigest()[:10]
+    return f"{restore[: _LABEL_LIMIT - 11].rstrip('-.')}-{digits}"
 
 
 def is_asking(pod: Object) -> bool:

@@ -16,9 +16,9 @@ from grit_runtime.startup.named import NamedTuple
 
 # Only on pods that were applied directly by kubectl; pods of a Deployment do not have it.
 _APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_KILLING_PROBES = ("livenessProbe", "startupProbe")
+KILLING_PROBES = ("livenessProbe", "startupProbe")
 # Probes that a frozen process fails to answer; exec probes are not run in a frozen container.
-_ASKED_OVER = ("httpGet", "grpc")
+ASKED_OVER = ("httpGet", "grpc")
 
 _OUR_SHIM = "io.containerd.grit.v1"
 _OUR_PROGRAM = "grit-runtime"
@@ -81,8 +81,8 @@ def _probes(applied: str) -> list[tuple[str, str, str]]:
         return [
             (str(container["name"]), probe, how)
             for container in containers
-            for probe in _KILLING_PROBES
-            for how in _ASKED_OVER
+            for probe in KILLING_PROBES
+            for how in ASKED_OVER
             if how in container.get(probe, ())
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

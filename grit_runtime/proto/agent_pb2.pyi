@@ -164,16 +164,30 @@ class Description(_message.Message):
     def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., gpu_bytes: _Optional[int] = ..., created: _Optional[str] = ..., containers: _Optional[_Iterable[str]] = ..., needs: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., phases: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ResumeRequest(_message.Message):
-    __slots__ = ("target", "uid")
+    __slots__ = ("target", "uid", "checkpoint")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     target: str
     uid: str
-    def __init__(self, target: _Optional[str] = ..., uid: _Optional[str] = ...) -> None: ...
+    checkpoint: str
+    def __init__(self, target: _Optional[str] = ..., uid: _Optional[str] = ..., checkpoint: _Optional[str] = ...) -> None: ...
 
 class ResumeReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("namespace", "name", "store", "sha256")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    name: str
+    store: str
+    sha256: str
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., store: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class RemoveReply(_message.Message):
     __slots__ = ()

@@ -81,7 +81,9 @@ def _restore(request: Request, begun: Outcome) -> End:
         attempts.undo(attempt)
         failed = _outcome(request, outcomes.FAILED, f"{type(error).__name__}: {error}")
         phases = tuple(timeline.phases)
-        attempts.report(failed._replace(error=reason(error), timeline=phases))
+        attempts.report(
+            failed._replace(error=reason(error), timeline=phases, begun_s=timeline.begun_s)
+        )
         raise
     if instead is None:
         attempt.close()
@@ -111,6 +113,7 @@ def _start_cold_or_raise(
             manifest_sha256=claim.manifest_sha256 if claim else "",
             error=reason(error),
             timeline=tuple(timeline.phases),
+            begun_s=timeline.begun_s,
         )
         loopback.release(request.pod_dir)
         attempts.undo(attempt)
@@ -255,7 +258,10 @@ def _commit(
 ) -> None:
     """Record the container as restored, unless another of the pod was started cold meanwhile."""
     outcome = _outcome(request, outcomes.RESTORED, "")._replace(
-        manifest_sha256=sealed.sha256, timeline=tuple(timeline.phases), warnings=warnings
+        manifest_sha256=sealed.sha256,
+        timeline=tuple(timeline.phases),
+        warnings=warnings,
+        begun_s=timeline.begun_s,
     )
     with journal.locked(request.pod_dir):
         for past in _past(request):

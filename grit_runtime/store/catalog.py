@@ -15,7 +15,7 @@ from grit_runtime.errors import DamagedError, GritError, NotFoundError, Tampered
 from grit_runtime.model import stored
 from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.store import backend
+from grit_runtime.store import backend, locks
 from grit_runtime.store import compression as zstd
 from grit_runtime.wire.pack import NONCE_BYTES
 
@@ -72,6 +72,18 @@ def find(store: Backend, namespace: str, name: str, sha256: str = "") -> Entry:
     raise NotFoundError(
         f"store {store.url} has no checkpoint {namespace}/{name}{meant}; grit ls shows what it has"
     )
+
+
+def remove(store: Backend, namespace: str, name: str, sha256: str) -> None:
+    """Remove the very checkpoint that *sha256* names, if it is there; its packs, if nothing else
+    refers to them, go with the next collection.
+
+    Not while one is under way: it has read already what refers to what.
+    """
+    for entry in entries(store, namespace, name):
+        if entry.sha256 == sha256:
+            with locks.shared(store, "removal"):
+                store.remove(entry.object_name)
 
 
 def read_header(store: Backend, entry: Entry) -> Header:

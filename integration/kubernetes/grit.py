@@ -44,9 +44,10 @@ _FACTS = "manager.grit.dev/facts"
 class Manager:
     """The manager, started again whenever it ends, as kubelet does."""
 
-    def __init__(self, cluster: Cluster, log: Path) -> None:
+    def __init__(self, cluster: Cluster, log: Path, shift: int = 0) -> None:
         self._cluster = cluster
         self._log = log
+        self._shift = shift  # of its ports
         self.start()
 
     @property
@@ -78,6 +79,16 @@ class Manager:
         self._keeping = threading.Thread(target=self._keep)
         self._keeping.start()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """While the block runs, it does not get the processor; what it knew is old afterwards."""
+        group = self._process.pid
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(group, signal.SIGCONT)
+
     def kill(self) -> None:
         """End it without a chance to say anything."""
         os.killpg(self._process.pid, signal.SIGKILL)  # with what has entered the namespaces
@@ -102,6 +113,8 @@ class Manager:
         token = agents.token(self._cluster, names.MANAGER, names.NAMESPACE, audience=names.AGENT)
         path = self._cluster.plane.write("agent-token", token)
         argv = [sys.executable, "-m", "grit_runtime.cli.main", "manager", "--agent-token", path]
+        argv += ["--webhook-port", str(names.WEBHOOK_PORT + self._shift)]
+        argv += ["--metrics-port", str(names.METRICS_PORT + self._shift)]
         with self._log.open("a") as log:
             return self._cluster.plane.popen(argv, stdout=log, stderr=log, kubeconfig=account)
 

@@ -24,6 +24,8 @@ from grit_runtime.model.hold import Hold
 from grit_runtime.model.outcomes import Outcome
 from grit_runtime.pod import held_pods
 from grit_runtime.proto import agent_pb2
+from grit_runtime.store import catalog, push
+from grit_runtime.store.backend import open_store
 from tests.agent import nodes
 from tests.store import made
 
@@ -53,7 +55,8 @@ def describe(node: Node) -> agent_pb2.Description:
 
 
 def remove(node: Node) -> None:
-    client.asked("Remove", ONE, agent_pb2.RemoveReply, node.socket)
+    request = agent_pb2.RemoveRequest(namespace=made.ROOT, name="one")
+    client.asked("Remove", request, agent_pb2.RemoveReply, node.socket)
 
 
 def test_a_checkpoint_is_described_by_its_manifest(node: Node) -> None:
@@ -85,6 +88,27 @@ def test_a_checkpoint_is_removed_once_no_pod_is_held_for_it(node: Node) -> None:
     held_pods.drop("uid-1")
     remove(node)
     assert list((node.root / made.ROOT).iterdir()) == []
+
+
+def test_a_checkpoint_goes_from_its_store_too_and_others_of_its_name_do_not(
+    node: Node, tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path / "store"), make=True)
+    pushed = []
+    for content in (b"of before", b"of now"):
+        directory = made.checkpoint(node.root, "one", {"main/pages": content})
+        pushed.append(push.push(str(directory), store, None, lambda *_: None).entry.sha256)
+    request = agent_pb2.RemoveRequest(namespace=made.ROOT, name="one", store=store.url)
+    with pytest.raises(InvalidArgumentError, match="expected 64 hexadecimal digits"):
+        client.asked("Remove", request, agent_pb2.RemoveReply, node.socket)
+    request.sha256 = pushed[1]
+    for _ in range(2):  # once more does no harm
+        client.asked("Remove", request, agent_pb2.RemoveReply, node.socket)
+        assert [entry.sha256 for entry in catalog.entries(store)] == pushed[:1]
+    assert not (node.root / made.ROOT / "one").exists()
+    request.store = "peer://node-b"
+    with pytest.raises(InvalidArgumentError, match="is a peer, expected a store"):
+        client.asked("Remove", request, agent_pb2.RemoveReply, node.socket)
 
 
 def test_a_checkpoint_is_not_removed_while_a_job_works_on_it(node: Node, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_each_call_needs_its_verb(agent: Agent) -> None:
             "restore",
         ),
         ("Resume", agent_pb2.ResumeRequest(target="one/pod"), "delete"),
-        ("Remove", agent_pb2.CheckpointRef(namespace="one", name="none"), "delete"),
+        ("Remove", agent_pb2.RemoveRequest(namespace="one", name="none"), "delete"),
     ):
         codes = {verb: agent.ask(method, request, token).code for verb, token in tokens.items()}
         assert {verb for verb, code in codes.items() if code != "PERMISSION_DENIED"} == {needed}
@@ -277,8 +277,9 @@ def test_one_checkpoint_may_be_allowed_by_its_name(agent: Agent) -> None:
 def test_a_place_of_the_node_or_its_account_is_not_a_namespace_s_to_use(
     agent: Agent, store: str
 ) -> None:
-    token = user(agent.cluster, {"verbs": ["create", "restore"]})
+    token = user(agent.cluster, {"verbs": ["create", "restore", "delete"]})
     for method, request in (
+        ("Remove", agent_pb2.RemoveRequest(namespace="one", name="state", store=store)),
         ("Push", agent_pb2.PushRequest(namespace="one", name="state", target=store)),
         ("Prepare", agent_pb2.PrepareRequest(namespace="one", name="state", source=store)),
         (

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 
 from grit_runtime.agent import client
-from grit_runtime.errors import NotFoundError, PodStateError
+from grit_runtime.errors import HeldError, NotFoundError, PodStateError
 from grit_runtime.model import compatibility
 from grit_runtime.proto import agent_pb2
 from integration.pods import agents, checkpoints, workload
@@ -224,12 +224,36 @@ def test_a_held_pod_runs_on_when_the_agent_is_asked_as_often_as_it_is(
     with pytest.raises(PodStateError, match="expected another-uid: it is another pod"):
         told(nodes.a, "Resume", meant, agent_pb2.ResumeReply)
     assert pod.logs("counter").split() == seen
-    meant.uid = pod.spec.uid
+    meant.uid, meant.checkpoint = pod.spec.uid, "another"
+    with pytest.raises(HeldError, match="is held for checkpoint resumed, expected another"):
+        told(nodes.a, "Resume", meant, agent_pb2.ResumeReply)
+    assert pod.logs("counter").split() == seen
+    meant.checkpoint = "resumed"
     for _ in range(2):
         told(nodes.a, "Resume", meant, agent_pb2.ResumeReply)
     workload.wait_for_count(pod, len(seen) + 5)
     with pytest.raises(NotFoundError):
         told(nodes.a, "Resume", agent_pb2.ResumeRequest(target="default/none"), agent_pb2.Job)
+
+
+@pytest.mark.usefixtures("joined")
+def test_checkpoints_of_one_pod_that_are_asked_for_at_once_are_taken_in_turn(
+    nodes: Nodes, run_pod: RunPod
+) -> None:
+    pod = run_pod(nodes.a, workload.counter_pod("turns"))
+    workload.wait_for_count(pod, 5)
+    jobs = [
+        told(
+            nodes.a,
+            "Checkpoint",
+            agent_pb2.CheckpointRequest(target="default/turns", name=name, after="running"),
+            agent_pb2.Job,
+        )
+        for name in ("turns-1", "turns-2", "turns-3")
+    ]
+    ends = [list(client.followed(job.id, agents.socket_of(nodes.a)))[-1] for job in jobs]
+    assert [(end.state, end.text) for end in ends] == 3 * [("done", "")]
+    workload.wait_for_count(pod, len(pod.logs("counter").split()) + 5)
 
 
 @pytest.mark.usefixtures("joined")
@@ -272,5 +296,6 @@ def test_a_restore_is_told_to_who_follows_the_pod_s_records(nodes: Nodes, run_po
     assert [(one["outcome"], one["manifest_sha256"]) for one in records] == [
         ("restored", described.sha256)
     ]
-    told(nodes.a, "Remove", ref, agent_pb2.RemoveReply)
+    removed = agent_pb2.RemoveRequest(namespace="default", name="told")
+    told(nodes.a, "Remove", removed, agent_pb2.RemoveReply)
     assert not checkpoints.directory(nodes.a, "told").exists()

@@ -1,13 +1,15 @@
-"""Fixtures: a cluster of its own with grit's manager and agents."""
+"""Fixtures: a cluster of its own with grit's manager and agents, and names for what tests make."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import cast
 
 import pytest
 
 from integration.kubernetes import cluster, grit
+from integration.kubernetes.objects import KINDS, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from integration.node.rootfs import Edition
 
 EDITION = "forky"  # where objects of the API server are tried
+_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,24 @@ def manager(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
     log = tmp_path_factory.mktemp("manager") / "manager.log"
     with grit.installed(kubernetes, log) as running:
         yield running
+
+
+@pytest.fixture
+def name(
+    request: pytest.FixtureRequest,
+    kubernetes: Cluster,
+    manager: Manager,  # noqa: ARG001 -- it has to be there
+) -> Iterator[str]:
+    """A name for what a test makes, all of which goes when it has ended."""
+    room = request.module.__name__.rpartition(".test_")[2].replace("_", "-")
+    yield f"{room}-{next(_NUMBERS)}"
+    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
+
+
+@pytest.fixture
+def alone(kubernetes: Cluster) -> None:
+    """Nothing of an earlier test is left."""
+    until("nothing is left", lambda: not kubernetes.get("pods,migrations")["items"])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grit_runtime.manager import names
 from integration.kubernetes import pods
-from integration.tests.kubernetes.manager.test_schedules import until
+from integration.kubernetes.objects import until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

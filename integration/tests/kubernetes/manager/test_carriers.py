@@ -6,7 +6,6 @@ called by kubelet, as a CSI driver would be, and mounts what both nodes share.
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,20 @@ from typing import Any
 import pytest
 
 from grit_runtime.manager import carriers
+from grit_runtime.manager.api import CHECKPOINTED, RESTORED
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
-from integration.node import volume
-from integration.tests.kubernetes.manager.test_evictions import cordoned, evict
-from integration.tests.kubernetes.manager.test_failures import assert_runs_on, reached
-from integration.tests.kubernetes.manager.test_objects import (
-    CHECKPOINTED,
-    KINDS,
-    RESTORED,
+from integration.kubernetes.objects import (
     assert_goes_on,
+    assert_runs_on,
+    cordoned,
+    evict,
     made,
+    reached,
     started,
+    until,
 )
-from integration.tests.kubernetes.manager.test_schedules import until
+from integration.node import volume
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +59,6 @@ unmount) umount "$2" && echo '{"status": "Success"}' ;;
 *) echo '{"status": "Not supported"}' ;;
 esac
 """
-_NUMBERS = itertools.count()
 
 pytestmark = pytest.mark.usefixtures("manager")
 
@@ -79,11 +77,9 @@ def shared(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture
-def name(kubernetes: Cluster, shared: Path) -> Iterator[str]:  # noqa: ARG001
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"carried-{next(_NUMBERS)}"
-    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
-    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
+def name(kubernetes: Cluster, name: str, alone: None, shared: Path) -> Iterator[str]:  # noqa: ARG001
+    """A name for what a test makes, with its claims."""
+    yield name
     kubernetes.kubectl("delete", "pvc,pv", "--all", "--wait=false")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from integration.kubernetes import grit, pods
+from integration.kubernetes.objects import assert_goes_on, living, started, until
 from integration.node import volume
-from integration.tests.kubernetes.manager.test_objects import assert_goes_on, living, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +77,9 @@ def claimed(kubernetes: Cluster, tmp_path: Path) -> Iterator[None]:
         volume.mount(tmp_path, node, POINT)
     kubernetes.apply(_volume())
     kubernetes.kubectl("apply", "-f", "-", input=CLAIM)
-    _wait(lambda: kubernetes.get("pvc", "ckpt-store")["status"].get("phase") == "Bound")
+    until(
+        "it is bound", lambda: kubernetes.get("pvc", "ckpt-store")["status"].get("phase") == "Bound"
+    )
     yield
     kinds = "restores,checkpoints,deployments,replicasets,pods,pvc,pv"
     kubernetes.kubectl("delete", kinds, "--all", "--wait=false", "--grace-period=1")
@@ -102,8 +103,7 @@ def test_a_deleted_pods_replacement_starts_from_its_checkpoint(
     assert status["phase"] == "Checkpointed", status
     assert status["dataPath"] == "azure-files://default/demo"
     kubernetes.kubectl("delete", "pod", "falcon7b-tuning-cp4kz", "--wait=false")
-    _wait(lambda: living(kubernetes, "app=falcon7b-tuning"))
-    (new,) = living(kubernetes, "app=falcon7b-tuning")
+    (new,) = until("there is another", lambda: living(kubernetes, "app=falcon7b-tuning"))
     assert new["metadata"]["annotations"]["grit.dev/checkpoint"].endswith("/default/demo")
     assert_goes_on(kubernetes, new["metadata"]["name"])
     restore = grit.ended(kubernetes, "restore", "demo", "Restored")
@@ -159,10 +159,3 @@ def _replica_set(pod: dict[str, Any], name: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template},
     }
-
-
-def _wait(is_so: Any) -> None:
-    deadline = time.monotonic() + grit.TIMEOUT_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -2,74 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from grit_runtime.manager import evictions
+from grit_runtime.manager.api import FAILED, SUCCEEDED
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
-from integration.tests.kubernetes.manager.test_objects import (
-    KINDS,
+from integration.kubernetes.objects import (
     assert_goes_on,
+    cordoned,
+    evict,
     living,
     made,
+    migrations,
     started,
+    until,
 )
-from integration.tests.kubernetes.manager.test_schedules import until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from integration.kubernetes.cluster import Cluster
 
-FAILED, SUCCEEDED = "Failed", "Succeeded"
 SOURCE, TARGET = NODES
 DRAIN_S = 240
 
-pytestmark = pytest.mark.usefixtures("manager")
-_NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def name(kubernetes: Cluster) -> Iterator[str]:
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"evicted-{next(_NUMBERS)}"
-    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
-    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
-
-
-@contextmanager
-def cordoned(kubernetes: Cluster, *nodes: str) -> Iterator[None]:
-    """The nodes take no new pods meanwhile."""
-    kubernetes.kubectl("cordon", *nodes)
-    try:
-        yield
-    finally:
-        kubernetes.kubectl("uncordon", *nodes)
-
-
-def evict(kubernetes: Cluster, pod: str, *, is_dry: bool = False) -> str:
-    """Ask for the pod's eviction as `kubectl drain` does: what is said against it."""
-    eviction = {
-        "apiVersion": "policy/v1beta1",
-        "kind": "Eviction",
-        "metadata": {"name": pod, "namespace": "default"},
-        "deleteOptions": {"dryRun": ["All"]} if is_dry else {},
-    }
-    path = f"/api/v1/namespaces/default/pods/{pod}/eviction"
-    return kubernetes.kubectl(
-        "create", "--raw", path, "-f", "-", input=json.dumps(eviction), check=False
-    ).stderr
-
-
-def migrations(kubernetes: Cluster) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = kubernetes.get("migrations")["items"]
-    return found
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_a_drain_of_a_node_moves_its_ten_pods_and_ends(kubernetes: Cluster, name: str) -> None:
@@ -162,6 +122,25 @@ def test_a_pod_that_could_not_be_moved_is_let_go_and_was_not_harmed(
         assert said.startswith("Warning: "), said
         assert f"Migration {one['metadata']['name']} has failed" in said
     kubernetes.wait("--for=delete", f"pod/{pod}")
+
+
+def test_a_pod_that_could_not_be_moved_is_tried_again_by_a_later_drain(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.counter(name))
+    with cordoned(kubernetes, *NODES):
+        assert "is being moved" in evict(kubernetes, pod)
+        (one,) = migrations(kubernetes)
+        failed = one["metadata"]["name"]
+        assert grit.ended(kubernetes, "migration", failed, SUCCEEDED)["phase"] == FAILED
+    found = kubernetes.get("migration", failed)
+    found["status"]["completionTime"] = "2026-01-01T00:00:00Z"  # as if it were long ago
+    path = f"/apis/kaito.sh/v1alpha1/namespaces/default/migrations/{failed}/status"
+    kubernetes.kubectl("replace", "--raw", path, "-f", "-", input=json.dumps(found))
+    assert f"is being moved by Migration {failed}-2" in evict(kubernetes, pod)
+    status = grit.ended(kubernetes, "migration", f"{failed}-2", SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert_goes_on(kubernetes, status["targetPod"])
 
 
 def test_a_daemonset_s_pod_and_a_pod_of_another_runtime_are_let_go(

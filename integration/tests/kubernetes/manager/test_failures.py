@@ -2,62 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-import json
+import os
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from grit_runtime.manager.api import SUBMITTED, SUCCEEDED
 from integration.kubernetes import grit, pods
-from integration.node import volume
-from integration.tests.kubernetes.manager.test_objects import (
-    KINDS,
-    SUCCEEDED,
+from integration.kubernetes.cluster import NODES
+from integration.kubernetes.objects import (
     assert_goes_on,
+    assert_runs_on,
+    cordoned,
     living,
     made,
+    reached,
+    refused,
     started,
 )
+from integration.node import volume
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from integration.kubernetes.cluster import Cluster
     from integration.kubernetes.grit import Manager
-
-_NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def name(kubernetes: Cluster, manager: Manager) -> Iterator[str]:  # noqa: ARG001
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"fails-{next(_NUMBERS)}"
-    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
-
-
-def reached(kubernetes: Cluster, kind: str, name: str, phase: str) -> None:
-    """Wait until the object has been in *phase*."""
-    deadline = time.monotonic() + grit.TIMEOUT_S
-    while True:
-        words = ["get", kind, name, "-o", "json"]
-        printed = kubernetes.kubectl(*words, check=False).stdout or "{}"
-        found = json.loads(printed).get("status") or {}
-        if any(one["type"] == phase for one in found.get("conditions") or ()):
-            return
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
-
-
-def assert_runs_on(kubernetes: Cluster, pod: str) -> None:
-    """The source counts, and was not started again."""
-    *_, last = (int(line) for line in kubernetes.pod_log(pod).split())
-    kubernetes.wait_for_log(pod, str(last + 20))
-    (container,) = kubernetes.get("pod", pod)["status"]["containerStatuses"]
-    assert container["restartCount"] == 0
 
 
 @pytest.fixture
@@ -92,6 +64,20 @@ def test_a_target_that_cannot_restore_gives_the_pod_back(
     assert left == [pod]
 
 
+def test_a_pod_that_is_not_replaced_in_time_runs_on(kubernetes: Cluster, name: str) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    with cordoned(kubernetes, *NODES):
+        spec = {"podName": pod, "autoMigration": True, "timeoutSeconds": 15}
+        kubernetes.apply(made("Checkpoint", name, **spec))
+        status = grit.ended(kubernetes, "checkpoint", name, SUBMITTED)
+        assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded"), status
+        assert f"pod default/{pod} runs on" in status["message"]
+        assert_runs_on(kubernetes, pod)
+    (left,) = living(kubernetes, f"app={name}")
+    assert left["metadata"]["name"] == pod
+    assert left["metadata"]["ownerReferences"]
+
+
 @pytest.mark.parametrize("phase", ["Pending", "Checkpointing", "Placing", "Restoring"])
 def test_a_manager_that_is_killed_goes_on(
     kubernetes: Cluster, manager: Manager, name: str, phase: str
@@ -118,14 +104,16 @@ def test_an_agent_that_is_killed_takes_the_checkpoint_again(kubernetes: Cluster,
     assert_goes_on(kubernetes, status["targetPod"])
 
 
+# Longer than the manager's Lease is given up.
+@pytest.mark.parametrize("seconds", [15, 60] if "GRIT_LONG" in os.environ else [15])
 def test_an_api_server_that_does_not_answer_for_a_while_is_waited_for(
-    kubernetes: Cluster, name: str
+    kubernetes: Cluster, name: str, seconds: int
 ) -> None:
     pod = started(kubernetes, pods.counter(name))
     kubernetes.apply(made("Migration", name, podName=pod))
     reached(kubernetes, "migration", name, "Checkpointing")
     with kubernetes.plane.stopped("kube-apiserver"):
-        time.sleep(15)  # longer than the manager's Lease is given up
+        time.sleep(seconds)
     status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
     assert status["phase"] == SUCCEEDED, status
     assert_goes_on(kubernetes, status["targetPod"])
@@ -162,8 +150,7 @@ def test_a_daemon_sets_pod_is_refused_when_it_is_asked_for(kubernetes: Cluster, 
         time.sleep(0.2)
     pod = found[0]["metadata"]["name"]
     migration = made("Migration", name, podName=pod)
-    refused = apply_refused(kubernetes, migration)
-    assert "its pods belong to their nodes" in refused
+    assert "its pods belong to their nodes" in refused(kubernetes, migration)
     kubernetes.kubectl("delete", "daemonset", name, "--wait=false")
 
 
@@ -198,14 +185,3 @@ def test_a_namespace_that_goes_takes_all_with_it(kubernetes: Cluster, name: str)
     kubernetes.apply(migration)
     time.sleep(1)
     kubernetes.kubectl("delete", "namespace", name, timeout_s=150)
-
-
-def apply_refused(kubernetes: Cluster, one: dict[str, Any]) -> str:
-    """What the API server says to an object that it does not take."""
-    done = kubernetes.kubectl("apply", "-f", "-", input=_json(one), check=False)
-    assert done.returncode != 0, done.stdout
-    return done.stderr
-
-
-def _json(one: dict[str, Any]) -> str:
-    return json.dumps(one)

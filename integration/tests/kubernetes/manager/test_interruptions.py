@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -11,34 +10,24 @@ import pytest
 from grit_runtime.manager import names
 from integration.kubernetes import pods
 from integration.kubernetes.cluster import NODES
-from integration.tests.kubernetes.manager.test_evictions import cordoned
-from integration.tests.kubernetes.manager.test_objects import (
+from integration.kubernetes.objects import (
     assert_goes_on,
+    cordoned,
     living,
     made,
     started,
+    taken,
+    until,
 )
-from integration.tests.kubernetes.manager.test_schedules import KINDS, taken, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from integration.kubernetes.cluster import Cluster
 
 SOURCE, TARGET = NODES
 RETRY_S = 150  # a scheduler of 1.20 comes back to a pod that it could not place after 60 to 90 s
 
-pytestmark = pytest.mark.usefixtures("manager")
-_NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def name(kubernetes: Cluster) -> Iterator[str]:
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"interrupted-{next(_NUMBERS)}"
-    kubernetes.kubectl("delete", f"{KINDS},jobs", "--all", "--wait=false", "--grace-period=1")
-    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
+pytestmark = pytest.mark.usefixtures("manager", "alone")
 
 
 def wanting(pod: dict[str, Any], cpu: str, priority_class: str = "") -> dict[str, Any]:

@@ -10,15 +10,8 @@ import pytest
 from grit_runtime.manager import lost_nodes
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
+from integration.kubernetes.objects import assert_goes_on, living, made, started, until
 from integration.node import volume
-from integration.tests.kubernetes.manager.test_objects import (
-    KINDS,
-    assert_goes_on,
-    living,
-    made,
-    started,
-)
-from integration.tests.kubernetes.manager.test_schedules import until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +28,7 @@ for dir in /proc/[0-9]*; do
 done
 """
 
-pytestmark = pytest.mark.usefixtures("manager")
+pytestmark = pytest.mark.usefixtures("alone", "comes_back")
 
 
 @pytest.fixture
@@ -47,14 +40,12 @@ def store(kubernetes: Cluster, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def name(kubernetes: Cluster) -> Iterator[str]:
-    """A name for what the test makes; in the end it goes, and the node is back."""
-    yield "lost"
+def comes_back(kubernetes: Cluster, name: str) -> Iterator[None]:  # noqa: ARG001 -- goes after
+    """In the end the node is back."""
+    yield
     kubernetes.node(SOURCE).run(["sh", "-c", SIGNAL.format("CONT")])
     kubernetes.kubectl("annotate", "node", SOURCE, f"{lost_nodes.FENCED}-")
     kubernetes.wait("--for=condition=Ready", f"node/{SOURCE}")
-    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
-    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
 
 
 def on_source(pod: dict[str, Any]) -> dict[str, Any]:

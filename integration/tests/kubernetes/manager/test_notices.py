@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,15 +10,17 @@ import pytest
 from grit_runtime.manager import notices
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
-from integration.tests.kubernetes.manager.test_evictions import cordoned, evict, migrations
-from integration.tests.kubernetes.manager.test_objects import (
-    KINDS,
+from integration.kubernetes.objects import (
     assert_goes_on,
+    cordoned,
+    evict,
     living,
     made,
+    migrations,
     started,
+    taken,
+    until,
 )
-from integration.tests.kubernetes.manager.test_schedules import taken, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,17 +32,7 @@ SOURCE, TARGET = NODES
 SPOT = "aws-node-termination-handler/spot-itn"
 STORE = {"url": "file:///var/lib/checkpoints"}  # of each node
 
-pytestmark = pytest.mark.usefixtures("manager")
-_NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def name(kubernetes: Cluster) -> Iterator[str]:
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"noticed-{next(_NUMBERS)}"
-    kinds = f"checkpointschedules,daemonsets,{KINDS}"
-    kubernetes.kubectl("delete", kinds, "--all", "--wait=false", "--grace-period=1")
-    until("no pod is left", lambda: not kubernetes.get("pods")["items"])
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @contextmanager

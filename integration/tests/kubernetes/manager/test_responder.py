@@ -7,17 +7,15 @@ names its responders.
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
 import pytest
 
 from grit_runtime.manager import responder
+from grit_runtime.manager.api import SUCCEEDED
 from integration.kubernetes import grit, pods
-from integration.tests.kubernetes.manager.test_evictions import SUCCEEDED, migrations
-from integration.tests.kubernetes.manager.test_objects import KINDS, assert_goes_on, started
-from integration.tests.kubernetes.manager.test_schedules import until
+from integration.kubernetes.objects import assert_goes_on, migrations, started, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +53,6 @@ DEFINITION = {
         ],
     },
 }
-_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +67,10 @@ def served(kubernetes: Cluster, manager: Manager) -> Iterator[None]:
 
 
 @pytest.fixture
-def name(kubernetes: Cluster, served: None) -> Iterator[str]:  # noqa: ARG001
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"requested-{next(_NUMBERS)}"
-    kinds = f"{EVICTIONS},{KINDS}"
-    kubernetes.kubectl("delete", kinds, "--all", "--wait=false", "--grace-period=1")
+def name(kubernetes: Cluster, name: str, served: None) -> Iterator[str]:  # noqa: ARG001
+    """A name for what a test makes, with its Evictions."""
+    yield name
+    kubernetes.kubectl("delete", EVICTIONS, "--all", "--wait=false")
 
 
 def activated(kubernetes: Cluster, name: str, pod: dict[str, Any]) -> None:

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import pytest
-
-from grit_runtime.manager import retention, schedules
+from grit_runtime.manager import schedules
+from grit_runtime.manager.api import CHECKPOINTED
 from integration.kubernetes import grit, pods
-from integration.tests.kubernetes.manager.test_objects import made, started
+from integration.kubernetes.objects import made, started, taken, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from integration.kubernetes.cluster import Cluster
     from integration.kubernetes.grit import Manager
-
-CHECKPOINTED = "Checkpointed"
-KINDS = "checkpointschedules,restores,checkpoints,deployments,pods"
-
-pytestmark = pytest.mark.usefixtures("manager")
-_NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def name(kubernetes: Cluster) -> Iterator[str]:
-    """A name for what a test makes, all of which goes when it has ended."""
-    yield f"series-{next(_NUMBERS)}"
-    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
-
-
-def until(what: str, is_so: Callable[[], Any]) -> Any:
-    """What *is_so* says, once it is true of anything."""
-    deadline = time.monotonic() + grit.TIMEOUT_S
-    while not (said := is_so()):
-        assert time.monotonic() < deadline, f"not: {what}"
-        time.sleep(0.2)
-    return said
-
-
-def taken(kubernetes: Cluster, schedule: str, phase: str = CHECKPOINTED) -> list[dict[str, Any]]:
-    """The schedule's checkpoints that are in the phase, oldest first."""
-    uid = kubernetes.get("checkpointschedule", schedule)["metadata"]["uid"]
-    found = kubernetes.get("checkpoints", "-l", f"{retention.SCHEDULE}={uid}")["items"]
-    of_phase = [one for one in found if (one.get("status") or {}).get("phase") == phase]
-    return sorted(of_phase, key=lambda one: str(one["status"]["completionTime"]))
 
 
 def test_each_pod_of_a_schedule_is_checkpointed_and_the_newest_stay(

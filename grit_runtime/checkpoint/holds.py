@@ -289,7 +289,7 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
         outcome = outcome._replace(time=log.rfc3339(), error=INTERRUPTED)
     whose = outcomes.whose(outcome) if outcome else {}
     try:
-        with log.about(**whose, attempt=begin.token if begin else ""):
+        with log.about(**whose | {"attempt": begin.token if begin else ""}):
             undo(held)
     except SourceLostError as error:
         if outcome:

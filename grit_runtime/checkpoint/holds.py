@@ -83,7 +83,8 @@ def undo(held: Journal[steps.Step]) -> None:
     begin = last(taken, steps.Begin)
     if begin:
         tool = runc.installed(begin.runc_root, begin.token)
-        process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S)
+        criu_dir = f"{os.path.dirname(held.path)}/{journal.DUMP}"
+        process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S, criu_dir=criu_dir)
         stopping = has(taken, steps.Stop)
         # Before any of the processes runs again.
         lost = None if stopping else memory.give_back_recorded(held)

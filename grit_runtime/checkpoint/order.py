@@ -62,4 +62,4 @@ class Context(NamedTuple):
     @property
     def work_dir(self) -> str:
         """What CRIU writes besides the images."""
-        return f"{journal.PODS_DIR}/{self.order.pod.sandbox_id}/dump"
+        return f"{journal.PODS_DIR}/{self.order.pod.sandbox_id}/{journal.DUMP}"

@@ -24,6 +24,7 @@ from grit_runtime.model.steps import Step, Steps
 # directory for each container that is being or was restored. Emptied by a reboot.
 PODS_DIR = f"{paths.RUN_DIR}/pods"
 CHECKPOINT = "checkpoint.journal"
+DUMP = "dump"  # what CRIU writes besides the images
 
 
 class Journal(Generic[Step]):

@@ -215,21 +215,35 @@ def kill(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def carrying(token: str) -> list[int]:
-    """Pids of all other live processes that carry *token* in their environment."""
+def carrying(token: str, criu_dir: str = "") -> list[int]:
+    """Pids of all other live processes that carry *token* in their environment.
+
+    A CRIU at work has none: it writes its title over that (cr-service.c, setproctitle(3bsd)). It is
+    found by its log, which it has open in its work directory *criu_dir* before.
+    """
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     variable = f"{OPERATION}={token}"
     return [
         pid
         for pid in pids
-        if pid != os.getpid() and variable in procfs.text(pid, "environ").split("\0")
+        if pid != os.getpid()
+        and (
+            variable in procfs.text(pid, "environ").split("\0")
+            or (criu_dir and _is_criu_in(criu_dir, pid))
+        )
     ]
 
 
-def wait_gone(token: str, *, deadline_s: float) -> None:
-    """Wait until no process carries *token*; what is left at the deadline is killed."""
+def _is_criu_in(directory: str, pid: int) -> bool:
+    return procfs.text(pid, "comm").startswith("criu") and any(
+        link.startswith(f"{directory}/") for link in procfs.open_links(pid).values()
+    )
+
+
+def wait_gone(token: str, *, deadline_s: float, criu_dir: str = "") -> None:
+    """Wait until there is nothing that `carrying` finds; what is left at the deadline is killed."""
     end = time.monotonic() + deadline_s
-    while pids := carrying(token):
+    while pids := carrying(token, criu_dir):
         for pid in pids:
             if not wait_exit(pid, timeout_s=max(0.0, end - time.monotonic())):
                 kill_and_wait(pid)

@@ -222,7 +222,7 @@ def _kill(step: Restore) -> None:
     from grit_runtime.host import mounts
 
     tool = Runc(step.program, step.global_options, step.token)
-    process.wait_gone(tool.token, deadline_s=0)
+    process.wait_gone(tool.token, deadline_s=0, criu_dir=step.work_dir or "")
     if step.cgroups_path:
         cgroup.kill(step.cgroups_path)
     # A killed CRIU leaves the cgroup hierarchies mounted in its work directory, and a killed runc

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,18 @@ def test_grandchildren_are_found_by_the_token_and_gone_after_the_deadline() -> N
     assert b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()
     process.wait_gone(token, deadline_s=0)
     assert process.carrying(token) == []
+
+
+def test_a_criu_that_has_overwritten_its_environment_is_found_by_its_log(tmp_path: Path) -> None:
+    program = tmp_path / "criu"
+    shutil.copy("/bin/sleep", program)
+    with (
+        (tmp_path / "dump.log").open("w") as log,
+        subprocess.Popen([program, "60"], stdout=log, env={}) as criu,
+    ):
+        assert process.carrying("t6", str(tmp_path)) == [criu.pid]
+        assert process.carrying("t6", str(tmp_path / "elsewhere")) == []
+        process.wait_gone("t6", deadline_s=0, criu_dir=str(tmp_path))
 
 
 def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:

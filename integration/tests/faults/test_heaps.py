@@ -275,7 +275,7 @@ def test_an_undo_that_is_killed_is_finished_by_the_next(nodes: Nodes, source: Po
 
 def test_an_undo_waits_until_criu_lets_go(nodes: Nodes, source: Pod) -> None:
     path = checkpoints.journal(source)
-    log = nodes.a.path(Path(path)).parent / "dump/dump.log"
+    log = nodes.a.path(Path(path)).parent / "dump/main/dump.log"
     with checkpoints.taking(source, "let-go", *TO_END) as taken:
         while not log.exists():
             assert taken.poll() is None

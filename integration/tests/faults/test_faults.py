@@ -514,6 +514,26 @@ def test_when_the_supervisor_dies_too_the_next_command_recovers(nodes: Nodes, co
     assert_counts_on(counter)
 
 
+def test_an_undo_waits_until_criu_lets_go(nodes: Nodes, run_pod: RunPod) -> None:
+    """CRIU would freeze the pod again, as it found it, after the undo had thawed it."""
+    pod = run_pod(nodes.a, workload.counter_pod("let-go", ballast_mib=400))
+    workload.wait_for_count(pod, 1)
+    path = checkpoints.journal(pod)
+    log = nodes.a.path(Path(path)).parent / "dump/counter/dump.log"
+    with engine(pod, "let-go") as process:
+        while not log.exists():
+            assert process.poll() is None
+        nodes.a.run(["pkill", "-STOP", "-x", "criu"])
+        kill(nodes.a, process)
+        process.wait()
+    with nodes.a.popen(["grit", "recover", "--wait", path]) as undoing:
+        with pytest.raises(subprocess.TimeoutExpired):
+            undoing.wait(2)
+        nodes.a.run(["pkill", "-CONT", "-x", "criu"])
+    wait_until_undone(nodes.a, pod)
+    assert_counts_on(pod)
+
+
 @contextmanager
 def engine(pod: Pod, name: str) -> Iterator[subprocess.Popen[str]]:
     """`grit checkpoint` of *pod*, under way."""

@@ -273,22 +273,6 @@ def test_an_undo_that_is_killed_is_finished_by_the_next(nodes: Nodes, source: Po
     assert_undisturbed(source)
 
 
-def test_an_undo_waits_until_criu_lets_go(nodes: Nodes, source: Pod) -> None:
-    path = checkpoints.journal(source)
-    log = nodes.a.path(Path(path)).parent / "dump/main/dump.log"
-    with checkpoints.taking(source, "let-go", *TO_END) as taken:
-        while not log.exists():
-            assert taken.poll() is None
-            time.sleep(kubelet.POLL_S / 10)
-        nodes.a.run(["pkill", "-STOP", "-x", "criu"])
-        os.kill(nodes.a.command_pid(taken), signal.SIGKILL)
-    with nodes.a.popen(["grit", "recover", "--wait", path]) as undoing:
-        with pytest.raises(subprocess.TimeoutExpired):
-            undoing.wait(2)
-        nodes.a.run(["pkill", "-CONT", "-x", "criu"])
-    assert_undisturbed(source)
-
-
 def cut(path: Path) -> None:
     os.truncate(path, 0)
 

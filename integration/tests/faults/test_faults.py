@@ -517,7 +517,7 @@ def test_when_the_supervisor_dies_too_the_next_command_recovers(nodes: Nodes, co
 def test_an_undo_waits_until_criu_lets_go(nodes: Nodes, run_pod: RunPod) -> None:
     """CRIU would freeze the pod again, as it found it, after the undo had thawed it."""
     pod = run_pod(nodes.a, workload.counter_pod("let-go", ballast_mib=400))
-    workload.wait_for_count(pod, 1)
+    workload.wait_for_count(pod, 5)
     path = checkpoints.journal(pod)
     log = nodes.a.path(Path(path)).parent / "dump/counter/dump.log"
     with engine(pod, "let-go") as process:

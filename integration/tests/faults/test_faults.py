@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -514,22 +514,29 @@ def test_when_the_supervisor_dies_too_the_next_command_recovers(nodes: Nodes, co
     assert_counts_on(counter)
 
 
+def criu_at_work(node: Node) -> int:
+    """The pid here of a CRIU that dumps on the node, once there is one: it has written its title."""
+    while True:
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                title = (path / "cmdline").read_bytes()
+                if title.startswith(b"criu: dump") and node.id in (path / "cgroup").read_text():
+                    return int(path.name)
+
+
 def test_an_undo_waits_until_criu_lets_go(nodes: Nodes, run_pod: RunPod) -> None:
     """CRIU would freeze the pod again, as it found it, after the undo had thawed it."""
     pod = run_pod(nodes.a, workload.counter_pod("let-go", ballast_mib=400))
     workload.wait_for_count(pod, 5)
-    path = checkpoints.journal(pod)
-    log = nodes.a.path(Path(path)).parent / "dump/counter/dump.log"
     with engine(pod, "let-go") as process:
-        while not log.exists():
-            assert process.poll() is None
-        nodes.a.run(["pkill", "-STOP", "-x", "criu"])
+        criu = criu_at_work(nodes.a)
+        os.kill(criu, signal.SIGSTOP)
         kill(nodes.a, process)
         process.wait()
-    with nodes.a.popen(["grit", "recover", "--wait", path]) as undoing:
+    with nodes.a.popen(["grit", "recover", "--wait", checkpoints.journal(pod)]) as undoing:
         with pytest.raises(subprocess.TimeoutExpired):
-            undoing.wait(2)
-        nodes.a.run(["pkill", "-CONT", "-x", "criu"])
+            undoing.wait(3)
+        os.kill(criu, signal.SIGCONT)
     wait_until_undone(nodes.a, pod)
     assert_counts_on(pod)
 

@@ -515,7 +515,7 @@ def test_when_the_supervisor_dies_too_the_next_command_recovers(nodes: Nodes, co
 
 
 def criu_at_work(node: Node) -> int:
-    """The pid here of a CRIU that dumps on the node, once there is one: it has written its title."""
+    """The pid here of a CRIU that dumps on the node, once it has written its title."""
     while True:
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -534,9 +534,11 @@ def test_an_undo_waits_until_criu_lets_go(nodes: Nodes, run_pod: RunPod) -> None
         kill(nodes.a, process)
         process.wait()
     with nodes.a.popen(["grit", "recover", "--wait", checkpoints.journal(pod)]) as undoing:
-        with pytest.raises(subprocess.TimeoutExpired):
-            undoing.wait(3)
-        os.kill(criu, signal.SIGCONT)
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                undoing.wait(3)
+        finally:
+            os.kill(criu, signal.SIGCONT)
     wait_until_undone(nodes.a, pod)
     assert_counts_on(pod)
 

@@ -205,7 +205,11 @@ def test_a_move_is_one_trace_across_both_nodes(
         rootfs.install(rootfs.part("tracing"), site_packages, python=node.edition.python)
     with (
         collecting(network.listening()) as collector,
-        agents.running(nodes, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint),
+        agents.running(
+            nodes,
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+            OTEL_BSP_SCHEDULE_DELAY="100",
+        ),
     ):
         source = run_pod(nodes.a, workload.counter_pod("traced"))
         workload.wait_for_count(source, 5)

@@ -70,6 +70,7 @@ MUTATING, VALIDATING = (
 _PATIENCE_S = 90.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _BUSY = (429, 500, 502, 503, 504)
+_NO_PAGE = 404  # without a Status: no such kind is served
 _WATCH_S = 300  # a watch that is quietly dead is renewed then
 _NOTHING = "metadata.name=-"  # no object has this name
 _IDLE_CONNECTIONS = 20  # that are kept for the next request
@@ -259,6 +260,8 @@ async def _answered(ask: Callable[[], Awaitable[Answer]]) -> Answer:
             if error.status.code not in _BUSY or time.monotonic() > end:
                 raise _told(error) from None
         except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == _NO_PAGE:
+                raise NotFoundError(f"the API server has no {error.request.url.path}") from None
             if time.monotonic() > end:
                 raise UnavailableError(
                     f"the API server has not answered for {_PATIENCE_S:g} s: {error}; look at it"

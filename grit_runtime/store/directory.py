@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from contextlib import contextmanager
 
 from grit_runtime.errors import NoStoreError, NotFoundError
@@ -38,6 +39,8 @@ class Directory:
             raise NoStoreError(
                 f"{path} is no directory; is the store's volume mounted on this node?"
             ) from None
+        # An agent lives on, and a volume that it had open could not be unmounted.
+        weakref.finalize(self, os.close, self._fd)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[_File]:

@@ -98,6 +98,20 @@ def test_what_is_pulled_is_what_was_pushed(
     assert made.content(tmp_path / "b" / made.ROOT / "one") == made.content(path)
 
 
+def test_nothing_of_a_store_is_open_once_it_is_done_with(tmp_path: Path) -> None:
+    """A volume that is open could not be unmounted, and an agent lives long."""
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(made.MIB)})
+
+    def there_and_back() -> None:
+        store = backend.open_store(str(tmp_path / "store"), make=True)
+        pushed(store, path)
+        pulled(store, tmp_path / "b", "one")
+
+    there_and_back()
+    opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert [place for place in opened if place.startswith(str(tmp_path / "store"))] == []
+
+
 def test_a_sparse_file_comes_back_sparse_and_the_same(store: Backend, tmp_path: Path) -> None:
     pieces = [(5 * made.MIB, b"a"), (40 * made.MIB - 1, b"b")]
     path = made.checkpoint(

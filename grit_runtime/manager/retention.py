@@ -61,7 +61,7 @@ async def _push_out(cluster: Cluster, newest: Checkpoint) -> None:
     taken = [
         Taken(
             name,
-            _ended(one),
+            since(one),
             state(one),
             is_in_use=name in needed,
             keep=one.spec.retention.keep if one.spec.retention else None,
@@ -84,6 +84,13 @@ def series(checkpoint: Checkpoint, living: set[str]) -> tuple[str, str]:
         return by, now.pod_uid
     owner = pods.owner(now.pod_template) if now.pod_template else None
     return by, owner["uid"] if owner else now.pod_name or checkpoint.spec.pod_name
+
+
+def since(checkpoint: Checkpoint) -> float:
+    """When it was sealed or has failed, since the epoch: of several that were made in one second,
+    that says which is newer."""
+    time = checkpoint.status.phase_time
+    return datetime.fromisoformat(time).timestamp() if time else _made(checkpoint)
 
 
 def state(checkpoint: Checkpoint) -> Literal["under way", "sealed", "failed"]:
@@ -120,9 +127,3 @@ async def _remove(cluster: Cluster, checkpoint: Checkpoint, why: str) -> None:
 
 def _made(checkpoint: Checkpoint) -> float:
     return datetime.fromisoformat(checkpoint.metadata.creation_timestamp).timestamp()
-
-
-def _ended(checkpoint: Checkpoint) -> float:
-    """When it came into its phase; creation times are whole seconds, and two may have the same."""
-    entered = checkpoint.status.phase_time
-    return datetime.fromisoformat(entered).timestamp() if entered else _made(checkpoint)

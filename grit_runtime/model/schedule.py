@@ -15,7 +15,7 @@ class Taken(NamedTuple):
     """One of a series of checkpoints."""
 
     name: str
-    time: float  # when it was taken
+    time: float  # when it was sealed, or has failed
     state: Literal["under way", "sealed", "failed"]
     is_in_use: bool = False  # a restore or a migration needs it
     keep: int | None = None  # it goes when the newest so many are newer; None: it stays

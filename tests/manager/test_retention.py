@@ -36,6 +36,18 @@ def test_schedules_do_not_push_out_each_other_s_nor_what_was_taken_by_hand() -> 
     assert len({retention.series(one, {"uid-a"}) for one in taken}) == 3
 
 
+def test_of_two_that_were_made_in_one_second_the_one_that_was_sealed_later_is_newer() -> None:
+    made, sealed = "2026-11-30T13:00:56Z", "2026-11-30T13:00:5{}+00:00"
+    first, second = (
+        checkpoint("a", phase_time=sealed.format(end))._replace(
+            metadata=api.Metadata(creation_timestamp=made)
+        )
+        for end in ("6.613000", "7.472000")
+    )
+    assert retention.since(first) < retention.since(second)
+    assert retention.since(first._replace(status=api.CheckpointStatus())) < retention.since(first)
+
+
 @pytest.mark.parametrize(
     ("status", "state"),
     [

@@ -137,7 +137,7 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
         ("Restore", "restores", restores.run, restores.ENDED),
         ("Migration", "migrations", migrations.run, migrations.ENDED),
     ):
-        work = _daemon(world, told, kind, run_one)
+        work = _daemon(world, told, kind, run_one, ended)
         _control(registry, plural, plural, _is_open(ended), work)
     for plural, forget in (
         ("checkpoints", checkpoints.forget),
@@ -187,23 +187,32 @@ def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:
 
 
 def _daemon(
-    world: World, told: metrics.Metrics, kind: str, run_one: Run
+    world: World, told: metrics.Metrics, kind: str, run_one: Run, ended: tuple[str, ...]
 ) -> Callable[..., Awaitable[None]]:
     resource = kube.OF_KIND[kind]
     slots = asyncio.Semaphore(AT_ONCE)
 
-    async def work(name: str, namespace: str, meta: Any, **_: object) -> None:
-        begun = datetime.fromisoformat(meta["creationTimestamp"])
+    async def work(name: str, namespace: str, meta: Any, status: Any, **_: object) -> None:
+        before, has_returned = status.get("phase"), False
+
+        async def tell() -> None:
+            phase = reason = ""
+            try:
+                now = (await world.cluster.find(resource, namespace, name)) or {}
+                found = now.get("status") or {}
+                if found.get("phase") != before and (has_returned or found.get("phase") in ended):
+                    phase, reason = found["phase"], found.get("reason", "")
+            finally:
+                begun = datetime.fromisoformat(meta["creationTimestamp"])
+                told.ended(kind, phase, reason, (datetime.now(UTC) - begun).total_seconds())
+
         told.begun(kind)
-        phase = reason = ""
         try:
             async with slots:
                 await run_one(world, namespace, name)
-            now = ((await world.cluster.find(resource, namespace, name)) or {}).get("status") or {}
-            phase, reason = now.get("phase", ""), now.get("reason", "")
+            has_returned = True
         finally:
-            took_s = (datetime.now(UTC) - begun).total_seconds()
-            told.ended(kind, phase, reason, took_s)
+            await asyncio.shield(tell())  # kopf cancels who has written an object's end
 
     return work
 

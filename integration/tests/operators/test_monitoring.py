@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -34,33 +30,10 @@ if TYPE_CHECKING:
     from integration.prometheus import Prometheus
     from integration.tests.conftest import Nodes, RunPod
 
-MONITORING = rootfs.REPO / "runtime-config/monitoring"
-ALERTS = MONITORING / "alerts.yaml"
+ALERTS = prometheus.MONITORING / "alerts.yaml"
 ALERTS_TEST = Path(__file__).with_name("alerts-test.yaml")
-MANAGER_PORT = 9470
 CLONE = (("grit.dev/restore-name", "watched"), ("grit.dev/clone", "true"))
 LOST = (("grit.dev/restore-name", "nowhere"),)
-
-# The manager's page. There is no manager: what it would tell of its work is told here.
-MANAGER = """
-import asyncio, sys
-from grit_runtime.manager.metrics import Metrics, served
-
-async def main():
-    told = Metrics()
-    async with served(told, int(sys.argv[1])):
-        print("ready", flush=True)
-        told.leads(1)
-        told.begun("Checkpoint")
-        while True:
-            await asyncio.sleep(0.1)
-            told.reviewed("/pods", 0.004)
-            for phase, reason in ("Succeeded", ""), ("Failed", "NoNode"):
-                told.begun("Migration")
-                told.ended("Migration", phase, reason, 12.0)
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -90,70 +63,22 @@ def test_each_alert_is_raised_where_it_should_be_and_nowhere_else(programs: Path
     assert tested >= {(name, True) for name in names}
 
 
-def discovered(name: str, port: str, target: str) -> dict[str, Any]:
-    """A port of a pod, as Prometheus finds it in a cluster. Debian's cannot look for it there."""
-    found = {
-        "container_port_name": port,
-        "label_app_kubernetes_io_name": name,
-        "name": f"{name}-x7k2p",
-        "node_name": "node-a",
-    }
-    labels = {f"__meta_kubernetes_pod_{key}": value for key, value in found.items()}
-    return {"targets": [target], "labels": labels}
-
-
-def configuration() -> dict[str, Any]:
-    """That of the operators, quicker, and for what runs here."""
-    config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
-    config["rule_files"] = [str(MONITORING / file) for file in config["rule_files"]]
-    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "1s"}
-    (scrape,) = config["scrape_configs"]
-    del scrape["kubernetes_sd_configs"]
-    scrape["static_configs"] = [
-        discovered("grit-agent", "metrics", f"127.0.0.1:{Config().agent_metrics}"),
-        discovered("grit-agent", "api", f"127.0.0.1:{Config().agent_api_port}"),
-        discovered("grit-manager", "metrics", f"127.0.0.1:{MANAGER_PORT}"),
-    ]
-    return dict(config)
-
-
-@contextmanager
-def a_manager_s_page(enter: list[str]) -> Iterator[None]:
-    argv = [*enter, sys.executable, "-c", MANAGER, str(MANAGER_PORT)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=rootfs.REPO) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield
-        finally:
-            process.kill()
-
-
 @pytest.fixture
 def watched(nodes: Nodes, programs: Path, tmp_path: Path) -> Iterator[Prometheus]:
     """Prometheus on the first node, whose agent it reads."""
     enter = ["nsenter", f"--net=/proc/{nodes.a.pid}/ns/net", "--"]
+    ports = {"metrics": Config().agent_metrics, "api": Config().agent_api_port}
+    found = [
+        prometheus.discovered("grit-agent", f"127.0.0.1:{number}", port=name, node="node-a")
+        for name, number in ports.items()
+    ]
     with (
         agents.running(nodes),
-        a_manager_s_page(enter),
-        prometheus.running(programs, tmp_path, configuration(), enter=enter) as server,
+        prometheus.running(programs, tmp_path, found, enter=enter) as server,
     ):
         yield server
     for node in nodes:
         node.run(["rm", "-rf", str(agents.DIRECTORY)])
-
-
-def queries() -> list[tuple[str, str]]:
-    """Those of the dashboard, and the titles of their panels, as Grafana would ask them."""
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    return [
-        (
-            panel["title"],
-            target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*"),
-        )
-        for panel in dashboard["panels"]
-        for target in panel.get("targets", [])
-    ]
 
 
 def move_and_fail(nodes: Nodes, run_pod: RunPod) -> None:
@@ -187,13 +112,13 @@ def test_the_dashboard_shows_what_has_happened_on_a_node(
     ):
         of_node = query.replace("{", "{instance='node-a', ")
         watched.wait_for(f"({of_node}) == {value}", bool)
-    for _, query in queries():
-        watched.wait_for(query, bool)
+    for query in prometheus.queries():
+        if "grit_manager" not in query:
+            watched.wait_for(query, bool)
     assert watched.ask('grit_moved_bytes_total{direction="out"} > 1e5')
-    assert {one["metric"]["job"] for one in watched.ask("up")} == {"grit-agent", "grit-manager"}
-    assert watched.ask('up{job="grit-agent", instance="node-a"} == 1')
+    assert [one["metric"]["job"] for one in watched.ask("up")] == ["grit-agent"]
     raised = {one["metric"]["alertname"] for one in watched.ask("ALERTS")}
-    assert raised == {"GritPodHeld", "GritObjectsFail"}
+    assert raised == {"GritPodHeld", "GritManagerGone"}
 
 
 @pytest.mark.usefixtures("fresh_nodes")

@@ -137,17 +137,15 @@ class Admission:
             return Answer()
         digest = pod_template.digest(pod)
         found = []
-        for one in await self._cluster.every(kube.CHECKPOINTS, namespace):
-            if (one.get("status") or {}).get("podSpecHash") != digest:
-                continue
+        labels = f"{pods.OWNER}={owner['uid']}"
+        for one in await self._cluster.every(kube.CHECKPOINTS, namespace, labels=labels):
             checkpoint = api.read(api.Checkpoint, one)
             now = checkpoint.status
-            owners = (now.pod_template.get("metadata") or {}).get("ownerReferences") or ()
             if (
                 now.phase == api.CHECKPOINTED
                 and checkpoint.metadata.name not in taken
+                and now.pod_spec_hash == digest
                 and not checkpoint.is_part
-                and any(reference["uid"] == owner["uid"] for reference in owners)
                 and await self._is_gone(namespace, now.pod_name, now.pod_uid)
                 and await self._is_reached(checkpoint)
             ):

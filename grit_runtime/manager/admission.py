@@ -101,7 +101,8 @@ class Admission:
         namespace = request["namespace"]
         is_dry = bool(request.get("dryRun"))
         warnings: list[str] = []
-        for restore in await self._waiting(namespace, pod):
+        there = await self._cluster.every(kube.RESTORES, namespace)
+        for restore in _waiting(there, pod):
             try:
                 checkpoint = await self._checkpoint(namespace, restore, pod)
                 patch = self._patch(pod, restore, checkpoint)
@@ -115,24 +116,8 @@ class Admission:
                 warnings.append(f"not restored by Restore {restore.metadata.name}: {error}")
                 continue
             return Answer(patch, tuple(warnings))
-        return await self._of_deleted_source(namespace, pod, is_dry=is_dry)
-
-    async def _waiting(self, namespace: str, pod: Object) -> list[Restore]:
-        """The Restores that the pod may be meant by, oldest first."""
-        owner = pods.owner(pod) or {}
-        labels = pod["metadata"].get("labels") or {}
-        found = []
-        for one in await self._cluster.every(kube.RESTORES, namespace):
-            if (one.get("status") or {}).get("phase") not in _WAITING:
-                continue  # as most are; reading costs more than all else
-            restore = api.read(api.Restore, one)
-            if targets.SELECTED in restore.metadata.annotations:
-                continue
-            spec = restore.spec
-            is_owners = spec.owner is not None and spec.owner.uid == owner.get("uid")
-            if is_owners or (spec.selector is not None and selects(spec.selector, labels)):
-                found.append(restore)
-        return sorted(found, key=lambda one: one.metadata.creation_timestamp)
+        taken = {one["spec"].get("checkpointName") for one in there}
+        return await self._of_deleted_source(namespace, pod, taken, is_dry=is_dry)
 
     async def _checkpoint(self, namespace: str, restore: Restore, pod: Object) -> Checkpoint:
         """The Checkpoint of a Restore. PodDiffersError if the pod is not as the source was."""
@@ -165,31 +150,28 @@ class Admission:
                 return
         raise ConflictError(f"Restore {meta.namespace}/{meta.name} is another pod's")
 
-    async def _of_deleted_source(self, namespace: str, pod: Object, *, is_dry: bool) -> Answer:
+    async def _of_deleted_source(
+        self, namespace: str, pod: Object, taken: set[str | None], *, is_dry: bool
+    ) -> Answer:
         """The pod that an owner makes in place of a deleted one goes on from its checkpoint.
 
-        So it is with upstream: a Checkpoint is enough, and nobody has to make a Restore.
+        So it is with upstream: a Checkpoint is enough, and nobody has to make a Restore. Those that
+        are *taken* have one.
         """
         owner = pods.owner(pod)
         if owner is None:
             return Answer()
-        taken = {
-            one["spec"].get("checkpointName")
-            for one in await self._cluster.every(kube.RESTORES, namespace)
-        }
         digest = pod_template.digest(pod)
         found = []
-        for one in await self._cluster.every(kube.CHECKPOINTS, namespace):
-            if (one.get("status") or {}).get("podSpecHash") != digest:
-                continue
+        labels = f"{pods.OWNER}={owner['uid']}"
+        for one in await self._cluster.every(kube.CHECKPOINTS, namespace, labels=labels):
             checkpoint = api.read(api.Checkpoint, one)
             now = checkpoint.status
-            owners = (now.pod_template.get("metadata") or {}).get("ownerReferences") or ()
             if (
                 now.phase == api.CHECKPOINTED
                 and checkpoint.metadata.name not in taken
+                and now.pod_spec_hash == digest
                 and not checkpoint.is_part
-                and any(reference["uid"] == owner["uid"] for reference in owners)
                 and await self._is_gone(namespace, now.pod_name, now.pod_uid)
                 and await self._is_reached(checkpoint)
             ):
@@ -359,6 +341,24 @@ async def _unless_busy(review: Awaitable[None]) -> Answer:
     except BusyError as error:
         return Answer(error=error, code=429)
     return Answer()
+
+
+def _waiting(there: list[Object], pod: Object) -> list[Restore]:
+    """The Restores that the pod may be meant by, oldest first."""
+    owner = pods.owner(pod) or {}
+    labels = pod["metadata"].get("labels") or {}
+    found = []
+    for one in there:
+        if (one.get("status") or {}).get("phase") not in _WAITING:
+            continue  # as most are; reading costs more than all else
+        restore = api.read(api.Restore, one)
+        if targets.SELECTED in restore.metadata.annotations:
+            continue
+        spec = restore.spec
+        is_owners = spec.owner is not None and spec.owner.uid == owner.get("uid")
+        if is_owners or (spec.selector is not None and selects(spec.selector, labels)):
+            found.append(restore)
+    return sorted(found, key=lambda one: one.metadata.creation_timestamp)
 
 
 def refusal(error: GritError) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ _KEEPALIVE = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _DISTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, in the details
+_KEPT_S = 5.0  # a connection that nobody uses
 
 
 class Access(NamedTuple):
@@ -54,12 +56,63 @@ class Access(NamedTuple):
     token_path: str  # of a ServiceAccount's token for the audience grit-agent
 
 
+class _Connection:
+    """To one agent, and how many calls go over it now."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.calls = 0
+
+
+class Connections:
+    """One to each agent that is called, until it is not for a while: each begins with TLS."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._open: dict[tuple[str, str], _Connection] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def to(self, node: str, address: str) -> AsyncIterator[tuple[grpc.aio.Channel, Any]]:
+        """The channel to the agent of *node*, and the metadata of a call."""
+        key = node, address
+        connection = self._open.get(key)
+        if connection is None:
+            connection = self._open[key] = _Connection(self._dialled(*key))
+        token = Path(self._access.token_path).read_text().strip()
+        connection.calls += 1
+        try:
+            yield connection.channel, (("authorization", f"Bearer {token}"),)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and self._open.get(key) is connection:
+                del self._open[key]  # the next call dials at once; this one would wait to do so
+            raise
+        finally:
+            connection.calls -= 1
+            asyncio.get_running_loop().call_later(_KEPT_S, self._let_go, key, connection)
+
+    def _dialled(self, node: str, address: str) -> grpc.aio.Channel:
+        credentials = grpc.ssl_channel_credentials(self._access.ca_pem)
+        options = [("grpc.ssl_target_name_override", node), *_KEEPALIVE]
+        return grpc.aio.secure_channel(f"{address}:{self._access.port}", credentials, options)
+
+    def _let_go(self, key: tuple[str, str], connection: _Connection) -> None:
+        if connection.calls:
+            return
+        if self._open.get(key) is connection:
+            del self._open[key]
+        task = asyncio.ensure_future(connection.channel.close(None))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
 class Agents:
     """The agents of a cluster."""
 
     def __init__(self, cluster: Cluster, access: Access) -> None:
         self._cluster = cluster
         self._access = access
+        self._connections = Connections(access)
 
     async def watched(self) -> AsyncIterator[dict[str, Agent]]:
         """All agents that are ready, by their pods' uids: now, and whenever that changes."""
@@ -95,18 +148,18 @@ class Agents:
     def _of(self, pod: Object) -> Agent:
         (container,) = pod["spec"]["containers"]
         return Agent(
-            pod["spec"]["nodeName"], pod["status"]["podIP"], container["image"], self._access
+            pod["spec"]["nodeName"], pod["status"]["podIP"], container["image"], self._connections
         )
 
 
 class Agent:
     """The agent of one node. Errors are raised here as they were there."""
 
-    def __init__(self, node: str, address: str, image: str, access: Access) -> None:
+    def __init__(self, node: str, address: str, image: str, connections: Connections) -> None:
         self.node = node
         self.address = address
         self.image = image
-        self._access = access
+        self._connections = connections
 
     async def ask(self, method: str, request: Message, reply: Any) -> Any:
         """The agent's *reply*, which is the class of it, to *request*."""
@@ -150,13 +203,9 @@ class Agent:
 
     @asynccontextmanager
     async def _called(self) -> AsyncIterator[tuple[grpc.aio.Channel, Any]]:
-        token = Path(self._access.token_path).read_text().strip()
-        credentials = grpc.ssl_channel_credentials(self._access.ca_pem)
-        options = [("grpc.ssl_target_name_override", self.node), *_KEEPALIVE]
-        target = f"{self.address}:{self._access.port}"
         try:
-            async with grpc.aio.secure_channel(target, credentials, options) as channel:
-                yield channel, (("authorization", f"Bearer {token}"),)
+            async with self._connections.to(self.node, self.address) as called:
+                yield called
         except grpc.aio.AioRpcError as error:
             raise self._told(error) from None
 

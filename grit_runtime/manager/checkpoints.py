@@ -102,6 +102,9 @@ async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
     )
     if spec.auto_migration:
         moves.refuse(pod)
+    if owner := pods.owner(pod):
+        labels = {"metadata": {"labels": {pods.OWNER: owner["uid"]}}}
+        await world.cluster.patch(kube.CHECKPOINTS, namespace, checkpoint.metadata.name, labels)
     await status.enter(
         api.PENDING,
         nodeName=pod["spec"]["nodeName"],

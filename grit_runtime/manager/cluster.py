@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import httpx2 as httpx
 from lightkube import ApiError, AsyncClient
@@ -73,26 +73,36 @@ _BUSY = (429, 500, 502, 503, 504)
 _NO_PAGE = 404  # without a Status: no such kind is served
 _WATCH_S = 300  # a watch that is quietly dead is renewed then
 _NOTHING = "metadata.name=-"  # no object has this name
-_IDLE_CONNECTIONS = 20  # that are kept for the next request
+_CONNECTIONS = 20  # for all but watches
+_TIMEOUT_S = 10.0  # without a byte
 
 
-def client() -> AsyncClient:
-    """A client of the cluster that this process is in, or whose kubeconfig it has.
+@asynccontextmanager
+async def connected() -> AsyncIterator[Cluster]:
+    """The cluster that this process is in, or whose kubeconfig it has.
 
-    It has as many connections as are needed at once: a watch has one for itself, and httpx would
-    have the hundredth wait.
+    Watches are apart, as each has a connection for itself, for as long as it lasts. All else goes
+    over a few: httpx looks at all of them before each request.
     """
+    async with _client(_CONNECTIONS) as asking, _client(None) as watching:
+        yield Cluster(asking, watching)
+
+
+def _client(connections: int | None) -> AsyncClient:
     config: Any = KubeConfig.from_env().get()
     verify = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS)
-    return AsyncClient(config, transport=httpx.AsyncHTTPTransport(verify=verify, limits=limits))
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=_CONNECTIONS)
+    transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits)
+    return AsyncClient(config, timeout=httpx.Timeout(_TIMEOUT_S, pool=None), transport=transport)
 
 
 class Cluster:
-    """The API server, by a client of lightkube's."""
+    """The API server, by clients of lightkube's: one for watches, which may be the other's too."""
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, watching: AsyncClient | None = None) -> None:
         self._client = client
+        self._watching = watching or client
+        self._slots = asyncio.Semaphore(_CONNECTIONS)  # its waiting costs httpx nothing
         self._following: dict[tuple[Kind, str], Following] = {}
 
     async def find(self, kind: Kind, namespace: str, name: str) -> Object | None:
@@ -104,7 +114,7 @@ class Cluster:
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         """The object. NotFoundError if there is none."""
         place = _place(namespace)
-        return dict(await _answered(lambda: self._client.get(kind, name, **place)))
+        return dict(await self._answered(lambda: self._client.get(kind, name, **place)))
 
     async def every(
         self, kind: Kind, namespace: str = "*", *, labels: str = "", fields: str = ""
@@ -116,7 +126,7 @@ class Cluster:
         """The object as it is then. AlreadyExistsError if one has its name."""
         place = _place(made["metadata"].get("namespace", ""))
         return dict(
-            await _answered(lambda: self._client.create(kind(made), dry_run=dry_run, **place))
+            await self._answered(lambda: self._client.create(kind(made), dry_run=dry_run, **place))
         )
 
     async def patch(
@@ -129,14 +139,14 @@ class Cluster:
         target = kind.Status if status else kind
         place = _place(namespace)
         return dict(
-            await _answered(
+            await self._answered(
                 lambda: self._client.patch(target, name, patch, patch_type=PatchType.MERGE, **place)
             )
         )
 
     async def replace(self, kind: Kind, changed: Object) -> Object:
         """The object as it is then. ConflictError if somebody has changed it since it was read."""
-        return dict(await _answered(lambda: self._client.replace(kind(changed))))
+        return dict(await self._answered(lambda: self._client.replace(kind(changed))))
 
     async def approve(self, request: Object) -> None:
         """Write the conditions of a CertificateSigningRequest, which no other way changes."""
@@ -148,7 +158,7 @@ class Cluster:
 
     async def _decide(self, part: Any, request: Object) -> None:
         name = request["metadata"]["name"]
-        await _answered(lambda: self._client.replace(part.from_dict(request), name=name))
+        await self._answered(lambda: self._client.replace(part.from_dict(request), name=name))
 
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str = "", *, grace_s: int | None = None
@@ -158,7 +168,9 @@ class Cluster:
         with suppress(NotFoundError, InvalidArgumentError):
             if uid:  # the server compares it: another of that name is invalid, and left alone
                 await self.patch(kind, namespace, name, {"metadata": {"uid": uid}})
-            await _answered(lambda: self._client.delete(kind, name, grace_period=grace_s, **place))
+            await self._answered(
+                lambda: self._client.delete(kind, name, grace_period=grace_s, **place)
+            )
 
     def followed(
         self, kind: Kind, namespace: str, value: str, *, label: str = ""
@@ -214,7 +226,7 @@ class Cluster:
     ) -> AsyncIterator[Change]:
         """What has changed since the *version*, until a watch ends."""
         try:
-            async for event, one in self._client.watch(
+            async for event, one in self._watching.watch(
                 kind,
                 **_place(namespace),
                 labels=_selector(labels),
@@ -236,7 +248,31 @@ class Cluster:
             found = [dict(one) async for one in listing]
             return found, str(listing.resourceVersion)
 
-        return await _answered(read)
+        return await self._answered(read)
+
+    async def _answered(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer; asked again until the server gives one, for as long as patience lasts."""
+        end = time.monotonic() + _PATIENCE_S
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                async with self._slots:
+                    return await ask()
+            except ApiError as error:
+                if error.status.code not in _BUSY or time.monotonic() > end:
+                    raise _told(error) from None
+            except httpx.HTTPError as error:
+                if _is_no_page(error):
+                    raise NotFoundError(f"the API server has no {error.request.url.path}") from None
+                if time.monotonic() > end:
+                    why = f"has not answered for {_PATIENCE_S:g} s: {error}; look at it"
+                    raise UnavailableError(f"the API server {why}") from None
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _is_no_page(error: httpx.HTTPError) -> bool:
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == _NO_PAGE
 
 
 def _place(namespace: str) -> dict[str, Any]:
@@ -247,27 +283,6 @@ def _selector(text: str) -> dict[str, Any] | None:
     """What lightkube makes ``a=b,c`` of; None is for a key that is there at all."""
     pairs = (part.partition("=") for part in text.split(",") if part)
     return {key: value if sign else None for key, sign, value in pairs} or None
-
-
-async def _answered(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer; asked again until the server gives one, for as long as patience lasts."""
-    end = time.monotonic() + _PATIENCE_S
-    pause_s = _FIRST_PAUSE_S
-    while True:
-        try:
-            return await ask()
-        except ApiError as error:
-            if error.status.code not in _BUSY or time.monotonic() > end:
-                raise _told(error) from None
-        except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == _NO_PAGE:
-                raise NotFoundError(f"the API server has no {error.request.url.path}") from None
-            if time.monotonic() > end:
-                raise UnavailableError(
-                    f"the API server has not answered for {_PATIENCE_S:g} s: {error}; look at it"
-                ) from None
-        await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  no secret
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 _KINDS: dict[tuple[int, str], type[GritError]] = {

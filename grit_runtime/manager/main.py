@@ -8,6 +8,7 @@ import signal
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
+import aiohttp
 import kopf
 
 from grit_runtime import log
@@ -34,7 +35,6 @@ from grit_runtime.manager import (
 )
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.agents import Access, Agents
-from grit_runtime.manager.cluster import Cluster
 from grit_runtime.manager.world import World
 from grit_runtime.startup.named import NamedTuple
 
@@ -49,6 +49,7 @@ FINALIZER = "manager.grit.dev/finalizer"
 AT_ONCE = 500  # objects of a kind that are worked on: a Migration waits for its Checkpoint
 
 _RETRY_S = 2.0
+_CONNECTIONS = 20  # kopf's: six for its watches
 _FORGET_S = 180.0  # after which an object goes whatever is left of it
 
 
@@ -67,8 +68,8 @@ async def run(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(kube.client())
-        cluster = Cluster(client)
+        cluster = await stack.enter_async_context(kube.connected())
+        urgent = await stack.enter_async_context(kube.connected())  # waits for no controller
         own = await authority.ensured(cluster, options.namespace)
         access = Access(options.namespace, options.agent_port, own.pem, options.agent_token)
         agents = Agents(cluster, access)
@@ -77,7 +78,7 @@ async def run(options: Options) -> None:
         serving = authority.Serving(own, _names(options.namespace))
         await stack.enter_async_context(metrics.served(told, options.metrics_port))
         kept = pod_fields.PodFields(cluster)
-        decisions = admission.Admission(cluster, known, kept, options.checkpoint_root)
+        decisions = admission.Admission(urgent, known, kept, options.checkpoint_root)
         await stack.enter_async_context(
             webhooks.served(decisions, told, serving.context, options.webhook_port)
         )
@@ -99,10 +100,10 @@ async def run(options: Options) -> None:
             known.watch(),
             kept.watch(),
             serving.keep(),
-            lease.led(cluster, options.namespace, identity, lead),
+            lease.led(urgent, options.namespace, identity, lead),
             stopping.wait(),
         )
-        await lease.release(cluster, options.namespace, identity)
+        await lease.release(urgent, options.namespace, identity)
 
 
 def _names(namespace: str) -> tuple[str, ...]:
@@ -125,13 +126,7 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     settings.posting.level = 100  # only what the controllers tell themselves
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None
-    # Whichever there is, as lightkube does it.
-    kopf.on.login(registry=registry, id="kubeconfig", errors=kopf.ErrorsMode.IGNORED)(
-        kopf.login_with_kubeconfig
-    )
-    kopf.on.login(registry=registry, id="account", errors=kopf.ErrorsMode.IGNORED)(
-        kopf.login_with_service_account
-    )
+    kopf.on.login(registry=registry, id="login", errors=kopf.ErrorsMode.IGNORED)(_log_in)
     for kind, plural, run_one, ended in (
         ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED),
         ("Restore", "restores", restores.run, restores.ENDED),
@@ -147,6 +142,16 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     _keep_schedules(registry, world)
     _watch_nodes(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
+
+
+async def _log_in(**told: Any) -> kopf.AiohttpSession | None:
+    """Whatever there is, as lightkube does it; with few connections: each takes 0.3 MiB."""
+    info = kopf.login_with_kubeconfig(**told) or kopf.login_with_service_account(**told)
+    if info is None:
+        return None
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=info.as_ssl_context())
+    session = aiohttp.ClientSession(connector=connector, headers=info.as_http_headers())
+    return kopf.AiohttpSession(server=info.server, aiohttp_session=session)
 
 
 def _keep_schedules(registry: kopf.OperatorRegistry, world: World) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from grit_runtime.model.selectors import LabelSelector
 
 RUNTIME_CLASS = "grit"
+OWNER = "manager.grit.dev/owner"  # a label of a Checkpoint: the uid of what owns its pod
 DETACHED = "manager.grit.dev/detached"  # of a source: the label that its owner knew it by
 RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from grit_runtime.manager import names
 from integration.kubernetes import cluster, grit
 
 TYPE_CHECKING = False
@@ -51,6 +52,7 @@ def managed(log: Path) -> Iterator[tuple[Cluster, Manager]]:
 def running(log: Path) -> Iterator[Many]:
     """The nodes are known to the manager while the block runs."""
     with managed(log) as (plane, manager):
+        plane.kubectl("delete", "daemonset", names.AGENT, "--namespace", names.NAMESPACE)
         argv = [sys.executable, _PROGRAM, str(_NODES)]
         program = plane.plane.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         with program:

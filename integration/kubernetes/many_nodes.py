@@ -71,9 +71,14 @@ class Fleet:
             if all(_is_usable(node) for node in found.values()):
                 return
 
+    async def end(self) -> None:
+        self._renewing.cancel()
+        await asyncio.gather(*(server.stop(None) for server in self._servers))
+
     async def _node(self, name: str, address: str) -> None:
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
-        made = await self._cluster.create(kube.NODES, node)
+        meta = {"name": name, "labels": {"grit.dev/runtime": "true"}}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": meta}
+        await self._cluster.create(kube.NODES, node)
         amounts = {"cpu": "1000", "memory": "1000Gi", "pods": "1000"}
         told = {"conditions": [_READY], "capacity": amounts, "allocatable": amounts}
         await self._cluster.patch(kube.NODES, "", name, {"status": told}, status=True)
@@ -85,9 +90,6 @@ class Fleet:
         }
         await self._cluster.create(kube.LEASES, lease)
         agent = _pod(f"agent-{name}", names.NAMESPACE, name)
-        # Its owner, so that the DaemonSet does not take it.
-        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": made["metadata"]["uid"]}
-        agent["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
         agent["metadata"]["labels"] = {"app.kubernetes.io/name": names.AGENT}
         await self._run_pod(agent, address)
 
@@ -210,6 +212,7 @@ async def main() -> None:
             what, count = line.split()
             done = fleet.review(int(count)) if what == "Review" else fleet.work(what, int(count))
             print(json.dumps(await done), flush=True)
+        await fleet.end()
 
 
 if __name__ == "__main__":

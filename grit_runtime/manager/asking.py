@@ -101,14 +101,14 @@ async def restore(
         )
     spec = {
         "checkpointName": checkpoint,
-        "selector": {"matchLabels": {targets.LABEL: name}},
+        "selector": {"matchLabels": {targets.LABEL: targets.value(name)}},
         "timeoutSeconds": _RESTORE_TIMEOUT_S,
     }
     meta = {"name": name, "namespace": namespace}
     made = {"apiVersion": api.API_VERSION, "kind": "Restore", "metadata": meta, "spec": spec}
     await cluster.create(kube.RESTORES, made)
     pod = pods.replacement(moves.source_of(now, namespace), pod_name)
-    pod["metadata"]["labels"][targets.LABEL] = name
+    pod["metadata"]["labels"][targets.LABEL] = targets.value(name)
     try:
         await cluster.create(kube.PODS, pod)
     except GritError:

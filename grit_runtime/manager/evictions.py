@@ -125,7 +125,9 @@ def _wait_for(migration: Migration, pod: Object) -> None:
         if uid == meta["uid"] or (not uid and spec.pod_name == meta["name"]):
             raise _moving(pod, migration.metadata.name)
         restored_by = (meta.get("labels") or {}).get(targets.LABEL)
-        if meta["uid"] == now.target_pod_uid or restored_by == migration.metadata.name:
+        if meta["uid"] == now.target_pod_uid or restored_by == targets.value(
+            migration.metadata.name
+        ):
             raise BusyError(f"{where} is just arriving by {by}: try again")
     elif (now.target_pod_uid, now.source_pod) == (meta["uid"], meta["name"]):
         ended = datetime.fromisoformat(now.completion_time)

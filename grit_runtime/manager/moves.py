@@ -192,7 +192,7 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
     if reference:
         spec["ownerRef"] = reference
     else:
-        spec["selector"] = {"matchLabels": {targets.LABEL: name}}
+        spec["selector"] = {"matchLabels": {targets.LABEL: targets.value(name)}}
     annotations = {**places, KNOWN: ",".join(await _siblings(world, move))}
     if reference is None:
         annotations[targets.SELECTED] = "true"
@@ -237,7 +237,7 @@ async def _is_there(world: World, move: Move) -> bool:
 
 
 async def _target(world: World, move: Move) -> Object | None:
-    labels = f"{targets.LABEL}={move.name}"
+    labels = f"{targets.LABEL}={targets.value(move.name)}"
     found = await world.cluster.every(kube.PODS, move.namespace, labels=labels)
     return next((pod for pod in found if not pods.is_ending(pod)), None)
 

@@ -136,7 +136,8 @@ async def _selected(cluster: Cluster, restore: Restore, source: Source, status: 
     """The pod that the webhook has selected, once there is one."""
     meta = restore.metadata
     known_uid = status.now.get("targetPodUID", "")
-    watched = cluster.watched(kube.PODS, meta.namespace, labels=f"{targets.LABEL}={meta.name}")
+    by_label = f"{targets.LABEL}={targets.value(meta.name)}"
+    watched = cluster.watched(kube.PODS, meta.namespace, labels=by_label)
     helping = asyncio.create_task(_help(cluster, restore, source, status))
     try:
         async for found in watched:

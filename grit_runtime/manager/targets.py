@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from grit_runtime.manager import placement, pods
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 NODE = "manager.grit.dev/node"  # of a Restore: the only node that its pod may go to
 NOT_NODE = "manager.grit.dev/not-node"  # or one that it may not go to
 SELECTED = "grit.dev/pod-selected"  # of a Restore: a pod has been found for it, as upstream has it
-LABEL = "manager.grit.dev/restore"  # of the pod: the Restore's name
+LABEL = "manager.grit.dev/restore"  # of the pod: its Restore
+
+_VALUE_LIMIT, _DIGITS = 63, 16  # a label's value is shorter than a name may be
 
 
 class Asking(NamedTuple):
@@ -45,11 +48,19 @@ def asking(
         annotations[pods.TCP] = checkpoint.spec.tcp
     if restore.spec.on_failure == "coldStart":
         annotations[pods.ON_FAILURE] = "cold-start"
-    labels = {**(pod["metadata"].get("labels") or {}), LABEL: restore.metadata.name}
+    labels = {**(pod["metadata"].get("labels") or {}), LABEL: value(restore.metadata.name)}
     places = restore.metadata.annotations
     only, without = places.get(NODE), places.get(NOT_NODE, "")
     able = [only] if only else nodes.that_can(pod["spec"], checkpoint.status.needs, without)
     return Asking(annotations, labels, placement.affinity(pod["spec"], able))
+
+
+def value(name: str) -> str:
+    """What the label is for a Restore of that *name*: the name itself, if it can be."""
+    if len(name) <= _VALUE_LIMIT:
+        return name
+    digits = hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]
+    return f"{name[: _VALUE_LIMIT - _DIGITS - 1].rstrip('-.')}-{digits}"
 
 
 def is_asking(pod: Object) -> bool:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from grit_runtime.manager import names
-from integration.kubernetes import pods
+from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
 from integration.tests.kubernetes.manager.test_evictions import cordoned
 from integration.tests.kubernetes.manager.test_objects import (
+    RESTORED,
     assert_goes_on,
     living,
     made,
@@ -62,10 +63,11 @@ def wanting(pod: dict[str, Any], cpu: str, priority_class: str = "") -> dict[str
     return pod
 
 
-def assert_goes_on_from(kubernetes: Cluster, pod: str) -> None:
-    """The pod goes on, and from a count that is not the first."""
+def assert_goes_on_from(kubernetes: Cluster, checkpoint: dict[str, Any], pod: str) -> None:
+    """The pod goes on, and from that checkpoint."""
+    status = grit.ended(kubernetes, "restore", checkpoint["metadata"]["name"], RESTORED)
+    assert (status["phase"], status["targetPod"]) == (RESTORED, pod), status
     assert_goes_on(kubernetes, pod)
-    assert int(kubernetes.pod_log(pod).split()[0]) > 20
 
 
 def test_a_pod_that_is_preempted_goes_on_when_there_is_room_again(
@@ -95,7 +97,7 @@ def test_a_pod_that_is_preempted_goes_on_when_there_is_room_again(
         (waiting,) = living(kubernetes, f"app={name}")
         assert waiting["status"]["phase"] == "Pending"
         kubernetes.kubectl("delete", "pod", f"{name}-urgent")
-        assert_goes_on_from(kubernetes, waiting["metadata"]["name"])
+        assert_goes_on_from(kubernetes, kept, waiting["metadata"]["name"])
     kubernetes.kubectl("delete", "priorityclass", f"{name}-urgent")
 
 
@@ -146,7 +148,7 @@ def test_a_job_is_suspended_once_its_pod_is_checkpointed_and_goes_on_later(
             one for one in living(kubernetes, f"app={name}") if one["metadata"]["name"] != pod
         ],
     )
-    assert_goes_on_from(kubernetes, new["metadata"]["name"])
+    assert_goes_on_from(kubernetes, kept, new["metadata"]["name"])
 
 
 def test_a_deletion_by_anybody_else_is_not_held_up(kubernetes: Cluster, name: str) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 import yaml
 
 from grit_runtime.manager import names
-from integration.kubernetes import agents
+from integration.kubernetes import agents, control_plane
 from integration.node import images
 from integration.node.network import ROUTER
 from integration.node.node import RUNTIME_CONFIG
@@ -69,12 +69,8 @@ class Manager:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """While the block runs, it does not get the processor; what it knew is old afterwards."""
-        group = self._process.pid
-        os.killpg(group, signal.SIGSTOP)
-        try:
+        with control_plane.stopped(self._process):
             yield
-        finally:
-            os.killpg(group, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it without a chance to say anything."""

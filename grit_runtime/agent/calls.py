@@ -119,7 +119,7 @@ class Calls:
             size_bytes=manifest.size_bytes,
             gpu_bytes=manifest.gpu_bytes,
             created=manifest.created,
-            containers=[container.name for container in manifest.containers],
+            containers=[container.name for container in manifest.running],
             needs=compatibility.dump_facts(compatibility.needs_of(manifest)),
             warnings=map(losses.line, manifest.warnings),
         )

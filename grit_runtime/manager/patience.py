@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from grit_runtime import log
 from grit_runtime.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     GritError,
-    HeldError,
     StoreBusyError,
     UnavailableError,
     one_line,
@@ -65,12 +65,12 @@ async def unending(
 
 
 async def while_busy(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
-    """What *attempt* returns; tried again while a pod of which kubelet has yet to hear holds it, or
-    somebody collects what a store needs no more."""
+    """What *attempt* returns; tried again while something needs what is to go: a pod of which
+    kubelet has yet to hear, a job that ends, or who collects what a store needs no more."""
     for _ in range(_BUSY_TRIES):
         try:
             return await attempt()
-        except (HeldError, StoreBusyError):
+        except FailedPreconditionError:
             await asyncio.sleep(_BUSY_PAUSE_S)
     return await attempt()
 

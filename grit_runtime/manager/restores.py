@@ -271,7 +271,7 @@ async def _verified(agent: Agent, restore: Restore, source: Source, uid: str) ->
     async for reply in agent.stream("Records", request, agent_pb2.RecordsReply):
         newest = {one["container"]: one for one in json.loads(reply.records) if one["container"]}
         for record in newest.values():
-            _refuse(record, restore)
+            _refuse(record, restore, source)
         restored = {name for name, one in newest.items() if _is_restored(one, source)}
         if restored >= set(source.containers):
             return
@@ -283,11 +283,12 @@ def _is_restored(record: dict[str, Any], source: Source) -> bool:
     return outcome in ("restored", "skipped") and sha256 == source.sha256
 
 
-def _refuse(record: dict[str, Any], restore: Restore) -> None:
+def _refuse(record: dict[str, Any], restore: Restore, source: Source) -> None:
     where = f"container {record['container']} of pod {record['pod']}"
-    if record["outcome"] == "cold" and restore.spec.on_failure != "coldStart":
-        raise NotRestoredError(f"{where} was started from its image: {record['reason']}")
-    if record["outcome"] == "cold":
+    # What had ended before the checkpoint runs again, as init containers do.
+    if record["outcome"] == "cold" and record["container"] in source.containers:
+        if restore.spec.on_failure != "coldStart":
+            raise NotRestoredError(f"{where} was started from its image: {record['reason']}")
         raise NotRestoredError(f"{where} was started cold, as onFailure says: {record['reason']}")
     kind = of_reason(record["error"])
     if record["outcome"] == "failed" and not issubclass(kind, _PASSING):

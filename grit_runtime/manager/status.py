@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from contextlib import suppress
 from typing import cast
 
 import kopf
@@ -37,6 +36,7 @@ class Status:
         self._kind = kind
         self._object = obj
         self.now: dict[str, Any] = dict(obj.get("status") or {})
+        self._version = str(obj["metadata"].get("resourceVersion", ""))
 
     @property
     def phase(self) -> str:
@@ -47,23 +47,26 @@ class Status:
         wanted = {name: None if value in _EMPTY else value for name, value in told.items()}
         new = {name: value for name, value in wanted.items() if self.now.get(name) != value}
         if new:
-            await self._patch({"status": new})
+            self._require(await self._patch({"status": new}))
             self.now |= new
 
-    async def confirm(self) -> str:
-        """The object's version, if it is as far as is known here; ConflictError if it is not.
+    async def confirm(self) -> None:
+        """ConflictError unless the object is as far as is known here.
 
         Another manager may lead by now, and have gone on with it.
         """
         meta = self._object["metadata"]
-        now = await self._cluster.get(self._kind, meta["namespace"], meta["name"])
+        self._require(await self._cluster.get(self._kind, meta["namespace"], meta["name"]))
+
+    def _require(self, now: Object) -> None:
+        meta = self._object["metadata"]
         phase = (now.get("status") or {}).get("phase", "")
         if (now["metadata"]["uid"], phase) != (meta["uid"], self.phase):
             raise ConflictError(
                 f"{self._object['kind']} {meta['namespace']}/{meta['name']} is {phase or 'another'}"
                 f", expected {self.phase or 'a new one'}: somebody else has gone on with it"
             )
-        return str(now["metadata"]["resourceVersion"])
+        self._version = str(now["metadata"]["resourceVersion"])
 
     async def warn(self, why: str, message: str) -> None:
         """Say that something is not as it should be, and will be or may be mended."""
@@ -151,15 +154,21 @@ class Status:
             **{name: None if value in _EMPTY else value for name, value in told.items()},
         }
         while True:
-            version = await self.confirm()
-            with suppress(ConflictError):  # it was annotated meanwhile, or somebody has gone on
-                await self._patch({"metadata": {"resourceVersion": version}, "status": new})
-                break
-        self.now |= new
+            try:
+                version = {"resourceVersion": self._version}
+                written = await self._patch({"metadata": version, "status": new})
+            except ConflictError:  # it was annotated meanwhile, or somebody has gone on with it
+                await self.confirm()
+            else:
+                self.now |= new
+                self._require(written)
+                return
 
-    async def _patch(self, patch: Object) -> None:
+    async def _patch(self, patch: Object) -> Object:
         meta = self._object["metadata"]
-        await self._cluster.patch(self._kind, meta["namespace"], meta["name"], patch, status=True)
+        return await self._cluster.patch(
+            self._kind, meta["namespace"], meta["name"], patch, status=True
+        )
 
 
 def _now() -> datetime.datetime:

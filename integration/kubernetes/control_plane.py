@@ -123,14 +123,8 @@ class ControlPlane:
     @contextmanager
     def stopped(self, name: str) -> Iterator[None]:
         """While the block runs, that program of the control plane does not get the processor."""
-        entered = self._daemons[name]
-        (program,) = procfs.children(entered.pid)
-        os.kill(program, signal.SIGSTOP)
-        os.waitid(os.P_PID, entered.pid, os.WSTOPPED)  # nsenter stops with its child
-        try:
+        with stopped(self._daemons[name]):
             yield
-        finally:
-            entered.send_signal(signal.SIGCONT)  # and has it go on
 
     def enter_argv(self, kubeconfig: Path = ADMIN) -> list[str]:
         """What runs the command after it beside the control plane."""
@@ -222,6 +216,18 @@ class ControlPlane:
         self.kubeconfig("admin", (credentials.ADMINISTRATORS,))
         for name in ("kube-controller-manager", "kube-scheduler"):
             self.kubeconfig(f"system:{name}")
+
+
+@contextmanager
+def stopped(entered: subprocess.Popen[str]) -> Iterator[None]:
+    """While the block runs, what was started beside a control plane does not get the processor."""
+    (program,) = procfs.children(entered.pid)
+    os.kill(program, signal.SIGSTOP)
+    os.waitid(os.P_PID, entered.pid, os.WSTOPPED)  # nsenter stops with its child
+    try:
+        yield
+    finally:
+        entered.send_signal(signal.SIGCONT)  # and has it go on
 
 
 def _api_server_flags() -> list[str]:

@@ -18,7 +18,7 @@ import yaml
 
 from grit_runtime.host import procfs
 from grit_runtime.manager import names
-from integration.kubernetes import agents
+from integration.kubernetes import agents, control_plane
 from integration.kubernetes.control_plane import AUDIT
 from integration.node import images
 from integration.node.network import ROUTER
@@ -82,12 +82,8 @@ class Manager:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """While the block runs, it does not get the processor; what it knew is old afterwards."""
-        group = self._process.pid
-        os.killpg(group, signal.SIGSTOP)
-        try:
+        with control_plane.stopped(self._process):
             yield
-        finally:
-            os.killpg(group, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it without a chance to say anything."""

@@ -114,14 +114,19 @@ def cordoned(kubernetes: Cluster, *nodes: str) -> Iterator[None]:
 
 def assert_goes_on(kubernetes: Cluster, pod: str, *container: str) -> None:
     """The pod goes on from another's count, and has never been started again."""
+    assert_counts_on(kubernetes, pod, *container)
+    statuses = kubernetes.get("pod", pod)["status"]["containerStatuses"]
+    assert {status["restartCount"] for status in statuses} == {0}, statuses
+
+
+def assert_counts_on(kubernetes: Cluster, pod: str, *container: str) -> None:
+    """The pod goes on from another's count, however often kubelet has tried that."""
     words = [f"--container={name}" for name in container]
     kubernetes.wait("--for=condition=Ready", f"pod/{pod}")
     first, *_, last = (int(line) for line in kubernetes.pod_log(pod, *words).split())
     kubernetes.wait_for_log(pod, str(max(last + 20, 40)), *words)
     logged = [int(line) for line in kubernetes.pod_log(pod, *words).split()]
     assert logged == list(range(first, first + len(logged)))
-    statuses = kubernetes.get("pod", pod)["status"]["containerStatuses"]
-    assert {status["restartCount"] for status in statuses} == {0}
 
 
 def assert_runs_on(kubernetes: Cluster, pod: str) -> None:

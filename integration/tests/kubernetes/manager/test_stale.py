@@ -15,7 +15,7 @@ from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
 from integration.kubernetes.grit import Manager
 from integration.kubernetes.objects import (
-    assert_goes_on,
+    assert_counts_on,
     assert_one_goes_on,
     cordoned,
     living,
@@ -107,6 +107,6 @@ def test_a_manager_that_leads_no_longer_takes_back_nothing(
         begun = manager.log.count(SERVES)
     until("it has begun anew", lambda: manager.log.count(SERVES) > begun)
     assert kubernetes.get("migration", name)["status"]["phase"] == SUCCEEDED
-    assert_goes_on(kubernetes, status["targetPod"])
+    assert_counts_on(kubernetes, status["targetPod"])
     (left,) = living(kubernetes, f"app={name}")
     assert left["metadata"]["name"] == status["targetPod"]

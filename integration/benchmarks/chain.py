@@ -48,8 +48,9 @@ def moved(cluster: Cluster, name: str) -> float:
     status = grit.ended(cluster, "migration", name, "Succeeded")
     assert status["phase"] == "Succeeded", status
     target = status["targetPod"]
-    tick_s = _first_line_s(cluster, target)
+    cluster.wait("--for=condition=Ready", f"pod/{target}")
     restored = _recorded(cluster.node(TARGET), status["targetPodUID"])
+    tick_s = _tick_s(cluster, target, restored.begin_s)
     restore = cluster.get("restore", name)["status"]
     ended_s = datetime.fromisoformat(restore["phaseTime"]).timestamp()
     scheduled_s = ended_s - restore["durations"]["Restoring"]
@@ -125,9 +126,11 @@ def _migration(name: str) -> dict[str, Any]:
     }
 
 
-def _first_line_s(cluster: Cluster, pod: str) -> float:
-    first = cluster.pod_log(pod, "--timestamps").split()[0]
-    return datetime.fromisoformat(first).timestamp()
+def _tick_s(cluster: Cluster, pod: str, after_s: float) -> float:
+    """When the pod first printed after that; its log begins with what it printed elsewhere."""
+    lines = cluster.pod_log(pod, "--timestamps").splitlines()
+    printed = (datetime.fromisoformat(line.split()[0]).timestamp() for line in lines)
+    return next(moment_s for moment_s in printed if moment_s > after_s)
 
 
 def _recorded(node: Node, uid: str) -> Span:

@@ -89,6 +89,7 @@ def remove(root: str, namespace: str, name: str) -> None:
 
     FailedPreconditionError if something still needs it.
     """
+    held_pods.drop_gone()
     path = f"{root}/{namespace}/{name}"
     sha256 = ""
     with suppress(FileNotFoundError), closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:

@@ -77,11 +77,19 @@ def evict(root: str, quota_bytes: int) -> None:
         log.warning("copies in use are over the quota", over_bytes=over_bytes)
 
 
+def give_way(root: str, namespace: str, name: str) -> None:
+    """Remove a copy of that name, unless something needs it: one that is taken here may have it."""
+    for copy in every():
+        if (copy.namespace, copy.name) == (namespace, name) and not _use(root, copy, 0.0):
+            _remove(root, copy, 0.0)
+
+
 def remove(root: str, namespace: str, name: str) -> None:
     """Remove this node's checkpoint of that name, brought or taken here; nothing if it has none.
 
     FailedPreconditionError if something still needs it.
     """
+    held_pods.drop_gone()
     path = f"{root}/{namespace}/{name}"
     sha256 = ""
     with suppress(FileNotFoundError), closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:

@@ -40,6 +40,9 @@ class Work:
         """Do what the job in *progress* is for; it raises as `Progress.told` does."""
         if progress.job.phase == job.CHECKPOINT:
             with self._taking(progress):
+                copies.give_way(
+                    self._config.checkpoint_root, progress.job.namespace, progress.job.name
+                )
                 engine.take(progress, self._config.checkpoint_root)
             if not progress.job.url:
                 return

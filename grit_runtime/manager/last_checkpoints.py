@@ -64,6 +64,8 @@ async def is_held(cluster: Cluster, pod: Object) -> bool:
     meta = pod["metadata"]
     for body in await cluster.every(kube.CHECKPOINTS, meta["namespace"]):
         checkpoint = api.read(api.Checkpoint, body)
+        if checkpoint.is_part:  # of a Migration, which has ended: the pod runs on
+            continue
         spec, now = checkpoint.spec, checkpoint.status
         uid = now.pod_uid or spec.source_pod_uid
         if uid != meta["uid"] and (uid or spec.pod_name != meta["name"]):

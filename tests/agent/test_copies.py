@@ -127,3 +127,12 @@ def test_another_checkpoint_of_the_name_is_none_of_the_agent_s(root: Path) -> No
     copies.evict(str(root), 0)
     assert names(root) == ["c0", "own"]
     assert copies.every() == []
+
+
+def test_a_copy_gives_way_to_a_checkpoint_that_is_taken_and_what_was_taken_does_not(
+    root: Path,
+) -> None:
+    for name in ("c1", "own", "none"):
+        copies.give_way(str(root), made.ROOT, name)
+    assert names(root) == ["c0", "c2", "own"]
+    assert {copy.name for copy in copies.every()} == {"c0", "c2"}

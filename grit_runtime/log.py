@@ -97,7 +97,6 @@ class Timeline:
 
     def __init__(self) -> None:
         self.phases: list[dict[str, object]] = []
-        self.begun_s = round(time.time(), 3)  # since the epoch
         self._begin = time.monotonic()
         self._begin_epoch_s = time.time()
 

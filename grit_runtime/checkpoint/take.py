@@ -66,18 +66,13 @@ def checkpoint(order: Order, config: Config) -> Result:
         outcome = outcomes.LOST if isinstance(error, SourceLostError) else outcomes.FAILED
         text = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
         failed = _outcome(order, config, outcome, text)
-        records.append(
-            failed._replace(
-                error=reason(error), timeline=tuple(timeline.phases), begun_s=timeline.begun_s
-            )
-        )
+        records.append(failed._replace(error=reason(error), timeline=tuple(timeline.phases)))
         raise
     records.append(
         _outcome(order, config, outcomes.SEALED, "")._replace(
             manifest_sha256=hashlib.sha256(manifests.dump(sealed.manifest)).hexdigest(),
             warnings=tuple(map(losses.line, sealed.manifest.warnings)),
             timeline=tuple(timeline.phases),
-            begun_s=timeline.begun_s,
         )
     )
     return sealed

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # What a pod stands still from, the first of them: its CUDA processes before the others.
 _STANDS = ("gpu lock", "freeze")
 _RUNS_ON = "thaw"  # it had to be frozen anew
+_BEGIN = "epoch_s"  # of a phase, which older records do not have
 
 
 def seconds(source: Iterable[Record], target: Iterable[Record], sha256: str) -> float | None:
@@ -25,19 +26,19 @@ def seconds(source: Iterable[Record], target: Iterable[Record], sha256: str) -> 
 
 
 def _stood_since(record: Record) -> float | None:
-    if record["outcome"] != "sealed" or not record.get("begun_s"):
+    if record["outcome"] != "sealed":
         return None
     begins: list[float] = []
     for phase in record["timeline"]:
         if phase["phase"] == _RUNS_ON:
             begins.clear()
-        elif phase["phase"] in _STANDS:
-            begins.append(phase["begin_s"])
-    return record["begun_s"] + min(begins) if begins else None
+        elif phase["phase"] in _STANDS and _BEGIN in phase:
+            begins.append(phase[_BEGIN])
+    return min(begins, default=None)
 
 
 def _ran_since(record: Record, sha256: str) -> float | None:
     if record["outcome"] != "restored" or record["manifest_sha256"] != sha256:
         return None
-    ends = [phase["begin_s"] + phase["seconds"] for phase in record["timeline"]]
-    return record["begun_s"] + max(ends) if ends and record.get("begun_s") else None
+    ends = [phase[_BEGIN] + phase["seconds"] for phase in record["timeline"] if _BEGIN in phase]
+    return max(ends, default=None)

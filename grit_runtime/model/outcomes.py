@@ -43,7 +43,6 @@ class Outcome(NamedTuple):
     timeline: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()  # what came, or will come, back different
     error: str = ""  # the reason of docs/errors.md, where something failed
-    begun_s: float = 0.0  # since the epoch, by the node's clock: when the timeline begins
 
     def is_of(self, pod: str | None) -> bool:
         """Whether it is of *pod* (NAMESPACE/POD or its uid); without one it is."""

@@ -81,9 +81,7 @@ def _restore(request: Request, begun: Outcome) -> End:
         attempts.undo(attempt)
         failed = _outcome(request, outcomes.FAILED, f"{type(error).__name__}: {error}")
         phases = tuple(timeline.phases)
-        attempts.report(
-            failed._replace(error=reason(error), timeline=phases, begun_s=timeline.begun_s)
-        )
+        attempts.report(failed._replace(error=reason(error), timeline=phases))
         raise
     if instead is None:
         attempt.close()
@@ -113,7 +111,6 @@ def _start_cold_or_raise(
             manifest_sha256=claim.manifest_sha256 if claim else "",
             error=reason(error),
             timeline=tuple(timeline.phases),
-            begun_s=timeline.begun_s,
         )
         loopback.release(request.pod_dir)
         attempts.undo(attempt)
@@ -261,7 +258,6 @@ def _commit(
         manifest_sha256=sealed.sha256,
         timeline=tuple(timeline.phases),
         warnings=warnings,
-        begun_s=timeline.begun_s,
     )
     with journal.locked(request.pod_dir):
         for past in _past(request):

@@ -9,45 +9,42 @@ from grit_runtime.manager import downtime
 SHA256 = "7" * 64
 
 
-def phase(name: str, begin_s: float, seconds: float) -> dict[str, Any]:
-    return {"phase": name, "begin_s": begin_s, "seconds": seconds}
+def phase(name: str, epoch_s: float, seconds: float) -> dict[str, Any]:
+    return {"phase": name, "epoch_s": epoch_s, "seconds": seconds}
 
 
-def sealed(*phases: dict[str, Any], begun_s: float = 100.0) -> dict[str, Any]:
-    return {"outcome": "sealed", "begun_s": begun_s, "timeline": list(phases)}
+def sealed(*phases: dict[str, Any]) -> dict[str, Any]:
+    return {"outcome": "sealed", "timeline": list(phases)}
 
 
-def restored(*phases: dict[str, Any], begun_s: float = 103.0) -> dict[str, Any]:
-    return {
-        "outcome": "restored",
-        "manifest_sha256": SHA256,
-        "begun_s": begun_s,
-        "timeline": list(phases),
-    }
+def restored(*phases: dict[str, Any]) -> dict[str, Any]:
+    return {"outcome": "restored", "manifest_sha256": SHA256, "timeline": list(phases)}
 
 
-SEALED = sealed(phase("freeze", 0.25, 0.05), phase("dump", 0.3, 0.5))
-RESTORED = restored(phase("verify", 0.1, 0.2), phase("all", 0.0, 0.5))
+SEALED = sealed(phase("freeze", 100.25, 0.05), phase("dump", 100.3, 0.5))
+RESTORED = restored(phase("verify", 103.1, 0.2), phase("all", 103.0, 0.5))
 
 
 def test_a_pod_stands_from_the_freeze_until_its_last_container_runs() -> None:
-    later = restored(phase("all", 0.0, 1.0), begun_s=104.0)
+    later = restored(phase("all", 104.0, 1.0))
     assert downtime.seconds([SEALED], [RESTORED], SHA256) == 3.25
     assert downtime.seconds([SEALED], [RESTORED, later], SHA256) == 4.75
 
 
 def test_a_pod_with_gpus_stands_before_it_is_frozen() -> None:
-    one = sealed(phase("gpu lock", 0.1, 0.1), phase("freeze", 0.25, 0.05))
+    one = sealed(phase("gpu lock", 100.1, 0.1), phase("freeze", 100.25, 0.05))
     assert downtime.seconds([one], [RESTORED], SHA256) == 3.4
 
 
 def test_a_pod_that_was_frozen_anew_stands_from_the_last_time() -> None:
-    one = sealed(phase("freeze", 0.1, 0.1), phase("thaw", 0.3, 0.1), phase("freeze", 0.5, 0.1))
+    one = sealed(
+        phase("freeze", 100.1, 0.1), phase("thaw", 100.3, 0.1), phase("freeze", 100.5, 0.1)
+    )
     assert downtime.seconds([one], [RESTORED], SHA256) == 3.0
 
 
 def test_clocks_that_differ_make_no_pod_run_before_it_stood() -> None:
-    one = restored(phase("all", 0.0, 0.5), begun_s=90.0)
+    one = restored(phase("all", 90.0, 0.5))
     assert downtime.seconds([SEALED], [one], SHA256) == 0.0
 
 
@@ -57,7 +54,7 @@ def test_clocks_that_differ_make_no_pod_run_before_it_stood() -> None:
         ([], [RESTORED]),
         ([SEALED], []),
         ([SEALED], [{**RESTORED, "manifest_sha256": "8" * 64}]),
-        ([sealed(phase("freeze", 0.1, 0.1), begun_s=0.0)], [RESTORED]),
+        ([sealed({"phase": "freeze", "begin_s": 0.1, "seconds": 0.1})], [RESTORED]),
         ([SEALED], [{**RESTORED, "outcome": "cold"}]),
     ],
 )

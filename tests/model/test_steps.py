@@ -29,7 +29,6 @@ OUTCOMES = st.builds(
     binds=st.booleans(),
     timeline=st.tuples(st.dictionaries(TEXTS, NUMBERS)),
     warnings=st.tuples(TEXTS),
-    begun_s=st.floats(allow_nan=False, allow_infinity=False),
 )
 RANGES = st.lists(st.builds(MemoryRange, NUMBERS, NUMBERS)).map(tuple)
 # By the type of a field.

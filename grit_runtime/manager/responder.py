@@ -90,7 +90,7 @@ async def _answer(cluster: Cluster, namespace: str, target: Object) -> tuple[boo
     """Whether we are done with the pod, and what has become of it."""
     wanted = target.get("pod") or {}
     pod = await cluster.find(kube.PODS, namespace, wanted.get("name", ""))
-    if pod is None or pod["metadata"]["uid"] != wanted["uid"]:
+    if pod is None or pod["metadata"]["uid"] != wanted["uid"] or pods.is_ending(pod):
         return True, "the pod has gone"
     try:
         warnings = await evictions.review(

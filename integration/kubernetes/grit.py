@@ -92,8 +92,9 @@ class Manager:
     def stop(self) -> None:
         """End it until it is started again."""
         self._is_wanted = False
-        with suppress(ProcessLookupError):  # it has just ended by itself
-            os.killpg(self._process.pid, signal.SIGTERM)
+        for program in procfs.children(self._process.pid):  # nsenter would not wait for its end
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(program, signal.SIGTERM)
         self._keeping.join(STOP_S)
         if self._keeping.is_alive():
             self.kill()

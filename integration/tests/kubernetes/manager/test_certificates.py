@@ -86,19 +86,23 @@ def test_a_webhook_s_certificate_that_has_ended_stops_no_pod_and_a_manager_has_a
 
 
 def test_an_agent_s_certificate_that_has_ended_is_the_reason_and_a_new_one_the_way_out(
-    kubernetes: Cluster, ca: tuple[bytes, bytes], name: str
+    kubernetes: Cluster, manager: Manager, ca: tuple[bytes, bytes], name: str
 ) -> None:
     pod = started(kubernetes, pods.counter(name))
     node = kubernetes.node(kubernetes.get("pod", pod)["spec"]["nodeName"])
     path = node.path(Path(Config().agent_dir) / identity.CERTIFICATE)
     own = x509.load_pem_x509_certificate(path.read_bytes())
+    manager.stop()  # and with it the connection that it has
     path.write_bytes(certificates.sign(own.public_key(), (node.name,), *ca, ENDED))
-    kubernetes.apply(made("Checkpoint", name, podName=pod))
-    status = grit.ended(kubernetes, "checkpoint", name, CHECKPOINTED)
+    manager.start()
+    try:
+        kubernetes.apply(made("Checkpoint", name, podName=pod))
+        status = grit.ended(kubernetes, "checkpoint", name, CHECKPOINTED)
+    finally:
+        node.run(["pkill", "-KILL", "-f", "grit agent run"])
     assert (status["phase"], status["reason"]) == (FAILED, "PeerUntrusted"), status
     assert f"the certificate of the agent of node {node.name} is not valid" in status["message"]
     assert "certificate has expired" in status["message"]
-    node.run(["pkill", "-KILL", "-f", "grit agent run"])
 
     def is_renewed() -> bool:
         return certificates.renew_at(path.read_bytes()) > certificates.renew_at(

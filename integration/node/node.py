@@ -325,13 +325,18 @@ def _pod_network(connection: Connection) -> dict[str, object]:
     return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, {"type": "loopback"}]}
 
 
+def _files(directory: Path) -> list[Path]:
+    """What is below it, in order; pods may be going meanwhile, which os.walk bears."""
+    return sorted(Path(place, name) for place, _, names in os.walk(directory) for name in names)
+
+
 def logs(root: Path) -> list[str]:
     """The ends of all logs of the node at *root* that may tell why something failed."""
     found = sorted((root / "var/log").glob("*.log"))
     for below in ("var/log/grit", "var/log/pods"):
-        found += sorted(path for path in (root / below).rglob("*") if path.is_file())
+        found += _files(root / below)
     for below in ("mnt/grit-agent", "run/containerd", "run/grit", "var/lib/grit"):
-        found += sorted((root / below).rglob("*.log"))
+        found += [path for path in _files(root / below) if path.suffix == ".log"]
     parts = []
     for path in found:
         with suppress(OSError), path.open("rb") as file:

@@ -56,7 +56,8 @@ def test_a_pod_is_taken_carried_and_restored_by_agents(nodes: Nodes, run_pod: Ru
     annotations = (("grit.dev/restore-name", "carried"),)
     target = run_pod(nodes.b, workload.counter_pod("from-agent", annotations=annotations))
     workload.assert_goes_on_from(target, len(carried.splitlines()), node=nodes.b)
-    (there,) = json.loads(nodes.b.run(["grit", "agent", "status", "--json"]).stdout)
+    jobs = json.loads(nodes.b.run(["grit", "agent", "status", "--json"]).stdout)
+    (there,) = [job for job in jobs if job["name"] == "carried"]
     assert (there["kind"], there["state"], there["url"]) == (
         *("prepare", "done"),
         "peer://node-a:9465",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -64,6 +65,15 @@ def serving(kubernetes: Cluster, pem: bytes) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGTERM)  # with what has entered the namespaces
 
 
+def apply_once_served(kubernetes: Cluster, one: dict[str, Any]) -> None:
+    """Have the object be there, as soon as a manager that was started answers."""
+    words, text = ("apply", "-f", "-"), json.dumps(one)
+    until(
+        "it is taken",
+        lambda: kubernetes.kubectl(*words, input=text, check=False).returncode == 0,
+    )
+
+
 def test_a_webhook_s_certificate_that_has_ended_stops_no_pod_and_a_manager_has_another(
     kubernetes: Cluster, manager: Manager, ca: tuple[bytes, bytes], name: str
 ) -> None:
@@ -75,12 +85,7 @@ def test_a_webhook_s_certificate_that_has_ended_stops_no_pod_and_a_manager_has_a
             assert "certificate has expired" in said
     finally:
         manager.start()
-    taken = json.dumps(made("Checkpoint", name, podName=pod))
-    words = ["apply", "-f", "-"]
-    until(
-        "it is taken",
-        lambda: kubernetes.kubectl(*words, input=taken, check=False).returncode == 0,
-    )
+    apply_once_served(kubernetes, made("Checkpoint", name, podName=pod))
     status = grit.ended(kubernetes, "checkpoint", name, CHECKPOINTED)
     assert status["phase"] == CHECKPOINTED, status
 
@@ -96,7 +101,7 @@ def test_an_agent_s_certificate_that_has_ended_is_the_reason_and_a_new_one_the_w
     path.write_bytes(certificates.sign(own.public_key(), (node.name,), *ca, ENDED))
     manager.start()
     try:
-        kubernetes.apply(made("Checkpoint", name, podName=pod))
+        apply_once_served(kubernetes, made("Checkpoint", name, podName=pod))
         status = grit.ended(kubernetes, "checkpoint", name, CHECKPOINTED)
     finally:
         node.run(["pkill", "-KILL", "-f", "grit agent run"])

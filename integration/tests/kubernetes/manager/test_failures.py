@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from grit_runtime.manager.api import SUBMITTED, SUCCEEDED
 from integration.kubernetes import grit, pods
-from integration.kubernetes.cluster import NODES
 from integration.kubernetes.objects import (
     assert_goes_on,
     assert_runs_on,
-    cordoned,
     living,
     made,
     reached,
@@ -64,9 +63,20 @@ def test_a_target_that_cannot_restore_gives_the_pod_back(
     assert left == [pod]
 
 
+@contextmanager
+def full(kubernetes: Cluster, name: str) -> Iterator[None]:
+    """While the block runs, no pod may be made."""
+    meta, spec = {"name": name}, {"hard": {"pods": "0"}}
+    kubernetes.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": spec})
+    try:
+        yield
+    finally:
+        kubernetes.kubectl("delete", "resourcequota", name)
+
+
 def test_a_pod_that_is_not_replaced_in_time_runs_on(kubernetes: Cluster, name: str) -> None:
     pod = started(kubernetes, pods.deployment(pods.counter(name)))
-    with cordoned(kubernetes, *NODES):
+    with full(kubernetes, name):
         spec = {"podName": pod, "autoMigration": True, "timeoutSeconds": 15}
         kubernetes.apply(made("Checkpoint", name, **spec))
         status = grit.ended(kubernetes, "checkpoint", name, SUBMITTED)

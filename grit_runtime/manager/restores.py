@@ -13,6 +13,7 @@ from grit_runtime.errors import (
     NotFoundError,
     NotRestoredError,
     PodDiffersError,
+    SecondLifeError,
     UnavailableError,
     of_reason,
 )
@@ -41,7 +42,14 @@ UNUSED_S = 20.0
 _LOOK_S, _LOOK_SELDOM_S = 2.0, 30.0
 
 _SEALED_PHASES = (api.CHECKPOINTED, api.SUBMITTING, api.SUBMITTED)
-_PASSING = (NotArrivedError, ArrivalFailedError, NotFoundError, UnavailableError)
+# After these kubelet tries again: what is on its way may come, a pod that runs may be ending.
+_PASSING = (
+    NotArrivedError,
+    ArrivalFailedError,
+    NotFoundError,
+    SecondLifeError,
+    UnavailableError,
+)
 
 
 class Source(NamedTuple):

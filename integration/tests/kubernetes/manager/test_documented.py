@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from integration.kubernetes import grit, pods
-from integration.kubernetes.objects import assert_goes_on, living, started, until
+from integration.kubernetes.objects import (
+    assert_counts_on,
+    assert_goes_on,
+    living,
+    started,
+    until,
+)
 from integration.node import volume
 
 TYPE_CHECKING = False
@@ -105,7 +111,8 @@ def test_a_deleted_pods_replacement_starts_from_its_checkpoint(
     kubernetes.kubectl("delete", "pod", "falcon7b-tuning-cp4kz", "--wait=false")
     (new,) = until("there is another", lambda: living(kubernetes, "app=falcon7b-tuning"))
     assert new["metadata"]["annotations"]["grit.dev/checkpoint"].endswith("/default/demo")
-    assert_goes_on(kubernetes, new["metadata"]["name"])
+    # On the node of the deleted one kubelet has to try again until that has ended.
+    assert_counts_on(kubernetes, new["metadata"]["name"])
     restore = grit.ended(kubernetes, "restore", "demo", "Restored")
     assert (restore["phase"], restore["targetPod"]) == ("Restored", new["metadata"]["name"])
 

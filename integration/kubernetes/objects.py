@@ -143,7 +143,7 @@ def assert_one_goes_on(
     """What a Migration of *source* has ended in: its target goes on, or the source runs on, and
     nothing else with that label is left."""
     if status["phase"] == "Succeeded":
-        assert_goes_on(kubernetes, status["targetPod"])
+        assert_counts_on(kubernetes, status["targetPod"])
     else:
         assert f"pod default/{source} runs on" in status["message"], status
         assert_runs_on(kubernetes, source)

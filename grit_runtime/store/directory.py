@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
+_LATELY_S = 600.0
+
+
 class Directory:
     pack_bytes = 64 << 20  # each costs syncs of a file and of a directory
 
@@ -68,8 +71,12 @@ class Directory:
         return [found for found in self._files(prefix) if not _is_unfinished(found)]
 
     def remove_unfinished(self) -> None:
-        for found in self._files(""):
-            if _is_unfinished(found):
+        files = self._files("")
+        newest_s = max((found.written_s for found in files), default=0.0)
+        for found in files:
+            # A lock is written by whoever does not know yet that we are alone.
+            is_lock = found.name.startswith("locks/")
+            if _is_unfinished(found) and not (is_lock and newest_s - found.written_s < _LATELY_S):
                 self.remove(found.name)
 
     def _files(self, prefix: str) -> list[Stored]:

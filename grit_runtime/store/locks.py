@@ -41,7 +41,8 @@ def shared(store: Backend, purpose: str) -> Iterator[None]:
     deadline = time.monotonic() + _WAIT_S
     while True:
         with _held(store, _SHARED, purpose) as name:
-            others = [other for other in _living(store, name) if _ALONE in other]
+            living, _ = _others(store, name)
+            others = [other for other in living if _ALONE in other]
             if not others:
                 yield
                 return
@@ -70,11 +71,11 @@ def shared_if_writable(store: Backend, purpose: str) -> Iterator[None]:
 def alone(store: Backend, purpose: str) -> Iterator[None]:
     """Keep everybody else out while the block runs; StoreBusyError if somebody is there."""
     with _held(store, _ALONE, purpose) as name:
-        for other in _living(store, name):
+        living, dead = _others(store, name)
+        for other in living:
             raise StoreBusyError(_busy(store, other))
-        for dead in store.listed(_PREFIX):
-            if dead.name != name:
-                store.remove(dead.name)
+        for other in dead:
+            store.remove(other)
         yield
 
 
@@ -107,13 +108,16 @@ def _held(store: Backend, kind: str, purpose: str) -> Iterator[str]:
         store.remove(name)
 
 
-def _living(store: Backend, own: str) -> list[str]:
-    """The names of the locks, besides our *own*, whose holders live."""
+def _others(store: Backend, own: str) -> tuple[list[str], list[str]]:
+    """The names of the locks, besides our *own*, whose holders live, and of those that do not."""
     locks = store.listed(_PREFIX)
     now_s = next(lock.written_s for lock in locks if lock.name == own)
-    return [
-        lock.name for lock in locks if lock.name != own and now_s - lock.written_s < _DEAD_AFTER_S
-    ]
+    living: list[str] = []
+    dead: list[str] = []
+    for lock in locks:
+        if lock.name != own:
+            (living if now_s - lock.written_s < _DEAD_AFTER_S else dead).append(lock.name)
+    return living, dead
 
 
 def _busy(store: Backend, name: str) -> str:

@@ -203,7 +203,7 @@ def test_a_status_that_means_nothing_is_refused(server: Cluster) -> None:
     ("short", "headings"),
     [
         ("rt", "NAME CHECKPOINT RESTORATIONPOD NODENAME PHASE DURATION AGE"),
-        ("mig", "NAME POD PHASE FROM TO NEWPOD SIZE DURATION AGE"),
+        ("mig", "NAME POD PHASE FROM TO NEWPOD SIZE DOWNTIME DURATION AGE"),
         ("cksched", "NAME POD INTERVAL CRON LAST NEXT AGE"),
     ],
 )

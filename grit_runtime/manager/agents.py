@@ -123,27 +123,21 @@ class Agents:
 
     async def any(self) -> Agent:
         """An agent that is ready. UnavailableError if none is."""
-        pods = await self._cluster.every(kube.PODS, self._access.namespace, labels=LABEL)
-        for pod in pods:
-            if _is_ready(pod):
-                return self._of(pod)
-        raise UnavailableError(
-            f"no node has an agent that is ready; look at the pods of namespace "
-            f"{self._access.namespace}"
-        )
+        return await self._first("no node has an agent that is ready")
 
     async def at(self, node: str) -> Agent:
         """The agent of *node*. UnavailableError if it has none that is ready."""
-        pods = await self._cluster.every(
-            kube.PODS, self._access.namespace, labels=LABEL, fields=f"spec.nodeName={node}"
+        return await self._first(
+            f"node {node} has no agent that is ready", fields=f"spec.nodeName={node}"
         )
-        for pod in pods:
+
+    async def _first(self, none: str, *, fields: str = "") -> Agent:
+        namespace = self._access.namespace
+        for pod in await self._cluster.every(kube.PODS, namespace, labels=LABEL, fields=fields):
             if _is_ready(pod):
                 return self._of(pod)
-        raise UnavailableError(
-            f"node {node} has no agent that is ready; look at the pods of namespace "
-            f"{self._access.namespace} there"
-        )
+        where = f"the pods of namespace {namespace}{' there' if fields else ''}"
+        raise UnavailableError(f"{none}; look at {where}")
 
     def _of(self, pod: Object) -> Agent:
         (container,) = pod["spec"]["containers"]

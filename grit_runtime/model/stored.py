@@ -16,6 +16,8 @@ Message = TypeVar("Message", store_pb2.Index, store_pb2.Contents, store_pb2.Head
 VERSION = 1
 CHUNK_BYTES = 4 << 20  # as the pieces of a manifest's digests are
 DIGEST_BYTES = 32
+LOCKS = "locks/"
+LOCK_LIVES_S = 600.0  # from when it was last written; its holder has died if it is older
 
 _MAX_FILE_BYTES = 1 << 42
 _MAX_PATH_BYTES = 4096

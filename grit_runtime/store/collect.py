@@ -7,6 +7,7 @@ half there; the next collection finishes it. Nobody reads or writes meanwhile, b
 from __future__ import annotations
 
 from grit_runtime.errors import GritError, NotFoundError
+from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import catalog, locks
 
@@ -72,7 +73,7 @@ def _expired(store: Backend, entries: list[Entry], kept: Kept) -> list[Entry]:
     if kept == Kept():
         return []
     by_pod: dict[tuple[str, str], list[Entry]] = {}
-    now_s = max((lock.written_s for lock in store.listed("locks/")), default=0.0)
+    now_s = max((lock.written_s for lock in store.listed(stored.LOCKS)), default=0.0)
     for entry in entries:
         try:
             pod = catalog.read_header(store, entry).pod

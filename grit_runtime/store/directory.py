@@ -16,6 +16,7 @@ from grit_runtime.errors import NoStoreError, NotFoundError
 from grit_runtime.files import confine, fdcopy, room
 from grit_runtime.host import process
 from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.model import stored
 from grit_runtime.store.listed import Stored
 
 TYPE_CHECKING = False
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-
-
-_LATELY_S = 600.0
 
 
 class Directory:
@@ -72,11 +70,11 @@ class Directory:
 
     def remove_unfinished(self) -> None:
         files = self._files("")
-        newest_s = max((found.written_s for found in files), default=0.0)
+        dead_s = max((found.written_s for found in files), default=0.0) - stored.LOCK_LIVES_S
         for found in files:
             # A lock is written by whoever does not know yet that we are alone.
-            is_lock = found.name.startswith("locks/")
-            if _is_unfinished(found) and not (is_lock and newest_s - found.written_s < _LATELY_S):
+            is_lock = found.name.startswith(stored.LOCKS) and found.written_s > dead_s
+            if _is_unfinished(found) and not is_lock:
                 self.remove(found.name)
 
     def _files(self, prefix: str) -> list[Stored]:

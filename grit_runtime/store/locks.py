@@ -16,6 +16,7 @@ from threading import Event, Thread
 from grit_runtime import log
 from grit_runtime.errors import RoomError, StoreBusyError
 from grit_runtime.host import process
+from grit_runtime.model import stored
 from grit_runtime.store import backend
 
 TYPE_CHECKING = False
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 
     from grit_runtime.store.backend import Backend
 
-_PREFIX = "locks/"
 _SHARED, _ALONE = "shared", "alone"
 _RENEW_EVERY_S = 60.0
-_DEAD_AFTER_S = 600.0
 _WAIT_S = 120.0
 _LOOK_EVERY_S = 0.5
 
@@ -82,7 +81,7 @@ def alone(store: Backend, purpose: str) -> Iterator[None]:
 @contextmanager
 def _held(store: Backend, kind: str, purpose: str) -> Iterator[str]:
     """A lock, renewed while the block runs; its name."""
-    name = f"{_PREFIX}{kind}-{process.new_token()}"
+    name = f"{stored.LOCKS}{kind}-{process.new_token()}"
     text = json.dumps({"node": os.uname().nodename, "pid": os.getpid(), "purpose": purpose})
     ended = Event()
 
@@ -110,13 +109,13 @@ def _held(store: Backend, kind: str, purpose: str) -> Iterator[str]:
 
 def _others(store: Backend, own: str) -> tuple[list[str], list[str]]:
     """The names of the locks, besides our *own*, whose holders live, and of those that do not."""
-    locks = store.listed(_PREFIX)
+    locks = store.listed(stored.LOCKS)
     now_s = next(lock.written_s for lock in locks if lock.name == own)
     living: list[str] = []
     dead: list[str] = []
     for lock in locks:
         if lock.name != own:
-            (living if now_s - lock.written_s < _DEAD_AFTER_S else dead).append(lock.name)
+            (living if now_s - lock.written_s < stored.LOCK_LIVES_S else dead).append(lock.name)
     return living, dead
 
 

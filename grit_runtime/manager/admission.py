@@ -161,24 +161,11 @@ class Admission:
         owner = pods.owner(pod)
         if owner is None:
             return Answer()
-        digest = pod_template.digest(pod)
-        found = []
         labels = f"{pods.OWNER}={owner['uid']}"
-        for one in await self._cluster.every(kube.CHECKPOINTS, namespace, labels=labels):
-            checkpoint = api.read(api.Checkpoint, one)
-            now = checkpoint.status
-            if (
-                now.phase == api.CHECKPOINTED
-                and checkpoint.metadata.name not in taken
-                and now.pod_spec_hash == digest
-                and not checkpoint.is_part
-                and await self._is_gone(namespace, now.pod_name, now.pod_uid)
-                and await self._is_reached(checkpoint)
-            ):
-                found.append(checkpoint)
-        if not found:
+        there = await self._cluster.every(kube.CHECKPOINTS, namespace, labels=labels)
+        newest = await self._newest(_finished(there, pod_template.digest(pod), taken))
+        if newest is None:
             return Answer()
-        newest = max(found, key=lambda one: one.status.completion_time)
         restore = api.Restore(
             api.Metadata(name=newest.metadata.name, namespace=namespace),
             api.RestoreSpec(newest.metadata.name, owner_ref=None),
@@ -197,6 +184,16 @@ class Admission:
             }
             await self._cluster.create(kube.RESTORES, made)
         return Answer(patch)
+
+    async def _newest(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
+        """The first, newest, that a pod could go on from: its source is gone."""
+        for checkpoint in checkpoints:
+            now, namespace = checkpoint.status, checkpoint.metadata.namespace
+            if await self._is_gone(namespace, now.pod_name, now.pod_uid) and (
+                await self._is_reached(checkpoint)
+            ):
+                return checkpoint
+        return None
 
     async def _is_gone(self, namespace: str, name: str, uid: str) -> bool:
         pod = await self._cluster.find(kube.PODS, namespace, name)
@@ -359,6 +356,19 @@ def _waiting(there: list[Object], pod: Object) -> list[Restore]:
         if is_owners or (spec.selector is not None and selects(spec.selector, labels)):
             found.append(restore)
     return sorted(found, key=lambda one: one.metadata.creation_timestamp)
+
+
+def _finished(there: list[Object], digest: str, taken: set[str | None]) -> list[Checkpoint]:
+    """Those of pods like the one with that digest which have no Restore yet, newest first."""
+    found = []
+    for one in there:
+        now = one.get("status") or {}
+        is_alike = (now.get("phase"), now.get("podSpecHash")) == (api.CHECKPOINTED, digest)
+        if is_alike and one["metadata"]["name"] not in taken:
+            checkpoint = api.read(api.Checkpoint, one)
+            if not checkpoint.is_part:
+                found.append(checkpoint)
+    return sorted(found, key=lambda one: one.status.completion_time, reverse=True)
 
 
 def refusal(error: GritError) -> Answer:

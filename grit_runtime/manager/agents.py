@@ -113,13 +113,15 @@ class Agents:
         self._cluster = cluster
         self._access = access
         self._connections = Connections(access)
+        self._ready: dict[str, Agent] = {}
 
     async def watched(self) -> AsyncIterator[dict[str, Agent]]:
         """All agents that are ready, by their pods' uids: now, and whenever that changes."""
         namespace = self._access.namespace
         async for pods in self._cluster.watched(kube.PODS, namespace, labels=LABEL):
             ready = [pod for pod in pods.values() if _is_ready(pod)]
-            yield {pod["metadata"]["uid"]: self._of(pod) for pod in ready}
+            self._ready = {pod["metadata"]["uid"]: self._of(pod) for pod in ready}
+            yield self._ready
 
     async def any(self) -> Agent:
         """An agent that is ready. UnavailableError if none is."""
@@ -127,6 +129,10 @@ class Agents:
 
     async def at(self, node: str) -> Agent:
         """The agent of *node*. UnavailableError if it has none that is ready."""
+        for agent in self._ready.values():
+            if agent.node == node:
+                return agent
+        # What is watched is behind, or nothing is.
         return await self._first(
             f"node {node} has no agent that is ready", fields=f"spec.nodeName={node}"
         )

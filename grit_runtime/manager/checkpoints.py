@@ -34,21 +34,21 @@ _OPEN = ("", api.CREATED, api.PENDING, api.CHECKPOINTING)  # nothing is sealed y
 _TELL_EVERY_S = 2.0
 
 
-async def run(world: World, namespace: str, name: str) -> None:
-    """Bring the Checkpoint to its end, from where it is."""
+async def run(world: World, namespace: str, name: str) -> Object:
+    """Bring the Checkpoint to its end, from where it is: its status then."""
     found = await world.cluster.find(kube.CHECKPOINTS, namespace, name)
     if found is None:
-        return
+        return {}
     status = Status(world.cluster, kube.CHECKPOINTS, found)
     if status.phase in ENDED:  # whoever has called knew an older one
-        return
+        return {}
     try:
         checkpoint = api.read(api.Checkpoint, found)
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
         if status.phase in _OPEN:
             await _advance_in_time(world, checkpoint, status, limit_s)
         if not checkpoint.spec.auto_migration:
-            return
+            return status.now
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
         await moves.submit(world, checkpoint, status, limit_s)
     except GritError as error:
@@ -58,10 +58,11 @@ async def run(world: World, namespace: str, name: str) -> None:
             await _let_run(world, namespace, name, status.now)
         await carriers.closed(world.cluster, namespace, found["metadata"]["uid"])
         await status.fail(error)
-        return
+        return status.now
     # What fails from here on is tried again: another pod has taken the source's place.
     await moves.commit(world, namespace, status.now["podName"], status.now["podUID"])
     await status.finish(api.SUBMITTED)
+    return status.now
 
 
 async def _advance_in_time(

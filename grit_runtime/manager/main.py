@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any
 
-    Run = Callable[[World, str, str], Awaitable[None]]
+    Run = Callable[[World, str, str], Awaitable[object]]
 
 FINALIZER = "manager.grit.dev/finalizer"
 AT_ONCE = 500  # objects of a kind that are worked on: a Migration waits for its Checkpoint
@@ -192,32 +192,27 @@ def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:
 
 
 def _daemon(
-    world: World, told: metrics.Metrics, kind: str, run_one: Run, ended: tuple[str, ...]
+    world: World,
+    told: metrics.Metrics,
+    kind: str,
+    run_one: Callable[[World, str, str], Awaitable[kube.Object]],
+    ended: tuple[str, ...],
 ) -> Callable[..., Awaitable[None]]:
-    resource = kube.OF_KIND[kind]
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def work(name: str, namespace: str, meta: Any, status: Any, **_: object) -> None:
-        before, has_returned = status.get("phase"), False
-
-        async def tell() -> None:
-            phase = reason = ""
-            try:
-                now = (await world.cluster.find(resource, namespace, name)) or {}
-                found = now.get("status") or {}
-                if found.get("phase") != before and (has_returned or found.get("phase") in ended):
-                    phase, reason = found["phase"], found.get("reason", "")
-            finally:
-                begun = datetime.fromisoformat(meta["creationTimestamp"])
-                told.ended(kind, phase, reason, (datetime.now(UTC) - begun).total_seconds())
-
+        before, now = status.get("phase"), {}
         told.begun(kind)
         try:
             async with slots:
-                await run_one(world, namespace, name)
-            has_returned = True
+                now = await run_one(world, namespace, name)
         finally:
-            await asyncio.shield(tell())  # kopf cancels who has written an object's end
+            if not now and status.get("phase") in ended:  # kopf has seen the end, and cancels
+                now = status
+            has_ended = now.get("phase") != before
+            phase, reason = (now["phase"], now.get("reason", "")) if has_ended else ("", "")
+            begun = datetime.fromisoformat(meta["creationTimestamp"])
+            told.ended(kind, phase, reason, (datetime.now(UTC) - begun).total_seconds())
 
     return work
 

@@ -35,25 +35,26 @@ _RECORDS_S = 5.0  # for both nodes to tell theirs
 _FORGET_S = 120.0  # after which a Migration goes, whatever its nodes say
 
 
-async def run(world: World, namespace: str, name: str) -> None:
-    """Bring the Migration to its end, from where it is."""
+async def run(world: World, namespace: str, name: str) -> Object:
+    """Bring the Migration to its end, from where it is: its status then."""
     found = await world.cluster.find(kube.MIGRATIONS, namespace, name)
     if found is None:
-        return
+        return {}
     status = Status(world.cluster, kube.MIGRATIONS, found)
     if status.phase in ENDED:  # whoever has called knew an older one
-        return
+        return {}
     try:
         migration = api.read(api.Migration, found)
         if status.phase != api.VERIFIED:
             await _verified_in_time(world, migration, found, status)
     except GritError as error:
         await _undo(world, found, status, error)
-        return
+        return status.now
     # What fails from here on is tried again: the target has taken the source's place.
     now = status.now
     await moves.commit(world, namespace, now["sourcePod"], now["sourcePodUID"])
     await status.finish(api.SUCCEEDED, downtimeSeconds=await _downtime(world, namespace, now))
+    return status.now
 
 
 async def _verified_in_time(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
@@ -16,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from grit_runtime.manager.agents import Agents
+    from grit_runtime.manager.agents import Agent, Agents
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.placement import Node
     from grit_runtime.model.compatibility import Facts
@@ -25,6 +26,7 @@ FACTS = "manager.grit.dev/facts"  # an annotation of a node
 LABELS = ("grit.dev/criu", "grit.dev/driver", "grit.dev/gpu-model")
 
 _ASK_EVERY_S = 240.0  # a watch is renewed as often, more or less
+_AT_ONCE = 20  # agents that are asked
 _VALUE_LIMIT = 63
 _TOLD_LIMIT = 1000
 
@@ -61,17 +63,24 @@ class Nodes:
 async def keep_noted(agents: Agents, cluster: Cluster) -> None:
     """Ask agents about their nodes as soon as they are there, and now and then; note it there."""
     asked_s: dict[str, float] = {}
-    async for nodes in agents.watched():
-        asked_s = {uid: moment for uid, moment in asked_s.items() if uid in nodes}
-        for uid, agent in nodes.items():
-            if time.monotonic() - asked_s.get(uid, -_ASK_EVERY_S) < _ASK_EVERY_S:
-                continue
-            try:
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def ask(uid: str, agent: Agent) -> None:
+        try:
+            async with slots:
                 reply = await agent.ask("Facts", agent_pb2.FactsRequest(), agent_pb2.FactsReply)
                 await _note(cluster, agent.node, reply.facts)
-                asked_s[uid] = time.monotonic()
-            except GritError as error:
-                log.warning("facts are not known", node=agent.node, reason=one_line(error))
+        except GritError as error:
+            log.warning("facts are not known", node=agent.node, reason=one_line(error))
+            asked_s.pop(uid, None)
+
+    async with asyncio.TaskGroup() as tasks:
+        async for nodes in agents.watched():  # which must not wait for an agent
+            asked_s = {uid: moment for uid, moment in asked_s.items() if uid in nodes}
+            for uid, agent in nodes.items():
+                if time.monotonic() - asked_s.get(uid, -_ASK_EVERY_S) >= _ASK_EVERY_S:
+                    asked_s[uid] = time.monotonic()
+                    tasks.create_task(ask(uid, agent))
 
 
 async def _note(cluster: Cluster, name: str, facts: str) -> None:

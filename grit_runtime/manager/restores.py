@@ -64,14 +64,14 @@ class Source(NamedTuple):
     template: Object  # the pod that it was taken of
 
 
-async def run(world: World, namespace: str, name: str) -> None:
-    """Bring the Restore to its end, from where it is."""
+async def run(world: World, namespace: str, name: str) -> Object:
+    """Bring the Restore to its end, from where it is: its status then."""
     found = await world.cluster.find(kube.RESTORES, namespace, name)
     if found is None:
-        return
+        return {}
     status = Status(world.cluster, kube.RESTORES, found)
     if status.phase in ENDED:  # whoever has called knew an older one
-        return
+        return {}
     try:
         restore = api.read(api.Restore, found)
         limit_s = patience.left_s(restore.spec.timeout_seconds, found)
@@ -83,6 +83,7 @@ async def run(world: World, namespace: str, name: str) -> None:
         await _fail(world, found, status, error)
     except GritError as error:
         await _fail(world, found, status, error)
+    return status.now
 
 
 async def _fail(world: World, found: Object, status: Status, error: GritError) -> None:

@@ -77,10 +77,12 @@ class Status:
     async def enter(self, phase: str, message: str = "", **told: object) -> None:
         """Begin *phase*; what the one before it has taken is noted."""
         why = _REASONS[self._object["kind"]][phase]
-        if not self.phase:
+        is_first = not self.phase
+        if is_first:
             told["startTime"] = _seconds(_now())
         await self._write(phase, why, message, told)
-        self._tell("Normal", why, f"is {phase}")
+        if not is_first:  # that it is there tells nothing
+            self._tell("Normal", why, f"is {phase}")
 
     async def finish(self, phase: str, **told: object) -> None:
         """Come to the good end *phase*."""

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from grit_runtime.model.arrival import Arrival
     from grit_runtime.restore.attempts import Request
 
-_ANNOUNCED_S = 10.0  # a controller sees where the pod is when kubelet does, and asks for it then
+# A controller sees where the pod is when kubelet does, and asks for the checkpoint then; one that
+# takes over from another has waited for the other's Lease (15 s).
+_ANNOUNCED_S = 30.0
 _NAMESPACE = re.compile(r"/proc/(\d+)/ns/\w+")
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     class Writing(Protocol):
         """An object that is being written."""
 
-        def write(self, data: bytes | memoryview) -> None: ...
+        def write(self, data: bytes | memoryview) -> int:
+            """How many bytes, of this and earlier calls, have gone to the medium meanwhile."""
 
     class Backend(Protocol):
         """Every method may be called from any thread, blocks, and raises OSError for the medium."""

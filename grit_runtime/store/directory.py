@@ -13,7 +13,8 @@ import weakref
 from contextlib import contextmanager
 
 from grit_runtime.errors import NoStoreError, NotFoundError
-from grit_runtime.files import confine, fdcopy, room
+from grit_runtime.files import confine, room
+from grit_runtime.files.direct import DirectFile
 from grit_runtime.host import process
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import stored
@@ -136,26 +137,25 @@ class _File:
         self._name = name
         self._temporary = f".{name}.{process.new_token()}"
         self._fd = -1
-        self._offset = 0
 
     def __enter__(self) -> Self:
         try:
             self._fd = confine.open_beneath(self._parent_fd, self._temporary, _NEW)
+            self._file = DirectFile(self._fd)
         except BaseException:
             os.close(self._parent_fd)
             raise
         return self
 
-    def write(self, data: bytes | memoryview) -> None:
-        fdcopy.write_out(self._fd, data, self._offset)
-        self._offset += len(data)
+    def write(self, data: bytes | memoryview) -> int:
+        return self._file.write(data)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with closing_fd(self._parent_fd) as parent_fd:
             try:
-                with closing_fd(self._fd) as fd:
+                with closing_fd(self._fd):
                     if kind is None:
-                        os.fsync(fd)
+                        self._file.sync()
                 if kind is None:
                     os.rename(
                         self._temporary, self._name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _UNCOMPRESSED = 0
+_FIRST = 1  # until the store has taken something
 _WEIGHT = 0.2  # of what is newly measured
 _MIB = 1 << 20
-_OTHER_S = 0.0015  # what reading, hashing and writing a MiB take of a core besides
+_OTHER_S = 0.0006  # what reading, hashing and writing a MiB take of a core besides
 
 
 class Cost(NamedTuple):
@@ -26,8 +27,14 @@ class Cost(NamedTuple):
     left: float  # of it
 
 
-# What it is on pages of processes, until it is measured here.
-GUESSED = {1: Cost(0.0015, 0.40), 3: Cost(0.003, 0.37), 9: Cost(0.015, 0.33)}
+# What it is on pages of processes, until it is measured here. The least of them does little more
+# than leave out zeros, which takes no longer than to write them.
+GUESSED = {
+    -1000: Cost(0.0002, 0.55),
+    1: Cost(0.0015, 0.40),
+    3: Cost(0.003, 0.37),
+    9: Cost(0.015, 0.33),
+}
 
 
 def best(costs: Mapping[int, Cost], *, cores: int, store_mib_per_s: float) -> int:
@@ -35,12 +42,12 @@ def best(costs: Mapping[int, Cost], *, cores: int, store_mib_per_s: float) -> in
 
     All cores are at work, and the store takes no more than it does.
     """
+    costs = {_UNCOMPRESSED: Cost(0.0, 1.0), **costs}
     rates = {
         level: min(cores / (cost.seconds + _OTHER_S), store_mib_per_s / cost.left)
         for level, cost in costs.items()
     }
-    rates[_UNCOMPRESSED] = min(cores / _OTHER_S, store_mib_per_s)
-    return max(rates, key=lambda level: (rates[level], -level))
+    return max(rates, key=lambda level: (rates[level], -costs[level].seconds))
 
 
 class Levels:
@@ -56,10 +63,10 @@ class Levels:
         self._busy_s = 0.0
 
     def best(self) -> int:
-        """zstd's level, or 0 not to compress; 1 until the store has taken something."""
+        """zstd's level, or 0 not to compress."""
         with self._lock:
             if not self._written_mib:
-                return 1
+                return _FIRST
             rate = self._written_mib / self._busy_s
             return best(self._costs, cores=self._cores, store_mib_per_s=rate)
 
@@ -73,8 +80,8 @@ class Levels:
             )
 
     @contextmanager
-    def writing(self, durable_bytes: int = 0) -> Iterator[None]:
-        """Note how long the store takes until so much is in it; writes at a time count once."""
+    def writing(self) -> Iterator[None]:
+        """Note how long the store is at work; writes at a time count once."""
         with self._lock:
             if self._writing == 0:
                 self._busy_since = time.monotonic()
@@ -87,4 +94,8 @@ class Levels:
                 self._busy_s += now - self._busy_since
                 self._busy_since = now
                 self._writing -= 1
-                self._written_mib += durable_bytes / _MIB
+
+    def taken(self, size_bytes: int) -> None:
+        """Note what is in the store, and in no memory on the way there."""
+        with self._lock:
+            self._written_mib += size_bytes / _MIB

@@ -127,8 +127,9 @@ class _Object:
     def __enter__(self) -> Self:
         return self
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> int:
         self._data.write(data)
+        return 0
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:

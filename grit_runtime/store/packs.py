@@ -39,6 +39,7 @@ class OpenPack:
         self._key = key
         self._levels = levels
         self._chunks: list[Chunk] = []
+        self._taken_bytes = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -52,9 +53,9 @@ class OpenPack:
     ) -> None:
         if kind is None and self._chunks:
             self._write_contents()
-        # What is written is in memory until now, the kernel's or ours: only the end tells the rate.
-        with self._levels.writing(self.size_bytes):
+        with self._levels.writing():
             self._stack.__exit__(kind, error, trace)
+        self._levels.taken(self.size_bytes - self._taken_bytes)
 
     def add(self, data: memoryview, digest: bytes, pack: int) -> Chunk:
         """Write a chunk, in the *pack* of that number in the index."""
@@ -67,8 +68,9 @@ class OpenPack:
         head, payload = records.encode(packed, digest, key=self._key, bound_to=digest)
         chunk = Chunk(pack, self.size_bytes, len(head) + len(payload), digest)
         with self._levels.writing():
-            self._file.write(head)
-            self._file.write(payload)
+            taken_bytes = self._file.write(head) + self._file.write(payload)
+        self._levels.taken(taken_bytes)
+        self._taken_bytes += taken_bytes
         self._chunks.append(chunk)
         self.size_bytes += chunk.record_bytes
         return chunk

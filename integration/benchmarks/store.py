@@ -1,7 +1,7 @@
 """Checkpoints into stores and back: grit beside cp, rclone and a plain copy over a network.
 
 Both sides read what is in the page cache, as a checkpoint that has just been taken is, and end
-when all is on the disk.
+when all is on the disk. A push leaves its packs there alone: before a pull they are read once.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ def pull(_bench: Bench, name: str) -> Row:
     with disk() as root:
         path = checkpoint(root / "a", noise, SIZE_MIB)
         Commands(root / "a").run("push", NAME, str(root / "store"))
+        subprocess.run(["tar", "-C", root / "store", "-cf", "/dev/zero", "."], check=True)
         grit = Commands(root / "b")
         times = paired(
             lambda: grit.run("pull", NAME, str(root / "store")),

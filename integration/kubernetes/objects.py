@@ -123,6 +123,9 @@ def assert_counts_on(kubernetes: Cluster, pod: str, *container: str) -> None:
     """The pod goes on from another's count, however often kubelet has tried that."""
     words = [f"--container={name}" for name in container]
     kubernetes.wait("--for=condition=Ready", f"pod/{pod}")
+    stamp = kubernetes.pod_log(pod, "--timestamps", *words).partition(" ")[0]
+    created = kubernetes.get("pod", pod)["metadata"]["creationTimestamp"]
+    assert stamp[:19] < created[:19], "the log begins in this pod: it was started, not restored"
     first, *_, last = (int(line) for line in kubernetes.pod_log(pod, *words).split())
     kubernetes.wait_for_log(pod, str(max(last + 20, 40)), *words)
     logged = [int(line) for line in kubernetes.pod_log(pod, *words).split()]

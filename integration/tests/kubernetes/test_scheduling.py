@@ -156,50 +156,53 @@ def test_the_scheduler_takes_a_node_just_where_none_is_refused(
     assert there == [name if name in able else "" for name in NODES]
 
 
-TEMPLATE = {
-    "metadata": {"labels": {"app": "trainer"}},
-    "spec": {
-        "terminationGracePeriodSeconds": 0,
-        "containers": [
-            {
-                "name": "trainer",
-                "image": "trainer:1",
-                "env": [{"name": "LR", "value": "0.2"}],
-                "ports": [{"containerPort": 80}],
-                "resources": {"limits": {"memory": "1Gi"}},
-                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-            }
-        ],
-        "volumes": [{"name": "data", "emptyDir": {}}],
-    },
-}
+def template(name: str) -> dict[str, Any]:
+    """Of the pods of an owner of that name."""
+    container = {
+        "name": "trainer",
+        "image": "trainer:1",
+        "env": [{"name": "LR", "value": "0.2"}],
+        "ports": [{"containerPort": 80}],
+        "resources": {"limits": {"memory": "1Gi"}},
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    return {
+        "metadata": {"labels": {"app": name}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+        },
+    }
 
 
 def pods_of(cluster: Cluster, kind: str, name: str) -> list[dict[str, Any]]:
     """Both pods of a set of two."""
-    selector = {"matchLabels": TEMPLATE["metadata"]["labels"]}  # type: ignore[index]
-    spec = {"replicas": 2, "selector": selector, "template": TEMPLATE}
+    pods = template(name)
+    selector = {"matchLabels": pods["metadata"]["labels"]}
+    spec = {"replicas": 2, "selector": selector, "template": pods}
     if kind == "StatefulSet":
         spec |= {"serviceName": name, "podManagementPolicy": "Parallel"}
     cluster.apply({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+    of_it = ("pods", "-l", f"app={name}")
     two = "jsonpath={.items[1].metadata.name}"
-    cluster.plane.wait_until("it has two pods", "get", "pods", "-l", "app=trainer", "-o", two)
-    found: list[dict[str, Any]] = cluster.get("pods", "-l", "app=trainer")["items"]
+    cluster.plane.wait_until("it has two pods", "get", *of_it, "-o", two)
+    found: list[dict[str, Any]] = cluster.get(*of_it)["items"]
     cluster.kubectl("delete", kind, name, "--wait=false")
-    cluster.kubectl("delete", "pods", "-l", "app=trainer", "--force", "--grace-period=0")
+    cluster.kubectl("delete", *of_it, "--force", "--grace-period=0")
     return found
 
 
 def test_the_pods_of_one_template_differ_in_nothing(control_plane: Cluster) -> None:
-    one, other = pods_of(control_plane, "Deployment", "trainers")
+    one, other = pods_of(control_plane, "Deployment", "deployed")
     assert one["metadata"]["name"] != other["metadata"]["name"]
     assert pod_template.differences(one, other) == []
     # Nor does a pod in the making, which has no defaults and no token yet.
-    lines = pod_template.differences(TEMPLATE, one)
+    lines = pod_template.differences(template("deployed"), one)
     assert [line for line in lines if "serviceaccount" not in line] == []
 
 
 def test_the_pods_of_a_stateful_set_have_a_state_each(control_plane: Cluster) -> None:
-    one, other = pods_of(control_plane, "StatefulSet", "trainers")
+    one, other = pods_of(control_plane, "StatefulSet", "numbered")
     (line,) = pod_template.differences(one, other)
-    assert line.startswith("labels[statefulset.kubernetes.io/pod-name]: 'trainers-")
+    assert line.startswith("labels[statefulset.kubernetes.io/pod-name]: 'numbered-")

@@ -53,7 +53,7 @@ def name(
 @pytest.fixture
 def alone(kubernetes: Cluster) -> None:
     """Nothing of an earlier test is left."""
-    until("nothing is left", lambda: not kubernetes.get("pods,migrations")["items"])
+    until("nothing is left", lambda: not kubernetes.get(KINDS)["items"])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from grit_runtime.manager import names
 from integration.kubernetes import pods
 from integration.kubernetes.objects import until
@@ -21,6 +23,7 @@ def renewed(kubernetes: Cluster) -> str:
     return str(lease["spec"]["renewTime"])
 
 
+@pytest.mark.usefixtures("alone")
 def test_pods_that_are_of_no_concern_cost_no_request(kubernetes: Cluster, manager: Manager) -> None:
     before = manager.requests()
     made = [pods.pending(f"pending-{number}") for number in range(PODS)]

@@ -116,9 +116,7 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     registry = kopf.OperatorRegistry()
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = FINALIZER
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
-        prefix="manager.grit.dev"
-    )
+    settings.persistence.diffbase_storage = _NoDifferences()
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
         prefix="manager.grit.dev"
     )
@@ -142,6 +140,19 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     _keep_schedules(registry, world)
     _watch_nodes(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """What an object was before is of no concern: it is not noted at each."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def store(self, **_: Any) -> None:
+        pass
 
 
 async def _log_in(**told: Any) -> kopf.AiohttpSession | None:

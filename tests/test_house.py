@@ -212,6 +212,7 @@ USED_BY_OTHERS = {
         *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
         "ultimate_exiting_timeout",
     },
+    "called by kopf": {"build"},
     "read by tarfile": {"linkname"},
     "keeps a task alive": {"_sending"},
 }

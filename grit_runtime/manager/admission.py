@@ -172,17 +172,10 @@ class Admission:
         )
         patch = self._patch(pod, restore, newest)
         if not is_dry:
-            made = {
-                "apiVersion": api.API_VERSION,
-                "kind": "Restore",
-                "metadata": {
-                    "name": restore.metadata.name,
-                    "namespace": namespace,
-                    "annotations": {targets.SELECTED: "true"},
-                },
-                "spec": {"checkpointName": newest.metadata.name, "ownerRef": owner},
-            }
-            await self._cluster.create(kube.RESTORES, made)
+            name, annotations = restore.metadata.name, {targets.SELECTED: "true"}
+            meta = {"name": name, "namespace": namespace, "annotations": annotations}
+            spec = {"checkpointName": newest.metadata.name, "ownerRef": owner}
+            await self._cluster.create(kube.RESTORES, api.made("Restore", meta, spec))
         return Answer(patch)
 
     async def _newest(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:

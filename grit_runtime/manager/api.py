@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from grit_runtime.manager import fields
+from grit_runtime.manager import fields, names
 from grit_runtime.model.selectors import LabelSelector
 from grit_runtime.startup.named import NamedTuple
 
@@ -364,6 +364,16 @@ def read(kind: type[Record], body: Mapping[str, Any]) -> Record:
     where = f"{kind.__name__} {metadata.get('namespace')}/{metadata.get('name')}"
     found: Record = fields.read(kind, dict(body), where)
     return found
+
+
+def made(kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """An object as the manager makes one, which it looks after from its beginning."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"finalizers": [names.FINALIZER], **metadata},
+        "spec": spec,
+    }
 
 
 def reference(kind: str, metadata: Metadata) -> dict[str, Any]:

@@ -66,16 +66,8 @@ async def move(cluster: Cluster, pod: Object, timeout_s: int) -> str:
     if tried and tried[-1].status.phase != api.FAILED:
         return tried[-1].metadata.name
     name = _name(pod, len(tried) + 1)
-    made = {
-        "apiVersion": api.API_VERSION,
-        "kind": "Migration",
-        "metadata": {"name": name, "namespace": meta["namespace"]},
-        "spec": {
-            "podName": meta["name"],
-            "sourcePodUID": meta["uid"],
-            "timeoutSeconds": timeout_s,
-        },
-    }
+    spec = {"podName": meta["name"], "sourcePodUID": meta["uid"], "timeoutSeconds": timeout_s}
+    made = api.made("Migration", {"name": name, "namespace": meta["namespace"]}, spec)
     with suppress(AlreadyExistsError):  # it was evicted twice at once
         await cluster.create(kube.MIGRATIONS, made)
     return name

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     Run = Callable[[World, str, str], Awaitable[object]]
 
-FINALIZER = "manager.grit.dev/finalizer"
 AT_ONCE = 500  # objects of a kind that are worked on: a Migration waits for its Checkpoint
 
 _RETRY_S = 2.0
@@ -115,7 +114,7 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     """Run the controllers, each object by a task of its own."""
     registry = kopf.OperatorRegistry()
     settings = kopf.OperatorSettings()
-    settings.persistence.finalizer = FINALIZER
+    settings.persistence.finalizer = names.FINALIZER
     settings.persistence.diffbase_storage = _NoDifferences()
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
         prefix="manager.grit.dev"

@@ -130,17 +130,12 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
         }
         if migration.spec.storage:
             spec["storage"] = fields.plain(migration.spec.storage)
-        made = {
-            "apiVersion": api.API_VERSION,
-            "kind": "Checkpoint",
-            "metadata": {
-                "name": meta.name,
-                "namespace": meta.namespace,
-                "ownerReferences": [api.reference("Migration", migration.metadata)],
-            },
-            "spec": spec,
+        own = {
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "ownerReferences": [api.reference("Migration", meta)],
         }
-        await world.cluster.create(kube.CHECKPOINTS, made)
+        await world.cluster.create(kube.CHECKPOINTS, api.made("Checkpoint", own, spec))
     elif meta.uid not in {one["uid"] for one in there["metadata"].get("ownerReferences") or ()}:
         raise AlreadyExistsError(
             f"Checkpoint {meta.namespace}/{meta.name} is none of this Migration's: give it another "

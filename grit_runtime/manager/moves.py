@@ -232,9 +232,8 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
         meta["ownerReferences"] = [move.parent]
     found = await world.cluster.find(kube.RESTORES, move.namespace, name)
     if found is None:
-        made = {"apiVersion": api.API_VERSION, "kind": "Restore", "metadata": meta, "spec": spec}
         try:
-            found = await world.cluster.create(kube.RESTORES, made)
+            found = await world.cluster.create(kube.RESTORES, api.made("Restore", meta, spec))
         except AlreadyExistsError:  # the webhook was quicker
             found = await world.cluster.get(kube.RESTORES, move.namespace, name)
     restore = api.read(api.Restore, found)

@@ -4,6 +4,8 @@ NAMESPACE = "grit-system"
 MANAGER = "grit-manager"  # its Deployment, ServiceAccount, Service, Lease, roles and webhooks
 AGENT = "grit-agent"  # the DaemonSet and its ServiceAccount, and the audience of tokens for it
 
+FINALIZER = "manager.grit.dev/finalizer"
+
 CERTIFICATES = (
     "grit-manager-certificates"  # the Secret: the CAs' keys and the webhooks' certificate
 )

@@ -131,16 +131,12 @@ def made(planned: CheckpointSchedule, pod: Object, why: str) -> Object:
     if spec.storage:
         wanted["storage"] = fields.plain(spec.storage)
     parts = (pod["metadata"]["name"][:120], meta.name[:80], why)
-    return {
-        "apiVersion": api.API_VERSION,
-        "kind": "Checkpoint",
-        "metadata": {
-            "name": "-".join(part.rstrip("-.") for part in parts),
-            "namespace": meta.namespace,
-            "labels": {retention.SCHEDULE: meta.uid},
-        },
-        "spec": wanted,
+    own = {
+        "name": "-".join(part.rstrip("-.") for part in parts),
+        "namespace": meta.namespace,
+        "labels": {retention.SCHEDULE: meta.uid},
     }
+    return api.made("Checkpoint", own, wanted)
 
 
 def means(planned: CheckpointSchedule, pod: Object) -> bool:

@@ -37,7 +37,10 @@ OLDER = RUNTIME_CONFIG / "kubernetes-older"
 TIMEOUT_S = 90
 STOP_S = 30  # as kubelet gives it
 
-_NOT_HERE = {("Deployment", names.MANAGER), ("PodDisruptionBudget", names.MANAGER)}
+_NOT_HERE = {
+    ("Deployment", names.MANAGER),
+    ("PodDisruptionBudget", names.MANAGER),  # policy/v1 is of 1.21
+}
 _FACTS = "manager.grit.dev/facts"
 
 

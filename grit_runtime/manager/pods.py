@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RUNTIME_CLASS = "grit"
 OWNER = "manager.grit.dev/owner"  # a label of a Checkpoint: the uid of what owns its pod
-DETACHED = "manager.grit.dev/detached"  # of a source: the label that its owner knew it by
+DETACHED = "manager.grit.dev/detached"  # of a source: the labels that its owner knew it by
 RESTORE_NAME = "grit.dev/restore-name"
 CHECKPOINT = "grit.dev/checkpoint"
 MANIFEST_DIGEST = "grit.dev/manifest-digest"
@@ -32,8 +32,12 @@ TCP = "grit.dev/tcp"
 
 AFFINITY = "manager.grit.dev/affinity"  # of a restored pod: its own, before it was narrowed
 
-# What an owner selects its pods by, and no other owner's.
-_OWNER_LABELS = {"ReplicaSet": "pod-template-hash", "Job": "controller-uid"}
+# What an owner selects its pods by, and no other owner's. Jobs select by the first of theirs until
+# 1.26, and by the second since (pkg/registry/batch/job/strategy.go generateSelector).
+_OWNER_LABELS = {
+    "ReplicaSet": ("pod-template-hash",),
+    "Job": ("controller-uid", "batch.kubernetes.io/controller-uid"),
+}
 _OWN_ANNOTATIONS = (RESTORE_NAME, CHECKPOINT, MANIFEST_DIGEST, ON_FAILURE, AFFINITY)
 
 
@@ -174,21 +178,9 @@ def can_detach(pod: Object) -> bool:
 
 async def detach(cluster: Cluster, pod: Object) -> None:
     """Have the owner let go of *pod* and make another in its place. Harmless if it has."""
-    reference = owner(pod)
-    assert reference is not None  # noqa: S101  can_detach
-    label = _OWNER_LABELS[reference["kind"]]
-    meta = pod["metadata"]
-    value = (meta.get("labels") or {}).get(label)
-    if value is None:
-        return
-    patch = {
-        "metadata": {
-            "uid": meta["uid"],
-            "labels": {label: None},
-            "annotations": {DETACHED: f"{label}={value}"},
-        }
-    }
-    await cluster.patch(kube.PODS, meta["namespace"], meta["name"], patch)
+    if patch := detaching(pod):
+        meta = pod["metadata"]
+        await cluster.patch(kube.PODS, meta["namespace"], meta["name"], patch)
 
 
 async def attach(cluster: Cluster, namespace: str, name: str, uid: str) -> None:
@@ -196,9 +188,32 @@ async def attach(cluster: Cluster, namespace: str, name: str, uid: str) -> None:
     pod = await cluster.find(kube.PODS, namespace, name)
     if pod is None or pod["metadata"]["uid"] != uid:
         return
-    detached = (pod["metadata"].get("annotations") or {}).get(DETACHED)
-    if detached is None:
-        return
-    label, _, value = detached.partition("=")
-    patch = {"metadata": {"uid": uid, "labels": {label: value}, "annotations": {DETACHED: None}}}
-    await cluster.patch(kube.PODS, namespace, name, patch)
+    if patch := attaching(pod):
+        await cluster.patch(kube.PODS, namespace, name, patch)
+
+
+def detaching(pod: Object) -> Object | None:
+    """The patch that has the owner let go of *pod*; None if it has. Pure, as `attaching` is."""
+    reference, meta = owner(pod), pod["metadata"]
+    assert reference is not None  # noqa: S101  can_detach
+    labels = meta.get("labels") or {}
+    known = {name: labels[name] for name in _OWNER_LABELS[reference["kind"]] if name in labels}
+    if not known:
+        return None
+    kept = ",".join(f"{name}={value}" for name, value in known.items())
+    return _patch(pod, dict.fromkeys(known), kept)
+
+
+def attaching(pod: Object) -> Object | None:
+    """The patch that gives *pod* back to its owner; None if it is not detached."""
+    kept = (pod["metadata"].get("annotations") or {}).get(DETACHED)
+    if kept is None:
+        return None
+    return _patch(pod, dict(one.split("=") for one in kept.split(",")), None)
+
+
+def _patch(pod: Object, labels: dict[str, str | None], kept: str | None) -> Object:
+    annotations = {DETACHED: kept}
+    return {
+        "metadata": {"uid": pod["metadata"]["uid"], "labels": labels, "annotations": annotations}
+    }

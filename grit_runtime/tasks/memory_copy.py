@@ -155,6 +155,8 @@ class Follower:
                     if file.path not in fds:
                         fd = _open_new(file.path, to_disk=self._is_to_disk)
                         fds[file.path] = stack.enter_context(closing_fd(fd))
+                    # What lies within a file may be written from all threads at a time.
+                    os.ftruncate(fds[file.path], file.size_bytes)
                     self._forget(file.path)
                     begun[file.path] = file
                     left[file.path] = deque(_pieces(0, file, fds[file.path]))

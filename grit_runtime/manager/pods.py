@@ -172,15 +172,13 @@ def _is_token(volume: Object, spec: Object) -> bool:
 
 def can_detach(pod: Object) -> bool:
     """Whether its owner lets go of the pod, and makes another, without its being deleted."""
-    reference = owner(pod)
-    return reference is not None and reference["kind"] in _OWNER_LABELS
+    return bool(_owner_labels(pod))
 
 
 async def detach(cluster: Cluster, pod: Object) -> None:
     """Have the owner let go of *pod* and make another in its place. Harmless if it has."""
-    if patch := detaching(pod):
-        meta = pod["metadata"]
-        await cluster.patch(kube.PODS, meta["namespace"], meta["name"], patch)
+    meta = pod["metadata"]
+    await cluster.patch(kube.PODS, meta["namespace"], meta["name"], detaching(pod))
 
 
 async def attach(cluster: Cluster, namespace: str, name: str, uid: str) -> None:
@@ -192,14 +190,9 @@ async def attach(cluster: Cluster, namespace: str, name: str, uid: str) -> None:
         await cluster.patch(kube.PODS, namespace, name, patch)
 
 
-def detaching(pod: Object) -> Object | None:
-    """The patch that has the owner let go of *pod*; None if it has. Pure, as `attaching` is."""
-    reference, meta = owner(pod), pod["metadata"]
-    assert reference is not None  # noqa: S101  can_detach
-    labels = meta.get("labels") or {}
-    known = {name: labels[name] for name in _OWNER_LABELS[reference["kind"]] if name in labels}
-    if not known:
-        return None
+def detaching(pod: Object) -> Object:
+    """The patch that has the owner let go of *pod*. Pure, as `attaching` is."""
+    known = _owner_labels(pod)
     kept = ",".join(f"{name}={value}" for name, value in known.items())
     return _patch(pod, dict.fromkeys(known), kept)
 
@@ -210,6 +203,13 @@ def attaching(pod: Object) -> Object | None:
     if kept is None:
         return None
     return _patch(pod, dict(one.split("=") for one in kept.split(",")), None)
+
+
+def _owner_labels(pod: Object) -> dict[str, str]:
+    """The labels that the owner alone selects by; none if it has let go, or selects by others."""
+    labels = pod["metadata"].get("labels") or {}
+    names = _OWNER_LABELS.get((owner(pod) or {}).get("kind", ""), ())
+    return {name: labels[name] for name in names if name in labels}
 
 
 def _patch(pod: Object, labels: dict[str, str | None], kept: str | None) -> Object:

@@ -57,6 +57,11 @@ def deployment(pod: dict[str, Any]) -> dict[str, Any]:
     return _owner("apps/v1", "Deployment", pod, selector=_selector(pod))
 
 
+def replica_set(pod: dict[str, Any]) -> dict[str, Any]:
+    """A ReplicaSet of one such *pod*, by the same name, and of no Deployment."""
+    return _owner("apps/v1", "ReplicaSet", pod, selector=_selector(pod))
+
+
 def stateful_set(pod: dict[str, Any]) -> dict[str, Any]:
     """A StatefulSet of one such *pod*, by the same name."""
     return _owner("apps/v1", "StatefulSet", pod, selector=_selector(pod), serviceName="none")

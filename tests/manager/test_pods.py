@@ -40,12 +40,20 @@ def test_a_detached_pod_has_none_of_its_owners_labels_until_it_is_given_back(
     kind: str, labels: dict[str, str]
 ) -> None:
     pod = owned(kind, **labels)
-    patch = pods.detaching(pod)
-    assert patch is not None
-    detached = patched(pod, patch)
+    assert pods.can_detach(pod)
+    detached = patched(pod, pods.detaching(pod))
     assert detached["metadata"]["labels"] == {"app": "trainer"}
-    assert pods.detaching(detached) is None
+    assert not pods.can_detach(detached)
     back = pods.attaching(detached)
     assert back is not None
     assert patched(detached, back)["metadata"]["labels"] == pod["metadata"]["labels"]
     assert pods.attaching(patched(detached, back)) is None
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [owned("StatefulSet"), owned("ReplicaSet"), owned("Job"), {"metadata": {"uid": "pod"}}],
+    ids=["StatefulSet", "ReplicaSet without a Deployment", "Job of its own selector", "no owner"],
+)
+def test_a_pod_that_its_owner_knows_otherwise_cannot_be_detached(pod: dict[str, Any]) -> None:
+    assert not pods.can_detach(pod)

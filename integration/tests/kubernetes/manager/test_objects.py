@@ -45,7 +45,7 @@ def test_a_pod_moves_again_by_a_migration_of_the_same_name(kubernetes: Cluster, 
     assert len(set(nodes)) == 2
 
 
-@pytest.mark.parametrize("kind", ["deployment", "job"])
+@pytest.mark.parametrize("kind", ["deployment", "replica_set", "job"])
 def test_an_owners_pod_moves_and_the_owner_has_one_pod(
     kubernetes: Cluster, name: str, kind: str
 ) -> None:

@@ -201,9 +201,11 @@ def test_older_servers_get_all_but_what_they_refuse() -> None:
         version = f"{patch['target']['group']}/{patch['target']['version']}"
         assert target["apiVersion"] == version
         for step in yaml.safe_load((OLDER / patch["path"]).read_text()):
+            *parents, last = step["path"][1:].split("/")
             at: Any = target
-            for word in step["path"][1:].split("/"):
-                at = at[int(word) if word.isdigit() else word]  # KeyError: nothing to take away
+            for word in parents:
+                at = at[int(word) if word.isdigit() else word]
+            assert (last in at) == (step["op"] == "remove")  # nothing to take away, or lost
     patched = [patch["target"]["name"] for patch in overlay["patchesJson6902"]]
     assert {f"{plural}.{api.GROUP}" for plural in PLURALS} <= set(patched)
 

@@ -85,7 +85,7 @@ async def _advance(world: World, migration: Migration, status: Status) -> None:
         await moves.place(world, move)
         await status.enter(api.RESTORING)
     if status.phase == api.RESTORING:
-        now = await moves.restored(world, move)
+        now = await moves.placed_and_restored(world, move, migration.spec.timeout_seconds)
         await status.enter(
             api.VERIFIED,
             targetNode=now["nodeName"],

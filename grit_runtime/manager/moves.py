@@ -15,6 +15,7 @@ from grit_runtime.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     GritError,
+    NoNodeError,
     NotRestoredError,
     UnavailableError,
     of_reason,
@@ -27,6 +28,7 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from grit_runtime.manager.api import Checkpoint, Restore
@@ -43,6 +45,7 @@ _REFUSED_OWNERS = {
 }
 _GRACE_S = 1  # a frozen pod does not hear that it is to end
 _HELD = "; the source is held still: "
+_PLACED_S = 120.0  # for a node to have room for the new pod
 _ENDS_S = 60.0  # for kubelet to end a pod, and to say so
 
 
@@ -105,8 +108,23 @@ async def replace(world: World, move: Move) -> None:
     await _delete_source(world, move, grace_s=0)
 
 
-async def restored(world: World, move: Move, name: str = "") -> Object:
-    """The status of the Restore, once its pod is verified. The error that it has failed with."""
+async def placed_and_restored(world: World, move: Move, limit_s: float | None) -> Object:
+    """As `restored`; NoNodeError if the new pod is on no node in time, unless *limit_s* says how
+    long all may take: the source stands still meanwhile."""
+    try:
+        async with asyncio.timeout(_PLACED_S if limit_s is None else None) as waiting:
+            return await restored(world, move, placed=lambda: waiting.reschedule(None))
+    except TimeoutError:
+        raise NoNodeError(await _unplaced(world, move)) from None
+
+
+async def restored(
+    world: World, move: Move, name: str = "", *, placed: Callable[[], None] = lambda: None
+) -> Object:
+    """The status of the Restore, once its pod is verified. The error that it has failed with.
+
+    It tells when the pod is *placed*, perhaps more than once.
+    """
     name = name or move.name
     async for found in world.cluster.followed(kube.RESTORES, move.namespace, name):
         if name not in found:
@@ -114,6 +132,8 @@ async def restored(world: World, move: Move, name: str = "") -> Object:
         now: Object = found[name].get("status") or {}
         if now.get("phase") == api.RESTORED:
             return now
+        if now.get("phase") == api.RESTORING:
+            placed()
         if now.get("phase") == api.FAILED:
             raise of_reason(now.get("reason", ""))(now.get("message", ""))
     raise AssertionError  # a watch has no end
@@ -197,7 +217,7 @@ async def submit(
     try:
         async with asyncio.timeout(limit_s):
             await place(world, move)
-            await restored(world, move)
+            await placed_and_restored(world, move, limit_s)
     except (GritError, TimeoutError) as error:
         await status.confirm()
         if isinstance(error, TimeoutError):
@@ -264,6 +284,13 @@ async def _asked(world: World, move: Move, restore: Restore) -> Object:
     pod["metadata"] |= {"annotations": asking.annotations, "labels": asking.labels}
     pod["spec"]["affinity"] = asking.affinity
     return pod
+
+
+async def _unplaced(world: World, move: Move) -> str:
+    """Why there is no new pod on a node, as far as that is known."""
+    told = [pods.unscheduled(target) for target in await _targets(world, move)]
+    why = next((text for text in told if text), "its owner has made no other pod")
+    return f"no node has taken the new pod for {_PLACED_S:g} s (timeoutSeconds): {why}"
 
 
 async def _is_there(world: World, move: Move) -> bool:

@@ -43,16 +43,19 @@ class Nodes:
         async for nodes in self._cluster.watched(kube.NODES, ""):
             self._known = [placement.node(body, _noted(body)) for body in nodes.values()]
 
-    def that_can(self, pod_spec: Object, needs: dict[str, Any], without: str = "") -> list[str]:
+    def that_can(
+        self, pod_spec: Object, needs: dict[str, Any], *, only: str = "", without: str = ""
+    ) -> list[str]:
         """The nodes that the pod could go on at from a checkpoint with these *needs*.
 
-        NoNodeError if there is none *without* the node of that name, with what each lacks.
+        *only* the node of that name is looked at, if one is named, and never the one it has to do
+        *without*. NoNodeError if there is none, with what each lacks.
         """
         wanted = compatibility.parse_facts(json.dumps(needs).encode(), "needs")
         refusals = {
             node.name: placement.refusals(node, pod_spec, wanted)
             for node in self._known
-            if node.name != without
+            if node.name != without and only in ("", node.name)
         }
         if names := sorted(name for name, reasons in refusals.items() if not reasons):
             return names

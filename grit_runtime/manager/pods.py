@@ -100,6 +100,13 @@ def is_ending(pod: Object) -> bool:
     return "deletionTimestamp" in pod["metadata"]
 
 
+def unscheduled(pod: Object) -> str:
+    """Why the scheduler has put the pod on no node; "" if that is not known."""
+    conditions = pod.get("status", {}).get("conditions") or ()
+    told = {one["type"]: one.get("message", "") for one in conditions if one["status"] == "False"}
+    return str(told.get("PodScheduled", ""))
+
+
 def owner(pod: Object) -> dict[str, Any] | None:
     """The reference to the pod's controller."""
     references = pod["metadata"].get("ownerReferences") or ()

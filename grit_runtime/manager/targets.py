@@ -50,8 +50,12 @@ def asking(
         annotations[pods.ON_FAILURE] = "cold-start"
     labels = {**(pod["metadata"].get("labels") or {}), LABEL: label(restore.metadata.name)}
     places = restore.metadata.annotations
-    only, without = places.get(NODE), places.get(NOT_NODE, "")
-    able = [only] if only else nodes.that_can(pod["spec"], checkpoint.status.needs, without)
+    only, without = places.get(NODE, ""), places.get(NOT_NODE, "")
+    if only == checkpoint.status.node_name:  # where it came from it can be, whatever holds now
+        able = [only]
+    else:
+        needs = checkpoint.status.needs
+        able = nodes.that_can(pod["spec"], needs, only=only, without=without)
     chosen = placement.chosen(able, restore.metadata.name)
     return Asking(annotations, labels, placement.affinity(pod["spec"], chosen))
 

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from grit_runtime.agent import identity
+from integration.node import images
 from integration.node.node import RUNTIME_CONFIG
 
 TYPE_CHECKING = False
@@ -29,10 +31,27 @@ NAMESPACE = "grit-system"
 EVERYTHING = {"apiGroups": ["kaito.sh"], "resources": ["checkpoints"], "verbs": ["*"]}
 TIMEOUT_S = 60
 CHECKPOINTS = Path("/mnt/grit-agent/default")
-MANIFEST = RUNTIME_CONFIG / "kubernetes/agent.yaml"
+OLDER = RUNTIME_CONFIG / "kubernetes-older"
 
 _REQUESTS = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 _CALLER = Path(__file__).with_name("agent_caller.py")
+
+
+def objects(cluster: Cluster) -> list[dict[str, Any]]:
+    """What installs the agents, without a manager."""
+    rendered = yaml.safe_load_all(cluster.kubectl("kustomize", OLDER).stdout)
+    names = (NAMESPACE, "grit-agent")
+    return [here(one) for one in rendered if one["metadata"]["name"] in names]
+
+
+def here(one: dict[str, Any]) -> dict[str, Any]:
+    """An object as it is applied here, where there is another image for the agents' pods."""
+    if one["kind"] == "DaemonSet":
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        container["image"] = images.BUSYBOX
+        # This machine's root may not have it.
+        container["securityContext"]["capabilities"]["add"].remove("SYS_RESOURCE")
+    return one
 
 
 class Answer(NamedTuple):

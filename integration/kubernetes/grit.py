@@ -20,9 +20,7 @@ from grit_runtime.host import procfs
 from grit_runtime.manager import names
 from integration.kubernetes import agents, control_plane
 from integration.kubernetes.control_plane import AUDIT
-from integration.node import images
 from integration.node.network import ROUTER
-from integration.node.node import RUNTIME_CONFIG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from integration.kubernetes.cluster import Cluster
 
-OLDER = RUNTIME_CONFIG / "kubernetes-older"
 TIMEOUT_S = 90
 STOP_S = 30  # as kubelet gives it
 
@@ -124,7 +121,7 @@ def installed(cluster: Cluster, log: Path) -> Iterator[Manager]:
     """While the block runs, the cluster has grit; the manager's log is in the file *log*."""
     objects = [
         changed
-        for one in yaml.safe_load_all(cluster.kubectl("kustomize", OLDER).stdout)
+        for one in yaml.safe_load_all(cluster.kubectl("kustomize", agents.OLDER).stdout)
         if (changed := _here(one))
     ]
     first = ("Namespace", "CustomResourceDefinition")
@@ -147,12 +144,7 @@ def _here(one: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if (one["kind"], name) == ("Service", names.MANAGER):
         del one["spec"]["selector"]
-    if one["kind"] == "DaemonSet":
-        (container,) = one["spec"]["template"]["spec"]["containers"]
-        container["image"] = images.BUSYBOX
-        # This machine's root may not have it.
-        container["securityContext"]["capabilities"]["add"].remove("SYS_RESOURCE")
-    return one
+    return agents.here(one)
 
 
 def _endpoints() -> dict[str, Any]:

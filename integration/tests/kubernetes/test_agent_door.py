@@ -123,7 +123,7 @@ def running(
 @pytest.fixture(scope="module")
 def signer(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
     """The agents' manifest is applied, their node exists, and somebody can sign for them."""
-    control_plane.kubectl("apply", "-f", agents.MANIFEST)
+    control_plane.apply(*agents.objects(control_plane))
     account = ["serviceaccount", "-n", "grit-system", "grit-agent"]
     waited_for(lambda: control_plane.kubectl("get", *account, check=False).returncode == 0)
     # A pod of a node that does not exist is deleted soon, and its token is worth nothing then.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -23,15 +21,6 @@ if TYPE_CHECKING:
     from integration.kubernetes.cluster import Cluster
 
 API_PORT = 9466
-IMAGE = "busybox:1.37"
-CAP_SYS_RESOURCE = 24
-SYS_RESOURCE = f"{' ' * 16}- SYS_RESOURCE\n"
-
-
-def _has(capability: int) -> bool:
-    """Whether root has it on this machine, which may be confined itself."""
-    (line,) = re.findall(r"^CapBnd:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return bool(int(line, 16) >> capability & 1)
 
 
 class Caller(NamedTuple):
@@ -71,13 +60,8 @@ class Caller(NamedTuple):
 
 @pytest.fixture(scope="module")
 def caller(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Caller:
-    """The agents' manifest is applied as it is, but for the image, and they have certificates."""
-    manifest = agents.MANIFEST.read_text()
-    assert IMAGE in manifest
-    if not _has(CAP_SYS_RESOURCE):
-        assert SYS_RESOURCE in manifest
-        manifest = manifest.replace(SYS_RESOURCE, "")
-    kubernetes.kubectl("apply", "-f", "-", input=manifest.replace(IMAGE, images.BUSYBOX))
+    """The agents are there, as they are installed, and have certificates."""
+    kubernetes.apply(*agents.objects(kubernetes))
     signer = agents.Signer(kubernetes, tmp_path_factory.mktemp("ca"))
     for _ in kubernetes.nodes:
         signer.sign(signer.next())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from grit_runtime import certificates
+from grit_runtime.agent import service
 from integration.documents import documented
 from integration.fakes import fake_gpu
 from integration.node.node import READY, START_TIMEOUT_S
@@ -36,6 +37,13 @@ OLD_RUNC = """\
 [ "$1" != --version ] || { echo "runc version 1.0.3"; exit; }
 exec /usr/sbin/runc "$@"
 """
+
+
+@pytest.fixture(autouse=True)
+def without_agents(nodes: Nodes) -> None:
+    """No earlier test's agent is left, nor its certificate."""
+    for node in nodes:
+        node.run(["rm", "-rf", str(agents.DIRECTORY), service.SOCKET])
 
 
 def doctor(node: Node, *options: str) -> dict[str, dict[str, str]]:
@@ -280,8 +288,6 @@ def test_doctor_names_what_is_broken_and_nothing_else(nodes: Nodes, how: str) ->
 def test_a_whole_node_has_nothing_broken_and_a_container_goes_there_and_back(nodes: Nodes) -> None:
     with agents.running(nodes):
         found = doctor(nodes.a, "--live", "--peer", "peer://node-b")
-    for node in nodes:
-        node.run(["rm", "-rf", str(agents.DIRECTORY)])
     assert verdicts(found, "broken") == {}
     looked_at = {"dump and restore", "reached peers", "agent", "certificate", "handler", "criu"}
     assert looked_at <= verdicts(found, "ok").keys()

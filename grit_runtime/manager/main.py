@@ -219,10 +219,10 @@ def _daemon(
         finally:
             if not now and status.get("phase") in ended:  # kopf has seen the end, and cancels
                 now = status
-            has_ended = now.get("phase") != before
-            phase, reason = (now["phase"], now.get("reason", "")) if has_ended else ("", "")
+            phase = now.get("phase", "")
             begun = datetime.fromisoformat(meta["creationTimestamp"])
-            told.ended(kind, phase, reason, (datetime.now(UTC) - begun).total_seconds())
+            took_s = (datetime.now(UTC) - begun).total_seconds()
+            told.ended(kind, "" if phase == before else phase, now.get("reason", ""), took_s)
 
     return work
 

@@ -41,6 +41,15 @@ def counter(
     }
 
 
+def wanting(pod: dict[str, Any], cpu: str, priority_class: str = "") -> dict[str, Any]:
+    """The *pod*, with a request for so much."""
+    (container,) = pod["spec"]["containers"]
+    container["resources"] = {"requests": {"cpu": cpu}}
+    if priority_class:
+        pod["spec"]["priorityClassName"] = priority_class
+    return pod
+
+
 def pending(name: str) -> dict[str, Any]:
     """A pod that no scheduler ever puts on a node."""
     container = {"name": "main", "image": images.BUSYBOX}

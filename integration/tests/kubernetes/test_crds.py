@@ -115,7 +115,7 @@ def test_samples_are_taken(server: Cluster, file: Path) -> None:
         ({"after": "later"}, '"running", "frozen", "stopped"'),
         ({"volumeClaim": {}}, "spec.volumeClaim.claimName: Required value"),
         ({"storage": {"url": "nowhere"}}, "spec.storage.url: Invalid value"),
-        ({"capture": ["data"]}, "spec.capture"),
+        ({"capture": ["data"]}, "spec.capture: Invalid value"),
         ({"retention": {"maxAge": "soon"}}, "spec.retention.maxAge: Invalid value"),
         ({"retention": {"maxAge": "0h0s"}}, "spec.retention.maxAge: Invalid value"),
         ({"timeoutSeconds": 0}, "spec.timeoutSeconds: Invalid value"),

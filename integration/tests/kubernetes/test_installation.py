@@ -29,13 +29,20 @@ CHECKPOINT = {
 @pytest.fixture(scope="module")
 def installed(control_plane: Cluster) -> Iterator[Cluster]:
     """It, with no node that could run a manager."""
-    done = control_plane.kubectl("apply", "-k", OLDER, check=False)
-    # Kubernetes 1.20 has no PodDisruptionBudget of policy/v1; its kubectl may know that already.
-    (refused,) = done.stderr.splitlines()
-    assert refused.startswith(("Error from server (NotFound)", "error: unable to recognize"))
+    all_but_the_budget(control_plane, "apply")
     control_plane.wait("--for=condition=Established", "crd/checkpoints.kaito.sh")
     yield control_plane
-    control_plane.kubectl("delete", "--wait=true", "-k", OLDER, check=False, timeout_s=120)
+    all_but_the_budget(control_plane, "delete", "--wait=true")
+
+
+def all_but_the_budget(cluster: Cluster, *words: str) -> None:
+    """Have kubectl do that to all objects but the PodDisruptionBudget.
+
+    Kubernetes 1.20 has none of policy/v1, which its kubectl may know already.
+    """
+    done = cluster.kubectl(*words, "-k", OLDER, check=False, timeout_s=120)
+    (refused,) = done.stderr.splitlines()
+    assert refused.startswith(("Error from server (NotFound)", "error: unable to recognize"))
 
 
 def may(cluster: Cluster, user: str, verb: str, what: str, namespace: str = "default") -> bool:

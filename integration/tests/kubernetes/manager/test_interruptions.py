@@ -43,15 +43,6 @@ with urlopen(Request(url, body, headers), context=ssl._create_unverified_context
 pytestmark = pytest.mark.usefixtures("manager", "alone")
 
 
-def wanting(pod: dict[str, Any], cpu: str, priority_class: str = "") -> dict[str, Any]:
-    """The *pod*, with a request for so much."""
-    (container,) = pod["spec"]["containers"]
-    container["resources"] = {"requests": {"cpu": cpu}}
-    if priority_class:
-        pod["spec"]["priorityClassName"] = priority_class
-    return pod
-
-
 def assert_goes_on_from(kubernetes: Cluster, checkpoint: dict[str, Any], pod: str) -> None:
     """The pod goes on, and from that checkpoint."""
     status = grit.ended(kubernetes, "restore", checkpoint["metadata"]["name"], RESTORED)
@@ -73,11 +64,11 @@ def test_a_pod_that_is_preempted_goes_on_when_there_is_room_again(
         },
     )
     with cordoned(kubernetes, TARGET):
-        victim = started(kubernetes, pods.deployment(wanting(pods.counter(name), most)))
+        victim = started(kubernetes, pods.deployment(pods.wanting(pods.counter(name), most)))
         selector = {"matchLabels": {"app": name}}
         schedule = made("CheckpointSchedule", name, selector=selector, triggers=["Preemption"])
         kubernetes.apply(schedule)
-        urgent = wanting(pods.counter(f"{name}-urgent"), most, f"{name}-urgent")
+        urgent = pods.wanting(pods.counter(f"{name}-urgent"), most, f"{name}-urgent")
         kubernetes.apply(urgent)
         kubernetes.wait("--for=delete", f"pod/{victim}", timeout_s=RETRY_S)
         (kept,) = taken(kubernetes, name)

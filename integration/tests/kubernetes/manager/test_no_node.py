@@ -20,8 +20,6 @@ from integration.kubernetes.objects import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from integration.kubernetes.cluster import Cluster
 
 WHY = "no node can take the pod"
@@ -57,21 +55,14 @@ def test_a_named_node_that_cannot_take_the_pod_is_the_reason(
     assert_runs_on(kubernetes, pod)
 
 
-def wanting(name: str, cpu_millis: int) -> dict[str, Any]:
-    pod = pods.counter(name)
-    (container,) = pod["spec"]["containers"]
-    container["resources"] = {"requests": {"cpu": f"{cpu_millis}m"}}
-    return pod
-
-
 @pytest.mark.skipif("GRIT_LONG" not in os.environ, reason="room is waited for: two minutes")
 @pytest.mark.parametrize("kind", ["counter", "deployment"])
 def test_a_pod_that_no_node_has_room_for_runs_on(kubernetes: Cluster, name: str, kind: str) -> None:
     cores = int(kubernetes.get("node", cluster.NODES[0])["status"]["allocatable"]["cpu"])
-    most_millis = cores * 1000 * 2 // 3  # two of these do not fit
+    most = f"{cores * 1000 * 2 // 3}m"  # two of these do not fit
     for number in range(len(cluster.NODES) - 1):
-        started(kubernetes, wanting(f"{name}-other-{number}", most_millis))
-    moving = wanting(name, most_millis)
+        started(kubernetes, pods.wanting(pods.counter(f"{name}-other-{number}"), most))
+    moving = pods.wanting(pods.counter(name), most)
     pod = started(kubernetes, moving if kind == "counter" else pods.deployment(moving))
     kubernetes.apply(made("Migration", name, podName=pod))
     kubernetes.wait("--for=condition=Failed", f"migration/{name}", timeout_s=200)

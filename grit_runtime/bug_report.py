@@ -14,13 +14,14 @@ import sys
 import tarfile
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from grit_runtime import config, paths
-from grit_runtime.doctor import examination
-from grit_runtime.errors import GritError
+from grit_runtime.doctor import examination, storage
+from grit_runtime.errors import DeadlineExceededError, GritError
 from grit_runtime.files import checkpoint_dir
-from grit_runtime.host import records
+from grit_runtime.host import process, records
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model import secrets
 from grit_runtime.startup.named import NamedTuple
@@ -42,6 +43,7 @@ A report about a node with grit {version}, made {time}.
 
 doctor.json              what grit doctor finds
 records.json             what became of each checkpoint and restore
+records/                 the files of those that this grit cannot read
 jobs.json                jobs of the node's agent, if one runs
 config.toml              grit's configuration, if there is one
 containerd.json          its runtime handlers
@@ -110,9 +112,12 @@ def _contents() -> Iterator[tuple[str, str]]:
     yield "doctor.json", json.dumps(found, indent=1)
     past = records.matching(None)
     yield "records.json", json.dumps([one._asdict() for one in past], indent=1)
+    for path in records.unreadable():
+        with suppress(FileNotFoundError):  # it has gone since
+            yield f"records/{os.path.basename(path)}", _tail(path)
     yield from _jobs()
     with suppress(FileNotFoundError):
-        yield "config.toml", _tail(config.PATH)
+        yield "config.toml", _tail(os.path.realpath(config.PATH))  # root's own may be a link
     yield from _handlers()
     yield from _logs()
     for checkpoint in _newest_checkpoints(past):
@@ -141,16 +146,26 @@ def _handlers() -> Iterator[tuple[str, str]]:
 def _logs() -> Iterator[tuple[str, str]]:
     found = []
     for directory, _, names in os.walk(paths.LOG_DIR):
-        found += [f"{directory}/{name}" for name in names]
-    found.sort(key=lambda path: os.lstat(path).st_mtime, reverse=True)
-    for path in found[:_LOGS]:
+        for path in [f"{directory}/{name}" for name in names]:
+            with suppress(FileNotFoundError):  # logs go while we look, with their pods
+                found.append((os.lstat(path).st_mtime, path))
+    for _, path in sorted(found, reverse=True)[:_LOGS]:
         if os.path.isfile(path) and not os.path.islink(path):
-            yield f"log/{os.path.relpath(path, paths.LOG_DIR)}", _tail(path)
+            with suppress(FileNotFoundError):
+                yield f"log/{os.path.relpath(path, paths.LOG_DIR)}", _tail(path)
 
 
 def _newest_checkpoints(past: list[Outcome]) -> list[str]:
-    named = dict.fromkeys(one.checkpoint for one in reversed(past) if os.path.isdir(one.checkpoint))
-    return list(named)[:_CHECKPOINTS]
+    """Those that are there; none if what they lie on does not answer, as doctor.json says."""
+
+    def there() -> list[str]:
+        named = dict.fromkeys(one.checkpoint for one in reversed(past))
+        return list(islice(filter(os.path.isdir, named), _CHECKPOINTS))
+
+    with suppress(DeadlineExceededError):
+        found: list[str] = process.answered(there, timeout_s=storage.ANSWERS_WITHIN_S)
+        return found
+    return []
 
 
 def _of_checkpoint(path: str) -> Iterator[tuple[str, str]]:
@@ -163,7 +178,7 @@ def _of_checkpoint(path: str) -> Iterator[tuple[str, str]]:
                 dir_fd, f"{container.name}/dump.log", _DUMP_LOG_BYTES
             )
             if log is not None:
-                text = log[-_LOG_TAIL_BYTES:].decode(errors="replace")
+                text = _last_lines(log[-_LOG_TAIL_BYTES:], of_bytes=len(log))
                 yield f"{where}/{container.name}/dump.log", text
 
 
@@ -171,4 +186,10 @@ def _tail(path: str) -> str:
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         file.seek(max(0, size_bytes - _LOG_TAIL_BYTES))
-        return file.read(_LOG_TAIL_BYTES).decode(errors="replace")
+        return _last_lines(file.read(_LOG_TAIL_BYTES), of_bytes=size_bytes)
+
+
+def _last_lines(end: bytes, of_bytes: int) -> str:
+    """The end of a text of that size; the line that it was cut in may begin within a secret."""
+    whole = end if of_bytes <= _LOG_TAIL_BYTES else end.partition(b"\n")[2]
+    return whole.decode(errors="replace")

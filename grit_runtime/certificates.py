@@ -89,6 +89,28 @@ def valid_until(certificate_pem: bytes) -> str:
     return f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def loaded(certificates_pem: bytes) -> list[Any]:
+    """The certificates of a file, one or more; ValueError if it has none, or half of one."""
+    x509, _ = cryptography()
+    found: list[Any] = x509.load_pem_x509_certificates(certificates_pem)
+    return found
+
+
+def issuer(certificate: Any, cas: Sequence[Any]) -> Any:
+    """The one of *cas* that has signed a certificate; None if none has."""
+    return next((ca for ca in cas if _has_signed(ca, certificate)), None)
+
+
+def _has_signed(ca: Any, certificate: Any) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):  # another's name, kind of key, or key
+        return False
+    return True
+
+
 def renew_at(certificate_pem: bytes) -> datetime.datetime:
     """When two thirds of the certificate's life are over."""
     x509, _ = cryptography()

@@ -52,6 +52,10 @@ def load(path: str = PATH) -> Config:
             table = tomllib.load(file)
         except tomllib.TOMLDecodeError as error:
             raise ConfigurationError(f"{path}: not TOML: {error}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"{path}: not UTF-8, as TOML has to be: {error}; save it as UTF-8"
+            ) from None
     for key, value in table.items():
         if key not in Config._fields:
             raise ConfigurationError(f"{path}: unknown key {key}{_nearest(key)}")

@@ -24,6 +24,7 @@ def find(name: str) -> Reason | None:
         lines = iter(file)
         for line in lines:
             if line.startswith(_HEAD):
+                next(lines)  # the rule below it
                 break
         for line in lines:
             if not line.startswith("|"):

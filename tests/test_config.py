@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from grit_runtime import config
-from grit_runtime.errors import InvalidArgumentError
+from grit_runtime.errors import ConfigurationError, InvalidArgumentError
 
 
 def test_an_absent_file_means_all_defaults(tmp_path: Path) -> None:
@@ -43,4 +43,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(InvalidArgumentError, match=reason):
+        config.load(str(path))
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes("# für alle\n".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=f"{path}: not UTF-8, as TOML has to be: .*; save"):
         config.load(str(path))

@@ -209,8 +209,8 @@ USED_BY_OTHERS = {
     "made into a file by CONTRIBUTING.md's command": {"crds"},
     "a field of tarfile's": {"linkname"},
     "a setting of kopf's": {
-        *("diffbase_storage", "disabled", "finalizer", "progress_storage", "reporting_component"),
-        "ultimate_exiting_timeout",
+        *("client_timeout", "diffbase_storage", "disabled", "finalizer", "progress_storage"),
+        *("reporting_component", "server_timeout", "ultimate_exiting_timeout"),
     },
     "called by kopf": {"build"},
     "read by tarfile": {"linkname"},

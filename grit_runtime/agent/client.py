@@ -22,19 +22,26 @@ Reply = TypeVar("Reply", bound="Message")
 _TIMEOUT_S = 30.0
 
 
-def asked(method: str, request: Message, reply: type[Reply], path: str = service.SOCKET) -> Reply:
+def asked(
+    method: str,
+    request: Message,
+    reply: type[Reply],
+    path: str = service.SOCKET,
+    timeout_s: float = _TIMEOUT_S,
+) -> Reply:
     """The agent's reply to *request*."""
-    with _called(path) as channel:
+    with _called(path, timeout_s) as channel:
         call = channel.unary_unary(
             f"/{service.SERVICE}/{method}", type(request).SerializeToString, reply.FromString
         )
-        answer: Reply = call(request, timeout=_TIMEOUT_S)
+        answer: Reply = call(request, timeout=timeout_s)
     return answer
 
 
-def status(path: str = service.SOCKET) -> list[agent_pb2.Job]:
+def status(path: str = service.SOCKET, timeout_s: float = _TIMEOUT_S) -> list[agent_pb2.Job]:
     """All jobs: those that have ended, then the others; each oldest first."""
-    return list(asked("Status", agent_pb2.StatusRequest(), agent_pb2.StatusReply, path).jobs)
+    request = agent_pb2.StatusRequest()
+    return list(asked("Status", request, agent_pb2.StatusReply, path, timeout_s).jobs)
 
 
 def cancelled(job_id: str, path: str = service.SOCKET) -> Iterator[agent_pb2.Job]:
@@ -60,7 +67,7 @@ def streamed(
 
 
 @contextmanager
-def _called(path: str) -> Iterator[grpc.Channel]:
+def _called(path: str, timeout_s: float = _TIMEOUT_S) -> Iterator[grpc.Channel]:
     try:
         with grpc.insecure_channel(f"unix:{path}") as channel:
             yield channel
@@ -70,7 +77,7 @@ def _called(path: str) -> Iterator[grpc.Channel]:
                 raise of_reason(str(datum.value))(error.details()) from None
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise DeadlineExceededError(
-                f"the agent at {path} has not answered for {_TIMEOUT_S:g} s; look at its log"
+                f"the agent at {path} has not answered for {timeout_s:g} s; look at its log"
             ) from None
         raise UnavailableError(
             f"no agent answers at {path}: {error.details()}; is grit-agent.service running here?"

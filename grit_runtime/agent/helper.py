@@ -18,7 +18,7 @@ from grit_runtime.model.manifest import File
 from grit_runtime.proto import agent_pb2, peer_pb2
 from grit_runtime.store import receiving
 from grit_runtime.store.catalog import Entry
-from grit_runtime.store.receiving import Wanted
+from grit_runtime.store.receiving import Into, Wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def relayed(wanted: peer_pb2.Fetch, peer: str, host: str) -> Iterator[peer_pb2.P
 
 def _receive(asked: dict[str, Any]) -> None:
     try:
-        dir_fd = os.open(asked["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(asked["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        into = Into(fd, asked["is_awaited"])
         address, entry = Address(**asked["peer"]), Entry(**asked["entry"])
         with PeerSource(address, Identity(asked["identity"]), entry) as source, open(0) as orders:
             for order in orders:
@@ -65,7 +66,7 @@ def _receive(asked: dict[str, Any]) -> None:
                     for path, size_bytes, number, chunk_bytes in json.loads(order)
                 ]
                 for received in source.receive(run):
-                    data = receiving.write(dir_fd, received)
+                    data = receiving.write(into, received)
                     digest = blake3(data).hexdigest()
                     _say(digest=digest, moved_bytes=received.moved_bytes)
     except (GritError, OSError) as error:

@@ -6,8 +6,6 @@ import os
 from contextlib import contextmanager
 from threading import Thread
 
-from grit_runtime import log
-from grit_runtime.errors import NewerFormatError, one_line
 from grit_runtime.host import records
 from grit_runtime.host.changes import Changes
 from grit_runtime.host.descriptor import closing_fd
@@ -60,20 +58,12 @@ class _Unread:
         for uid, time_ns in records.written():
             before_ns, newest = self._read.get(uid, (0, ()))
             if time_ns != before_ns:
-                now = _of_pod(uid)
+                now = records.readable(uid)
                 found += _after(newest, now)
                 newest = now[-1:]
             read[uid] = time_ns, newest
         self._read = read
         return found
-
-
-def _of_pod(uid: str) -> tuple[Outcome, ...]:
-    try:
-        return records.of_pod(uid)
-    except NewerFormatError as error:  # grit was downgraded
-        log.warning("a pod's records are passed over", uid=uid, reason=one_line(error))
-        return ()
 
 
 def _after(newest: tuple[Outcome, ...], now: tuple[Outcome, ...]) -> tuple[Outcome, ...]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.config import Config
     from grit_runtime.model.manifest import File
-    from grit_runtime.store.receiving import Wanted
+    from grit_runtime.store.receiving import Into, Wanted
 
 _TAKING = ".grit"  # where the engine puts the checkpoint, in the directory that it is for
 
@@ -104,7 +104,7 @@ class _Directory:
         ordered = sorted(wanted, key=lambda one: (rank(one.file), one.file.path, one.number))
         return ([one] for one in ordered)
 
-    def apart(self, _dir_fd: int, _size_bytes: int) -> AbstractContextManager[None]:
+    def apart(self, _into: Into, _size_bytes: int) -> AbstractContextManager[None]:
         return nullcontext()
 
     def receive(self, run: Sequence[Wanted]) -> Iterator[Received]:

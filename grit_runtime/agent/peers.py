@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from grit_runtime.agent.connection import Connection
     from grit_runtime.config import Config
     from grit_runtime.model.manifest import File
-    from grit_runtime.store.receiving import Apart, Wanted
+    from grit_runtime.store.receiving import Apart, Into, Wanted
 
 SCHEME = "peer://"
 DEFAULT_PORT = 9465
@@ -181,7 +181,7 @@ class PeerSource:
                 yield Received(wanted, self._decoded(reply.piece, view, wanted), len(view))
 
     @contextmanager
-    def apart(self, dir_fd: int, size_bytes: int) -> Iterator[Apart | None]:
+    def apart(self, into: Into, size_bytes: int) -> Iterator[Apart | None]:
         if not helpers.are_worth_having(size_bytes):
             yield None
             return
@@ -190,7 +190,7 @@ class PeerSource:
             "identity": self._own.directory,
             "entry": self._entry._asdict(),
         }
-        with helpers.receiver(source, dir_fd) as bring:
+        with helpers.receiver(source, into) as bring:
             yield bring
 
     def _asked(self, wanted: Wanted) -> peer_pb2.Request:

@@ -24,6 +24,7 @@ from grit_runtime.errors import (
     PodStateError,
     SecondLifeError,
     SourceLostError,
+    UnavailableError,
     one_line,
 )
 from grit_runtime.files import checkpoint_dir
@@ -187,7 +188,7 @@ def resume(target: str) -> list[str]:
     if held is not None:
         undo(held)
     elif os.path.exists(path):
-        raise PodStateError(f"pod {hold.name}: another grit command works on it")
+        raise UnavailableError(f"pod {hold.name}: another grit command works on it; try again")
     ran_on = [name for name in hold.containers if _is_alive(tool, hold.containers[name])]
     hold = hold._replace(
         is_resumed=True,

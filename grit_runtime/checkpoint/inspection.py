@@ -65,7 +65,7 @@ def _container_lines(container: dict[str, Any]) -> list[str]:
         lines.append(f"    image {container['image']} {container['image_digest']}")
     if container["tasks"]:
         lines.append("    processes")
-        lines += _task_lines(container["tasks"], parent=0, indent=6)
+        lines += [_task_line(task, depth) for depth, task in descending(container["tasks"])]
     if container["memory"]:
         lines.append("    large memory")
         lines += map(_memory_line, container["memory"])
@@ -75,14 +75,23 @@ def _container_lines(container: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _task_lines(tasks: list[dict[str, Any]], *, parent: int, indent: int) -> list[str]:
-    lines = []
-    for task in tasks:
-        if task["ppid"] == parent:
-            threads = f", {task['threads']} threads" if task["threads"] > 1 else ""
-            lines.append(f"{' ' * indent}{task['pid']} {task['comm']} (uid {task['uid']}{threads})")
-            lines += _task_lines(tasks, parent=task["pid"], indent=indent + 2)
-    return lines
+def descending(tasks: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Each task behind its parent, with how many others lie above it: as many as a pod likes."""
+    below: dict[int, list[dict[str, Any]]] = {}
+    for task in reversed(tasks):
+        below.setdefault(task["ppid"], []).append(task)
+    found = []
+    left = [(0, task) for task in below.pop(0, [])]
+    while left:
+        depth, task = left.pop()
+        found.append((depth, task))
+        left += [(depth + 1, child) for child in below.pop(task["pid"], [])]
+    return found
+
+
+def _task_line(task: dict[str, Any], depth: int) -> str:
+    threads = f", {task['threads']} threads" if task["threads"] > 1 else ""
+    return f"{' ' * (6 + 2 * depth)}{task['pid']} {task['comm']} (uid {task['uid']}{threads})"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

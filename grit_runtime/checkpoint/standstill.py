@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from grit_runtime import log
 from grit_runtime.checkpoint import freezing, holds, memory
 from grit_runtime.dump import moved_memory
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from grit_runtime.model.memory_range import MemoryFile
     from grit_runtime.nvidia.gpu_driver import Driver
     from grit_runtime.pod.running_container import RunningContainer
+
+
+# Whoever carries a checkpoint away has the cores first, and the source that stays frozen the rest.
+_NICENESS = 10
 
 
 class Suspended(NamedTuple):
@@ -169,6 +175,8 @@ def go_on(context: Context, suspended: Suspended) -> None:
     """
     after, timeline = context.order.after, context.timeline
     if suspended.saved and after != "stopped":
+        if after == "frozen":
+            os.nice(_NICENESS)
         with timeline.phase("gpu memory back"):
             memory.give_back(context.journal, suspended.saved)
     if after != "running":

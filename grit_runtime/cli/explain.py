@@ -20,6 +20,10 @@ def explain(target: str, html_path: str | None) -> None:
     if page := reasons.find(target):
         from grit_runtime.explain import terminal
 
+        if html_path is not None:
+            raise click.UsageError(
+                f"{page.name} is a reason, which has no page as HTML; leave out --html"
+            )
         terminal.show_reason(page, story.with_error(page.name)[-3:])
         return
     told = story.tell(target, config.load())

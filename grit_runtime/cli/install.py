@@ -1,6 +1,6 @@
 import click
 
-from grit_runtime.installation import operations, wanted
+from grit_runtime.installation import operations, removal, wanted
 from grit_runtime.model.installation_steps import Choice
 from grit_runtime.version import VERSION
 
@@ -48,11 +48,12 @@ def upgrade(restart: bool) -> None:
 @click.command()
 @_restart
 @click.option("--drain", is_flag=True, help="Stop the pods that still run with the handler.")
-@click.option("--purge", is_flag=True, help="Remove grit's configuration, records and logs too.")
+@click.option("--purge", is_flag=True, help="Remove /etc/grit with its keys, records and logs.")
 def uninstall(restart: bool, drain: bool, purge: bool) -> None:
     """Take back all that grit install has written, to the byte.
 
     Checkpoints are left, and without --purge what grit has recorded, logged and was told in
-    /etc/grit.
+    /etc/grit. Keys that are kept there (store_key, signing_key) go with --purge. Nothing may be
+    held or under way.
     """
-    operations.uninstall(restart=restart, drain=drain, purge=purge, tell=click.echo)
+    removal.uninstall(restart=restart, drain=drain, purge=purge, tell=click.echo)

@@ -9,7 +9,6 @@ import re
 from grit_runtime import errors
 from grit_runtime.doctor.finding import Finding, absent, broken, failed, ok, warning
 from grit_runtime.doctor.node import Driver
-from grit_runtime.errors import GritError
 from grit_runtime.host import procfs
 from grit_runtime.model import gpu_preflight, sizes
 from grit_runtime.nvidia import libcuda
@@ -23,7 +22,14 @@ if TYPE_CHECKING:
 _CAN_CHANGE_CARDS = 580
 _NO_DRIVER = absent("no NVIDIA driver")
 _CDI_KIND = "nvidia.com/"
-_HOST_PATH = re.compile(r'"?hostPath"?\s*:\s*"?([^",\s]+)')
+_SPECS = ("*.json", "*.yaml")  # container-device-interface 0dfd23b pkg/cdi/spec-dirs.go
+# A key of YAML or JSON, quoted or not, that is at the beginning of its line or of a flow's item.
+_KEY = r"""(?:^[-\s]*|[{,]\s*)["']?%s["']?\s*:\s*"""
+_KIND = re.compile(_KEY % "kind" + f"[\"']?{_CDI_KIND}", re.MULTILINE)
+_HOST_PATH = re.compile(
+    _KEY % "hostPath" + r"""(?:"([^"\n]+)"|'([^'\n]+)'|([^\s"'][^,}\n]*?)\s*(?:$|[,}]|\s#))""",
+    re.MULTILINE,
+)
 _COMM_BYTES = 15
 _MPS = "nvidia-cuda-mps-server"
 
@@ -33,7 +39,7 @@ def nvidia_driver(node: Node) -> Finding:
     driver = node.driver
     if driver is None:
         return _NO_DRIVER
-    if isinstance(driver, GritError):
+    if isinstance(driver, Exception):
         return failed(driver)
     if why := gpu_preflight.deadly(driver.version):
         return broken(f"NVIDIA driver {driver.version}", why, errors.GpuError.reason)
@@ -74,7 +80,7 @@ def cdi(node: Node) -> Finding:
     """Its specs give containers the driver's files: NVIDIA's hook does what no restore repeats."""
     if node.driver is None:
         return _NO_DRIVER
-    if isinstance(node.containerd, GritError):
+    if isinstance(node.containerd, Exception):
         return absent("containerd does not answer")
     remedy = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
     directories = node.containerd.cdi_directories
@@ -89,7 +95,7 @@ def cdi(node: Node) -> Finding:
         where = " or ".join(directories)
         return broken(f"no spec of kind {_CDI_KIND}* in {where}", remedy, errors.GpuError.reason)
     for path, text in specs.items():
-        for file in _HOST_PATH.findall(text):
+        for file in map("".join, _HOST_PATH.findall(text)):
             if not os.path.exists(file):
                 return broken(
                     f"{path} names {file}, which is not there: was the driver upgraded?",
@@ -102,10 +108,17 @@ def cdi(node: Node) -> Finding:
 def _specs(directories: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Path and text of NVIDIA's; read with its own few keys, without a parser of YAML."""
     for directory in directories:
-        for path in sorted(glob.glob(f"{glob.escape(directory)}/*")):
+        found = [
+            path
+            for name in _SPECS
+            for path in glob.glob(name, root_dir=directory, include_hidden=True)
+        ]
+        for path in [f"{directory}/{name}" for name in sorted(found)]:
+            if not os.path.isfile(path):
+                continue
             with open(path, encoding="utf-8", errors="replace") as file:
                 text = file.read()
-            if _CDI_KIND in text:
+            if _KIND.search(text):
                 yield path, text
 
 

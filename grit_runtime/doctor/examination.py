@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from grit_runtime import config
-from grit_runtime.doctor import agents, cards, finding, kernel, live, programs, runtime, storage
+from grit_runtime.doctor import (
+    agents,
+    cards,
+    finding,
+    kernel,
+    keys,
+    live,
+    programs,
+    runtime,
+    storage,
+)
 from grit_runtime.doctor import node as this_node
-from grit_runtime.errors import ConfigurationError, GritError
+from grit_runtime.errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     runtime.containerd,
     runtime.handler,
     programs.launcher,
+    programs.shim,
     runtime.passed_annotations,
     runtime.cgroup_driver,
     runtime.snapshotter,
@@ -37,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     cards.cdi,
     storage.checkpoint_root,
     storage.own_directories,
+    keys.keys,
     agents.certificate,
     agents.agent,
     agents.reached_peers,
@@ -57,13 +69,14 @@ def findings(*, with_live: bool, peers: tuple[str, ...] = ()) -> Iterator[Findin
     yield finding.ok(_told(settings))._replace(name="configuration")
     node = this_node.look(settings, peers)
     for check in (*CHECKS, *[live.dump_and_restore] * with_live):
-        yield _found(check, node)
+        yield found_by(check, node)
 
 
-def _found(check: Check, node: Node) -> Finding:
+def found_by(check: Check, node: Node) -> Finding:
+    """What one check finds; whatever it raises is that."""
     try:
         found = check(node)
-    except (GritError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  what the other checks find is still wanted
         found = finding.failed(error)
     return found._replace(name=check.__name__.replace("_", " "))
 

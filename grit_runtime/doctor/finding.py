@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grit_runtime import reasons
-from grit_runtime.errors import one_line, reason
+from grit_runtime.errors import INTERRUPTED, one_line, reason
 from grit_runtime.startup.named import NamedTuple
 
 OK = "ok"
@@ -38,5 +38,7 @@ def broken(evidence: str, remedy: str, reason: str) -> Finding:
 
 def failed(error: Exception) -> Finding:
     """What an error says, with the remedy of its reason."""
-    page = reasons.find(reason(error))
-    return broken(one_line(error), page.remedy if page else "", reason(error))
+    why = reason(error)
+    page = reasons.find(why)
+    text = f"{type(error).__name__}: {one_line(error)}" if why == INTERRUPTED else one_line(error)
+    return broken(text, page.remedy if page else "", why)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _OLDEST_CRIU = 4
 _OLDEST_RUNC = (1, 1, 0)
+_MENDED_BY = "run grit install, or correct the paths at its top: Python, grit's packages, runc"
 # What has been found in runc's restores, and the version without it.
 _RUNC_FLAWS = (
     ((1, 3, 7), "CVE-2026-119101: links in a root filesystem lead a restore's mounts out of it"),
@@ -50,7 +51,7 @@ def runc(node: Node) -> Finding:
     """Both that are used: the configuration's by grit, the launcher's by containerd."""
     paths = [programs.find("runc", node.config.runc)]
     if os.path.exists(node.launcher):
-        theirs = this_node.launcher_runc(node.launcher)
+        theirs = this_node.launcher_paths(node.launcher).get("runc")
         if theirs and not os.access(theirs, os.X_OK):
             return broken(
                 f"{node.launcher} calls runc at {theirs}, and there is none",
@@ -95,14 +96,32 @@ def launcher(node: Node) -> Finding:
         )
     if not os.path.exists(path):
         return absent(f"no {path}, and no handler of containerd that calls one")
-    if not os.access(this_node.launcher_runc(path), os.X_OK):
+    theirs = this_node.launcher_paths(path).get("runc")
+    if theirs and not os.access(theirs, os.X_OK):
         return absent(f"{path} calls a runc that is missing")
-    try:
-        process.run([path, "restore", "--help"], token=process.new_token())
-    except CommandError as error:
-        return broken(
-            f"{path} does not work: {error}",
-            "run grit install, or correct the paths at its top: Python, grit's packages, runc",
-            errors.CommandError.reason,
-        )
+    if flaw := _flaw(path, ("runc", "packages", "python"), ["restore", "--help"]):
+        return broken(f"{path} {flaw}", _MENDED_BY, errors.CommandError.reason)
     return ok(f"{path} reaches grit and runc")
+
+
+def shim(node: Node) -> Finding:
+    """Have grit's own tell its version, where a handler has it. `handler` names a missing one."""
+    paths = [path for path in node.shims if os.access(path, os.X_OK)]
+    if not paths:
+        return absent("no handler of containerd has grit's own shim, or it is not there")
+    for path in paths:
+        if flaw := _flaw(path, ("packages", "python"), ["-v"]):
+            return broken(f"{path} {flaw}", _MENDED_BY, errors.CommandError.reason)
+    return ok(f"{', '.join(paths)} reaches grit")
+
+
+def _flaw(path: str, names: tuple[str, ...], words: list[str]) -> str:
+    """What is wrong with a launcher: its paths have *names*, and it prints an answer to *words*."""
+    there = this_node.launcher_paths(path)
+    if missing := [name for name in names if name not in there]:
+        return f"is not grit's: it names no {missing[0]} at its top"
+    try:
+        printed = process.run([path, *words], token=process.new_token())
+    except CommandError as error:
+        return f"does not work: {error}"
+    return "" if printed else f"prints nothing for {' '.join(words)}"

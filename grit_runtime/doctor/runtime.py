@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from grit_runtime import errors
 from grit_runtime.doctor.finding import Finding, absent, broken, failed, ok, warning
-from grit_runtime.errors import GritError
+from grit_runtime.errors import ConfigurationError, DeadlineExceededError
+from grit_runtime.host.kubelet import Kubelet
 from grit_runtime.model import annotations as known
 
 TYPE_CHECKING = False
@@ -17,19 +18,22 @@ if TYPE_CHECKING:
 _SNAPSHOTTER = "overlayfs"
 _RESTORED_BYTES_PER_S = 1 << 30
 _SILENT = absent("containerd does not answer")
+_KUBELET_REMEDY = "correct kubelet's configuration, or the option that names it"
 _NO_HANDLER = absent("containerd has no handler of grit")
 
 
 def containerd(node: Node) -> Finding:
     """The one that kubelet uses, which need not be the one in PATH."""
     address, answers, kubelet = node.config.containerd_address, node.containerd, node.kubelet
-    if kubelet and kubelet.endpoint and not _same(kubelet.endpoint, address):
+    if isinstance(kubelet, Kubelet) and kubelet.endpoint and not _same(kubelet.endpoint, address):
         return broken(
             f"kubelet's containerd is at {kubelet.endpoint}, and grit asks the one at {address}",
             f'set containerd_address = "{kubelet.endpoint}", and runc_root, in the configuration',
             errors.ConfigurationError.reason,
         )
-    if isinstance(answers, GritError):
+    if isinstance(answers, DeadlineExceededError):
+        return failed(answers)._replace(remedy="its log may say why; restart it")
+    if isinstance(answers, Exception):
         return failed(answers)._replace(
             remedy="start containerd, or set containerd_address to the socket of kubelet's"
         )
@@ -43,7 +47,7 @@ def containerd(node: Node) -> Finding:
 
 def handler(node: Node) -> Finding:
     """Which of containerd's runtime handlers lead to grit."""
-    if isinstance(node.containerd, GritError):
+    if isinstance(node.containerd, Exception):
         return _SILENT
     if not node.handlers:
         others = ", ".join(sorted(node.containerd.runtimes))
@@ -66,7 +70,7 @@ def handler(node: Node) -> Finding:
 def passed_annotations(node: Node) -> Finding:
     """Whether a pod's annotations reach grit: of the sandbox and of each container."""
     if not node.handlers:
-        return _SILENT if isinstance(node.containerd, GritError) else _NO_HANDLER
+        return _SILENT if isinstance(node.containerd, Exception) else _NO_HANDLER
     for name, one in node.handlers.items():
         for key, field in (
             ("pod_annotations", "PodAnnotations"),
@@ -85,14 +89,14 @@ def passed_annotations(node: Node) -> Finding:
 
 def cgroup_driver(node: Node) -> Finding:
     """It has to be the same for kubelet, for runc's handler and for grit's."""
-    if isinstance(node.containerd, GritError):
+    if isinstance(node.containerd, Exception):
         return _SILENT
     if not node.handlers:
         return _NO_HANDLER
     usual = node.containerd.runtimes.get(node.containerd.default_runtime) or {}
     told = {f"handler {name}": _cgroup_driver(one) for name, one in node.handlers.items()}
     told[f"handler {node.containerd.default_runtime}"] = _cgroup_driver(usual)
-    if node.kubelet and node.kubelet.cgroup_driver:
+    if isinstance(node.kubelet, Kubelet) and node.kubelet.cgroup_driver:
         told["kubelet"] = node.kubelet.cgroup_driver
     if len(set(told.values())) > 1:
         return broken(
@@ -105,7 +109,7 @@ def cgroup_driver(node: Node) -> Finding:
 
 def snapshotter(node: Node) -> Finding:
     """What a container has written is read from an overlay's upper directory."""
-    if isinstance(node.containerd, GritError):
+    if isinstance(node.containerd, Exception):
         return _SILENT
     usual = os.path.basename(node.containerd.image_directory).rpartition(".")[2]
     own = {one.get("snapshotter") or usual for one in node.handlers.values()} or {usual}
@@ -122,7 +126,12 @@ def request_timeout(node: Node) -> Finding:
     """kubelet gives up a container's start after it; the restore is a part of that."""
     if node.kubelet is None:
         return absent("no kubelet, nor its configuration, is to be seen here")
-    timeout_s, wait_s = node.kubelet.request_timeout_s, node.config.restore_wait_s
+    if isinstance(node.kubelet, Exception):
+        return failed(node.kubelet)._replace(remedy=_KUBELET_REMEDY)
+    try:
+        timeout_s, wait_s = node.kubelet.request_timeout_s, node.config.restore_wait_s
+    except ConfigurationError as error:  # its own remedy is about grit's configuration
+        return failed(error)._replace(remedy=_KUBELET_REMEDY)
     gpu_s = node.gpu_bytes / _RESTORED_BYTES_PER_S
     evidence = f"runtimeRequestTimeout is {timeout_s:g} s; restore_wait_s is {wait_s:g} s"
     if node.gpu_bytes:

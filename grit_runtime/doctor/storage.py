@@ -10,19 +10,38 @@ import time
 
 from grit_runtime import errors, paths
 from grit_runtime.doctor.finding import Finding, broken, ok, warning
-from grit_runtime.host import linux
+from grit_runtime.errors import DeadlineExceededError
+from grit_runtime.host import linux, process
 from grit_runtime.model import sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.doctor.node import Node
 
+ANSWERS_WITHIN_S = 2.0
 _TRIED_BYTES = 32 << 20
+_TRIED_S = 0.5  # no more is written after that: a slow disk is no dead one
 _LEAST_BYTES = 1 << 30
 
 
 def checkpoint_root(node: Node) -> Finding:
-    """Write 32 MiB to its medium."""
+    """Write up to 32 MiB to its medium.
+
+    By a child, since each call hangs if the server of a mount is dead.
+    """
+    root = node.config.checkpoint_root
+    try:
+        found = process.answered(lambda: _checkpoint_root(node), timeout_s=ANSWERS_WITHIN_S)
+    except DeadlineExceededError as error:
+        return broken(
+            f"{root} does not answer within {ANSWERS_WITHIN_S:g} s",
+            "see that its disk works, or the server that it is mounted from",
+            error.reason,
+        )
+    return Finding(*found)
+
+
+def _checkpoint_root(node: Node) -> Finding:
     root = node.config.checkpoint_root
     if not os.path.isdir(root):
         return broken(
@@ -68,13 +87,16 @@ def own_directories(_: Node) -> Finding:
 
 def _rate(directory: str) -> float:
     block = os.urandom(1 << 20)
+    took_s, written = 0.0, 0
     begin = time.monotonic()
     with tempfile.TemporaryFile(dir=directory) as file:
-        for _ in range(_TRIED_BYTES // len(block)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    return _TRIED_BYTES / (time.monotonic() - begin)
+        while written < _TRIED_BYTES and took_s < _TRIED_S:
+            for _ in range(max(1, written // len(block))):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            took_s, written = time.monotonic() - begin, file.tell()
+    return written / took_s
 
 
 def _cannot_write(directory: str, error: OSError) -> Finding:

@@ -116,10 +116,13 @@ def _container(container: Container) -> str:
 
 
 def _processes(processes: tuple[Process, ...]) -> str:
-    if not processes:
-        return ""
-    items = (f"<li>{one.pid} {_text(one.text)}{_processes(one.children)}</li>" for one in processes)
-    return f"<ul>{''.join(items)}</ul>\n"
+    parts, depth = [], -1
+    for one in processes:
+        ended = "</li>" + "</ul></li>" * (depth - one.depth)
+        parts.append("<ul>" if one.depth > depth else ended)
+        parts.append(f"<li>{one.pid} {_text(one.text)}")
+        depth = one.depth
+    return "".join(parts) + "</li></ul>" * (depth + 1) + "\n" * bool(processes)
 
 
 def _list(title: str, lines: tuple[str, ...]) -> str:

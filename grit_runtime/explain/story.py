@@ -73,7 +73,7 @@ class Act(NamedTuple):
 class Process(NamedTuple):
     pid: int
     text: str
-    children: tuple[Process, ...]
+    depth: int  # how many of its ancestors stand before it
 
 
 class Container(NamedTuple):
@@ -98,7 +98,7 @@ def tell(target: str, config: Config) -> Story:
     """
     if os.path.exists(target):
         return _of_checkpoint(os.path.abspath(target))
-    past = records.matching(None)
+    past = records.mentioning(target.rpartition("/")[2])
     if of_pod := [one for one in past if one.is_of(target)]:
         return _of_records(f"pod {of_pod[-1].namespace}/{of_pod[-1].pod}", of_pod)
     if len(target) >= _SHORTEST_ID and (
@@ -118,7 +118,7 @@ def with_error(name: str) -> list[Outcome]:
     """The records that have this reason, oldest first; none for who may not read them."""
     if not os.access(records.DIR, os.R_OK):
         return []
-    return [one for one in records.matching(None) if one.error == name]
+    return [one for one in records.mentioning(name) if one.error == name]
 
 
 def _of_records(title: str, past: list[Outcome]) -> Story:
@@ -138,7 +138,7 @@ def _of_checkpoint(path: str) -> Story:
     sha256 = inspected["manifest_sha256"]
     past = [
         one
-        for one in records.matching(None)
+        for one in records.mentioning(path, *filter(None, [sha256]))
         if one.checkpoint == path or (sha256 and one.manifest_sha256 == sha256)
     ]
     acts = _acts(past)
@@ -261,16 +261,17 @@ def _container(one: dict[str, Any]) -> Container:
     return Container(
         name=one["name"],
         text=", ".join(filter(None, (state, sizes.shown(one["size_bytes"]), one["image"]))),
-        processes=_below(0, one["tasks"]),
+        processes=_processes(one["tasks"]),
         mounts=tuple(mount["destination"] for mount in one["mounts"]),
     )
 
 
-def _below(parent: int, tasks: list[dict[str, Any]]) -> tuple[Process, ...]:
+def _processes(tasks: list[dict[str, Any]]) -> tuple[Process, ...]:
+    from grit_runtime.checkpoint import inspection  # as above
+
     return tuple(
-        Process(task["pid"], _described(task), _below(task["pid"], tasks))
-        for task in tasks
-        if task["ppid"] == parent and task["pid"] != parent
+        Process(task["pid"], _described(task), depth)
+        for depth, task in inspection.descending(tasks)
     )
 
 

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from grit_runtime.explain.story import Act, Container, Phase, Process, Story
+    from grit_runtime.explain.story import Act, Container, Phase, Story
     from grit_runtime.model.outcomes import Outcome
 
 _NAME_WIDTH = 24
@@ -40,7 +40,7 @@ def show_reason(page: reasons.Reason, past: Iterable[Outcome]) -> None:
     _print(console, _named("what has happened", page.happened), indent=2)
     _print(console, _named("what to do", page.remedy), indent=2)
     for one in past:
-        _print(console, Text(printable(outcomes.line(one._replace(warnings=())))), indent=2)
+        _print(console, Text(outcomes.line(one._replace(warnings=()))), indent=2)
 
 
 def _console() -> Console:
@@ -94,17 +94,12 @@ def _bar(phase: Phase, total_s: float, width: int) -> str:
 def _show_container(console: Console, container: Container) -> None:
     console.print()
     _print(console, _named(f"container {container.name}", container.text, style="bold"))
-    _show_processes(console, container.processes, indent=2)
+    for one in container.processes:
+        _print(console, Text(printable(f"{one.pid} {one.text}")), indent=2 + 2 * one.depth)
     if container.mounts:
         _print(console, Text("mounts from outside"), indent=2)
         for mount in container.mounts:
             _print(console, Text(printable(mount)), indent=4)
-
-
-def _show_processes(console: Console, processes: tuple[Process, ...], *, indent: int) -> None:
-    for one in processes:
-        _print(console, Text(printable(f"{one.pid} {one.text}")), indent=indent)
-        _show_processes(console, one.children, indent=indent + 2)
 
 
 def _named(name: str, value: str, *, style: str = "dim") -> Text:

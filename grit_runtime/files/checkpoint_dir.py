@@ -145,10 +145,11 @@ def read(dir_fd: int, path: str) -> Checkpoint:
     names = os.listdir(dir_fd)
     if manifests.FILE_NAME in names:
         return read_manifest(dir_fd, path)
-    files = _files(dir_fd)
-    containers = [name for name in sorted(names) if f"{name}/checkpoint/inventory.img" in files]
+    containers = [
+        name for name in sorted(names) if _has(dir_fd, name, "checkpoint", "inventory.img")
+    ]
     unfinished = any(
-        name.endswith(_UNFINISHED_SUFFIX) or f"{name}/config.dump" in files for name in names
+        name.endswith(_UNFINISHED_SUFFIX) or _has(dir_fd, name, "config.dump") for name in names
     )
     if unfinished:
         return read_manifest(dir_fd, path)
@@ -354,6 +355,17 @@ def moved_memory(sealed: Checkpoint, container: manifests.Container) -> dict[str
 def is_memory(path: str) -> bool:
     """Whether the file may hold memory that CRIU has not dumped."""
     return _MEMORY.fullmatch(path) is not None
+
+
+def _has(dir_fd: int, *path: str) -> bool:
+    """Whether something lies there, behind no link; what is no checkpoint is not walked for it."""
+    *parents, name = path
+    try:
+        with closing_fd(confine.descend(dir_fd, parents)) as parent_fd:
+            os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    except (FileNotFoundError, ImageError):  # or a parent is no directory
+        return False
+    return True
 
 
 def _files(dir_fd: int) -> dict[str, int]:

@@ -218,11 +218,13 @@ def _walk(
     except passed_over:
         return
     for name in names:
+        path = prefix + name
         try:
             status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except passed_over:
             continue
-        path = prefix + name
+        except OSError as error:  # it names the last part alone, as 7 of /proc/self/fd
+            raise OSError(error.errno, error.strerror, path) from error
         yield Entry(path, status, dir_fd, name)
         if not stat.S_ISDIR(status.st_mode):
             continue

@@ -56,7 +56,7 @@ class DirectFile:
     def _take(self) -> None:
         """Write what is in the buffer; what is behind its end in the last block is cut off."""
         if not self._written_bytes:
-            self._is_direct = pass_by_cache(self._fd)
+            self._is_direct = _pass_by_cache(self._fd)
         size_bytes = -(-self._filled_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         with memoryview(self._buffer) as view:
             done = 0
@@ -68,7 +68,7 @@ class DirectFile:
         self._filled_bytes = 0
 
 
-def pass_by_cache(fd: int) -> bool:
+def _pass_by_cache(fd: int) -> bool:
     """Have what is written to *fd* from now on go to the disk at once; False where that is not had.
 
     Addresses, offsets and sizes are whole pages then.

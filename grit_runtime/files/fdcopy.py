@@ -45,16 +45,18 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         written += os.write(fd, memoryview(data)[written:])
 
 
-def write_out(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of *data*, and have the disk begin with it if it is large; that waits for nothing.
+def write_out(fd: int, data: bytes | memoryview, offset: int, *, to_disk: bool) -> None:
+    """Write all of *data*. *to_disk* has the disk begin with it if it is large.
 
-    Whoever needs it to be durable syncs in the end.
+    Whoever needs it to be durable syncs in the end, and waits less then. Nothing is waited for here
+    but a place in the disk's queue: so the disk's rate is the caller's, which may write faster
+    otherwise, for as long as the kernel lets memory wait for the disk.
     """
     with memoryview(data) as view:
         done = 0
         while done < len(view):
             done += os.pwrite(fd, view[done : done + _WRITE_BYTES], offset + done)
-    if done >= _LARGE_BYTES:
+    if to_disk and done >= _LARGE_BYTES:
         linux.start_writing(fd, offset, done)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from grit_runtime.errors import InvalidArgumentError, NotFoundError
+from grit_runtime.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError
 from grit_runtime.proto import cri_pb2 as cri
 from grit_runtime.startup.named import NamedTuple
 
@@ -67,10 +67,14 @@ class Status(NamedTuple):
 
 
 class Containerd:
-    """A connection to containerd's CRI socket; a context manager."""
+    """A connection to containerd's CRI socket; a context manager.
 
-    def __init__(self, address: str) -> None:
+    DeadlineExceededError if a call is not answered in *timeout_s*.
+    """
+
+    def __init__(self, address: str, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         self._address = address
+        self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(f"unix://{address}")
 
     def __enter__(self) -> Containerd:
@@ -189,9 +193,14 @@ class Containerd:
             response_deserializer=answer.FromString,
         )
         try:
-            reply: M = call(request, timeout=_CALL_TIMEOUT_S)
+            reply: M = call(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             status: Any = error  # grpc's errors are also calls, which carry the status
+            if status.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise DeadlineExceededError(
+                    f"containerd at {self._address} has not answered {method} in "
+                    f"{self._timeout_s:g} s"
+                ) from None
             raise NotFoundError(
                 f"containerd at {self._address}: {method}: {status.details()}"
             ) from None

@@ -39,6 +39,7 @@ class Journal(Generic[Step]):
         """Append one step, durable against the death of this process (not of the machine)."""
         line = json.dumps(steps.written(step)).encode() + b"\n"
         if os.write(self._fd, line) < len(line):
+            _cut_torn(self._fd)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
     def steps(self) -> list[Step]:
@@ -123,6 +124,7 @@ def hold(path: str, kinds: Steps[Step]) -> Journal[Step]:
         fd = os.open(path, flags, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
+            _cut_torn(fd)
             return Journal(path, kinds, fd)
         os.close(fd)  # its owner ended it meanwhile
 
@@ -149,4 +151,12 @@ def adopt(path: str, kinds: Steps[Step], *, wait: bool = False) -> Journal[Step]
     if os.fstat(fd).st_nlink == 0:  # the writer ended it while we waited
         os.close(fd)
         return None
+    _cut_torn(fd)
     return Journal(path, kinds, fd)
+
+
+def _cut_torn(fd: int) -> None:
+    """Cut a torn last line off, or the next step would be a part of it."""
+    data = os.pread(fd, os.fstat(fd).st_size, 0)
+    if (end := data.rfind(b"\n") + 1) < len(data):
+        os.ftruncate(fd, end)

@@ -74,7 +74,10 @@ def sync_filesystem(directory: str) -> None:
 
 
 def start_writing(fd: int, offset: int, size_bytes: int) -> None:
-    """Start writing a part of a file to its medium, without waiting for the end."""
+    """Start writing a part of a file to its medium, without waiting for the end.
+
+    Blocks while the medium's queue is full: there it is no faster than the medium.
+    """
     arguments = (fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _SYNC_FILE_RANGE_WRITE)
     call("sync_file_range", f"fd {fd}", *arguments)
 

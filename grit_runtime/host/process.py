@@ -18,8 +18,14 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 
-from grit_runtime.errors import CommandError, FailedPreconditionError, one_line
+from grit_runtime.errors import (
+    CommandError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    one_line,
+)
 from grit_runtime.host import linux, procfs
+from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -144,32 +150,34 @@ def beside(work: Callable[[], object]) -> Iterator[Callable[[], Any]]:
     The block gets a function that waits for the result of *work*, passed as JSON, and raises
     CommandError with the reason if it failed. The child ends with the block.
     """
-    read_fd, write_fd = os.pipe()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            linux.die_with_parent(parent)
-            with open(write_fd, "wb") as told:
-                told.write(json.dumps(_answer(work)).encode())
-        finally:
-            os._exit(0)
-    os.close(write_fd)
-
-    def hear() -> object:
-        said = file.read()
-        if not said:
-            raise CommandError(f"process {pid}, a child of ours, was killed; see the kernel's log")
-        answer = json.loads(said)
-        if "error" in answer:
-            raise CommandError(answer["error"])
-        return answer["answer"]
-
+    pid, read_fd = _forked(work)
     try:
         with open(read_fd, "rb") as file:
-            yield hear
+            yield lambda: _heard(file.read(), pid)
     finally:
         kill(pid)
+
+
+def answered(work: Callable[[], object], *, timeout_s: float) -> Any:
+    """The result of *work*, passed as JSON, which is done in a fork of this process.
+
+    CommandError with the reason if it failed; DeadlineExceededError if it takes longer. It is not
+    waited for then: what hangs in the kernel does not end.
+    """
+    pid, read_fd = _forked(work)
+    end, said, has_ended = time.monotonic() + timeout_s, b"", False
+    with closing_fd(read_fd):
+        while select.select([read_fd], [], [], max(0.0, end - time.monotonic()))[0]:
+            more = os.read(read_fd, 1 << 16)
+            said += more
+            if not more:
+                has_ended = True
+                break
+    if not has_ended:
+        os.kill(pid, signal.SIGKILL)
+        raise DeadlineExceededError(f"process {pid}, a child of ours, took over {timeout_s:g} s")
+    wait(pid)
+    return _heard(said, pid)
 
 
 def detached(work: Callable[[], object], *, kept_fd: int) -> None:
@@ -273,6 +281,31 @@ def wait_exit(pid: int, *, timeout_s: float) -> bool:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
+
+
+def _forked(work: Callable[[], object]) -> tuple[int, int]:
+    """A fork of this process that does *work*, and where its result can be read."""
+    read_fd, write_fd = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            linux.die_with_parent(parent)
+            with open(write_fd, "wb") as told:
+                told.write(json.dumps(_answer(work)).encode())
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    return pid, read_fd
+
+
+def _heard(said: bytes, pid: int) -> object:
+    if not said:
+        raise CommandError(f"process {pid}, a child of ours, was killed; see the kernel's log")
+    answer = json.loads(said)
+    if "error" in answer:
+        raise CommandError(answer["error"])
+    return answer["answer"]
 
 
 def _answer(work: Callable[[], object]) -> dict[str, object]:

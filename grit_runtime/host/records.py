@@ -11,7 +11,8 @@ import json
 import os
 from contextlib import suppress
 
-from grit_runtime import paths
+from grit_runtime import log, paths
+from grit_runtime.errors import FailedPreconditionError, one_line
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import outcomes
 
@@ -39,17 +40,52 @@ def append(outcome: Outcome) -> None:
 
 
 def of_pod(pod_uid: str) -> tuple[Outcome, ...]:
-    """All records of one pod, oldest first."""
+    """All records of one pod, oldest first.
+
+    NewerFormatError or FailedPreconditionError, with the file's name, if they cannot be read.
+    """
+    data = _read(pod_uid)
     try:
-        with open(_path(pod_uid), "rb") as file:
-            return tuple(outcomes.from_json(record) for record in json.load(file))
-    except FileNotFoundError:
+        return outcomes.parse(data) if data is not None else ()
+    except FailedPreconditionError as error:
+        raise type(error)(f"{_path(pod_uid)}: {error}") from None
+
+
+def readable(pod_uid: str) -> tuple[Outcome, ...]:
+    """The same for who only looks: none, and a warning in the log, if they cannot be read."""
+    try:
+        return of_pod(pod_uid)
+    except FailedPreconditionError as error:  # of a newer grit, or damaged
+        log.warning("a pod's records are passed over", reason=one_line(error))
         return ()
+
+
+def unreadable() -> Iterator[str]:
+    """The files that `matching` passes over."""
+    for uid in _uids():
+        try:
+            of_pod(uid)
+        except FailedPreconditionError:
+            yield _path(uid)
 
 
 def matching(pod: str | None) -> list[Outcome]:
     """The records of *pod* (NAMESPACE/POD or its uid), or of all pods; oldest first."""
-    records = [outcome for uid in _uids() for outcome in of_pod(uid) if outcome.is_of(pod)]
+    records = [outcome for uid in _uids() for outcome in readable(uid) if outcome.is_of(pod)]
+    return sorted(records, key=lambda outcome: outcome.time)
+
+
+def mentioning(*words: str) -> list[Outcome]:
+    """All records of those pods whose file has one of *words* somewhere; oldest first.
+
+    Of many pods' records few have to be understood so. A file that was cut may have had any word.
+    """
+    wanted = [json.dumps(word)[1:-1].encode() for word in words]
+    records: list[Outcome] = []
+    for uid in _uids():
+        data = _read(uid) or b""
+        if any(word in data for word in wanted) or not data.endswith(b"]"):
+            records += readable(uid)
     return sorted(records, key=lambda outcome: outcome.time)
 
 
@@ -58,6 +94,12 @@ def written() -> Iterator[tuple[str, int]]:
     for uid in _uids():
         with suppress(FileNotFoundError):  # it has just been dropped
             yield uid, os.stat(_path(uid)).st_mtime_ns
+
+
+def _read(pod_uid: str) -> bytes | None:
+    with suppress(FileNotFoundError), open(_path(pod_uid), "rb") as file:
+        return file.read()
+    return None
 
 
 def _prune() -> None:

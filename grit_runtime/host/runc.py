@@ -167,8 +167,11 @@ def delete(runc: Runc, container_id: str) -> None:
 
 def last_error(log_path: str) -> str | None:
     """The last error in a log that runc wrote with ``--log-format json``."""
-    with suppress(FileNotFoundError), open(log_path, encoding="utf-8") as file:
-        entries = [json.loads(line) for line in file if line.startswith("{")]
-        errors = [entry["msg"] for entry in entries if entry.get("level") == "error"]
-        return errors[-1] if errors else None
-    return None
+    last = None
+    with suppress(FileNotFoundError), open(log_path, "rb") as file:
+        for line in file:
+            with suppress(ValueError):  # a runc that was killed leaves half a line
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("level") == "error":
+                    last = str(entry.get("msg"))
+    return last

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from contextlib import suppress
+import stat
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from grit_runtime import paths
+from grit_runtime import log, paths
 from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.host import journal
 from grit_runtime.model import installation_steps as steps
@@ -21,7 +22,8 @@ from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import BinaryIO
 
     from grit_runtime.host.journal import Journal
 
@@ -69,6 +71,20 @@ def hold() -> Journal[InstallationStep]:
     return journal.hold(JOURNAL, STEPS)
 
 
+@contextmanager
+def opened() -> Iterator[Journal[InstallationStep]]:
+    """The same, for one call; it ends with the call if nothing is recorded in it."""
+    held = hold()
+    try:
+        yield held
+    finally:
+        if os.path.exists(held.path):
+            if held.steps():
+                held.close()
+            else:
+                end(held)
+
+
 def recorded() -> list[InstallationStep]:
     """The steps of this node's installation; none if there is none."""
     with suppress(FileNotFoundError):
@@ -81,13 +97,19 @@ def choice(done: Sequence[InstallationStep]) -> steps.Choice | None:
     return next((step for step in reversed(done) if isinstance(step, steps.Choice)), None)
 
 
+def is_leaving(done: Sequence[InstallationStep]) -> bool:
+    """Whether it was last asked for that all be taken back."""
+    asked = [step for step in done if isinstance(step, steps.Choice | steps.Leaving)]
+    return bool(asked) and isinstance(asked[-1], steps.Leaving)
+
+
 def standing(done: Sequence[InstallationStep]) -> dict[str, Made]:
     """What is, or may be, changed, by paths in the order in which it was."""
     found: dict[str, Made] = {}
     for step in done:
         if isinstance(step, steps.TakenBack):
             found.pop(step.path, None)
-        elif not isinstance(step, steps.Choice):
+        elif not isinstance(step, steps.Choice | steps.Leaving):
             found.setdefault(step.path, step)
     return found
 
@@ -109,19 +131,24 @@ def without_block(path: str) -> bytes:
     FailedPreconditionError if somebody has taken one of their marks away.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         return b""
-    head, begin, rest = text.partition(f"\n{_BEGIN}")
-    _, end, tail = rest.partition(_END)
-    if not begin and _END not in text:
-        return text.encode()
+    mark = _BEGIN.encode()
+    if data.startswith(mark):  # somebody has removed what was before, or the line end alone
+        data = b"\n" + data
+    head, begin, rest = data.partition(b"\n" + mark)
+    _, end, tail = rest.partition(_END.encode())
+    if not begin and _END.encode() not in data:
+        return data
     if not end:
         raise FailedPreconditionError(
             f"{path} has only one of the lines {_BEGIN.strip()!r} and {_END.strip()!r}; remove "
             "what grit has written there, and that line"
         )
-    return (head + tail).encode()
+    # The line end before the mark may be the only one that is left, and what follows another's.
+    is_joined = head and tail and not head.endswith(b"\n")
+    return head + b"\n" * bool(is_joined) + tail
 
 
 def content(path: str, change: Change) -> bytes:
@@ -174,20 +201,38 @@ def make_directory(path: str, held: Journal[InstallationStep], *, mode: int = 0o
 
 def take_back(step: Made, held: Journal[InstallationStep]) -> str:
     """Have a path as it was before; who has to read it anew. Harmless if it is so already."""
-    Path(step.path + _NEW).unlink(missing_ok=True)
+    _remove(step.path + _NEW)
     if isinstance(step, steps.Directory):
         with suppress(OSError):  # it holds what others have put there, or has gone
             os.rmdir(step.path)
     elif isinstance(step, steps.Block):
         _take_block(step)
-    elif step.original:
-        if os.path.lexists(step.original):
-            _replace(step.original, step.path)
-            os.unlink(step.original)
-    else:
-        Path(step.path).unlink(missing_ok=True)
+    elif not step.original:
+        _remove(step.path)
+    elif os.path.lexists(step.original) and not _is_as(step.original, step.path):
+        _replace(step.original, step.path)
     held.record(steps.TakenBack(step.path))
-    return "" if isinstance(step, steps.Directory) else step.read_by
+    if isinstance(step, steps.Directory):
+        return ""
+    if step.original:  # only now: a killed call's next one may install, and needs it then
+        _remove(step.original)
+    return step.read_by
+
+
+def take_all_back(held: Journal[InstallationStep]) -> None:
+    """Have all as it was before, and forget the installation; what cannot be so stays recorded.
+
+    For an installation that has failed, whose error says more than those that are met here.
+    """
+    is_whole = True
+    for step in reversed(standing(held.steps()).values()):
+        try:
+            take_back(step, held)
+        except OSError as error:
+            log.warning("not taken back", path=step.path, reason=error)
+            is_whole = False
+    if is_whole:
+        end(held)
 
 
 def end(held: Journal[InstallationStep]) -> None:
@@ -218,12 +263,11 @@ def _keep_original(path: str) -> str:
 def _take_block(step: steps.Block) -> None:
     text = before(step)
     if text is None:
-        Path(step.path).unlink(missing_ok=True)
+        _remove(step.path)
         return
-    if step.original and os.path.exists(step.original):
-        if Path(step.original).read_bytes() == text:
-            _replace(step.original, step.path)  # its times too
-        os.unlink(step.original)
+    is_original = os.path.exists(step.original) and Path(step.original).read_bytes() == text
+    if is_original and not _is_as(step.original, step.path):
+        _replace(step.original, step.path)  # its times too
     if os.path.exists(step.path) and Path(step.path).read_bytes() != text:
         _write_whole(step.path, text, _mode(step.path))
 
@@ -231,7 +275,7 @@ def _take_block(step: steps.Block) -> None:
 def _write(path: str, change: Change) -> None:
     if isinstance(change, Link):
         new = path + _NEW
-        Path(new).unlink(missing_ok=True)
+        _remove(new)
         os.symlink(change.target, new)
         os.rename(new, path)
         return
@@ -246,13 +290,15 @@ def _write(path: str, change: Change) -> None:
 def _write_whole(path: str, text: bytes, mode: int) -> None:
     """Replace a file in one step; its owner stays who it was."""
     new = path + _NEW
+    _remove(new)
     try:
-        with open(new, "wb") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), mode)
+        with _begun(new) as file:
             if os.path.exists(path):
                 was = os.stat(path)
                 os.fchown(file.fileno(), was.st_uid, was.st_gid)
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
             os.fsync(file.fileno())
         os.rename(new, path)
     except BaseException:
@@ -264,13 +310,44 @@ def _write_whole(path: str, text: bytes, mode: int) -> None:
 def _replace(source: str, path: str) -> None:
     """Put a copy of *source*, a file or a link, at *path* in one step, with all that it has."""
     new = path + _NEW
-    Path(new).unlink(missing_ok=True)
-    shutil.copy2(source, new, follow_symlinks=False)
+    _remove(new)
     was = os.lstat(source)
-    os.chown(new, was.st_uid, was.st_gid, follow_symlinks=False)
-    if not os.path.islink(new):
-        _flush(new)
-    os.rename(new, path)
+    try:
+        if stat.S_ISLNK(was.st_mode):
+            os.symlink(os.readlink(source), new)
+        else:
+            with open(source, "rb") as old, _begun(new) as file:
+                shutil.copyfileobj(old, file)
+        os.chown(new, was.st_uid, was.st_gid, follow_symlinks=False)
+        shutil.copystat(source, new, follow_symlinks=False)
+        if not os.path.islink(new):
+            _flush(new)
+        os.rename(new, path)
+    except BaseException:
+        _remove(new)
+        raise
+
+
+def _begun(path: str) -> BinaryIO:
+    """A new file, which nobody else can read before it has its own mode: it may hold secrets."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "wb")
+
+
+def _is_as(original: str, path: str) -> bool:
+    """Whether the file has never been changed: it may be where nothing can be replaced."""
+    if not os.path.lexists(path):
+        return False
+    kept, now = os.lstat(original), os.lstat(path)
+    return (kept.st_mtime_ns, kept.st_size, kept.st_mode) == (
+        *(now.st_mtime_ns, now.st_size, now.st_mode),
+    )
+
+
+def _remove(path: str) -> None:
+    """Remove a file or a link, if there is one: on a read-only disk it is an error to try."""
+    if os.path.lexists(path):
+        os.unlink(path)
 
 
 def _mode(path: str) -> int:

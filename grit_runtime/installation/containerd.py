@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import socket
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from grit_runtime import config
 from grit_runtime.errors import CommandError, FailedPreconditionError, NotFoundError
 from grit_runtime.host import kubelet, process, procfs
+from grit_runtime.installation import changes
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_CONFIG = "/etc/containerd/config.toml"
+# Where distributions have a directory for each of their own versions, and a link to the current.
+_LASTING = (
+    (r"^((?:/var)?/snap/microk8s)/[^/]+/", r"\1/current/"),
+    (r"^(/var/lib/rancher/k3s/data)/[^/]+/", r"\1/current/"),
+    (r"^(/var/lib/rancher/rke2)/data/[^/]+/bin/", r"\1/bin/"),
+)
 
 
 class Daemon(NamedTuple):
@@ -64,16 +72,16 @@ def find() -> Daemon:
 
 def _address() -> str:
     """Which socket is meant: the configured one, or kubelet's, or the only one there is."""
-    configured = config.load().containerd_address
+    said = said_address()
     beside = kubelet.told()
     told = beside.endpoint if beside else ""
-    if configured != config.Config().containerd_address:
-        if told and told != configured:
+    if said:
+        if told and told != said:
             raise FailedPreconditionError(
                 f"kubelet calls the containerd at {told}, but containerd_address in {config.PATH} "
-                f"is {configured}; set it to kubelet's"
+                f"is {said}; set it to kubelet's"
             )
-        return configured
+        return said
     if told:
         return told
     there = [path for path in kubelet.SOCKETS if os.path.exists(path)]
@@ -82,7 +90,14 @@ def _address() -> str:
             f"there are several containerds, at {' and '.join(there)}, and no kubelet "
             f"says which is its; set containerd_address in {config.PATH}"
         )
-    return there[0] if there else configured
+    return there[0] if there else config.Config().containerd_address
+
+
+def said_address() -> str:
+    """What somebody has written of containerd's socket into grit's configuration, if anything."""
+    config.load()  # whose errors say what is wrong with it
+    own = _table(changes.without_block(config.PATH).decode(), f"{config.PATH} without grit's lines")
+    return str(own.get("containerd_address", ""))
 
 
 def _option(words: list[str], *names: str) -> str:
@@ -117,7 +132,7 @@ def _of_process(pid: int, address: str) -> Daemon:
         pid=pid,
         argv0=words[0],
         program=program,
-        config=_option(words, "--config", "-c") or DEFAULT_CONFIG,
+        config=_option(words, "--config", "-config", "-c") or DEFAULT_CONFIG,
         path=environment.get("PATH", os.defpath),
         temporary_dir=environment.get("XDG_RUNTIME_DIR") or environment.get("TMPDIR", "/tmp"),  # noqa: S108
         unit=units[-1] if units else "",
@@ -127,9 +142,25 @@ def _of_process(pid: int, address: str) -> Daemon:
 def read(path: str) -> dict[str, Any]:
     """The configuration file at *path*; FailedPreconditionError if it is not TOML."""
     try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        return _table(Path(path).read_text("utf-8"), path)
+    except UnicodeDecodeError as error:
         raise FailedPreconditionError(f"{path}: not TOML: {error}") from None
+
+
+def _table(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FailedPreconditionError(f"{name}: not TOML: {error}") from None
+
+
+def lasting(path: str) -> str:
+    """The same file by a path that an upgrade of the distribution leaves, if there is one."""
+    for versioned, current in _LASTING:
+        other = re.sub(versioned, current, path)
+        if os.path.realpath(other) == os.path.realpath(path):
+            path = other
+    return path
 
 
 def effective(daemon: Daemon, staged: Mapping[str, bytes | None]) -> dict[str, Any]:
@@ -145,9 +176,13 @@ def effective(daemon: Daemon, staged: Mapping[str, bytes | None]) -> dict[str, A
     words = ["--config", daemon.config, "config", "dump"] if has_config else ["config", "default"]
     asked = (daemon.program, [daemon.argv0, *words], dict(staged))
     argv = process.python("grit_runtime.installation.preview", asked)
-    table = tomllib.loads(process.run(argv, token=process.new_token()).decode())
+    child = process.start(argv, token=process.new_token())
+    # If it fails, that is the failure of the program which it has become.
+    child = child._replace(argv=[daemon.program, *words])
+    table = tomllib.loads(process.output(child).decode())
     directory = os.path.dirname(daemon.config)
-    for path in (os.path.join(directory, name) for name in table.get("imports", [])):
+    for name in table.get("imports", []):
+        path = os.path.realpath(os.path.join(directory, name))
         # What 2.x prints ends before such an import, without an error; but it would not start.
         is_there = staged.get(path) is not None if path in staged else os.path.exists(path)
         if not is_there and not glob.has_magic(path):

@@ -53,7 +53,7 @@ def without(daemon: Daemon, done: Mapping[str, Made]) -> dict[str, bytes | None]
         if getattr(step, "read_by", "") != changes.CONTAINERD:
             continue
         config = os.path.realpath(daemon.config)
-        if not _is_template(path):
+        if not _is_template(daemon.config, path):
             found[os.path.realpath(path)] = changes.before(step)
         elif os.path.exists(config):
             found[config] = changes.without_block(config)
@@ -79,8 +79,8 @@ def runtime_below(daemon: Daemon, base: Base) -> str:
             "grit can stand before; set default_runtime_name to a handler that calls runc"
         )
     if not base.program or (is_nvidia and not _works_by_cdi()):
-        return daemon.find("runc")
-    return daemon.find(base.program)
+        return containerd.lasting(daemon.find("runc"))
+    return containerd.lasting(daemon.find(base.program))
 
 
 def _works_by_cdi() -> bool:
@@ -175,14 +175,21 @@ def _template(config: str, version: int) -> str:
     """What a distribution makes containerd's configuration file from; "" if nothing."""
     directory = os.path.dirname(config)
     if config.endswith(_OF_K3S):
-        return f"{directory}/{_K3S_TEMPLATES[version]}"
+        return _itself(f"{directory}/{_K3S_TEMPLATES[version]}")
     if config.endswith(_OF_MICROK8S):
-        return f"{directory}/{_MICROK8S_TEMPLATE}"
+        return _itself(f"{directory}/{_MICROK8S_TEMPLATE}")
     return ""
 
 
-def _is_template(path: str) -> bool:
-    return os.path.basename(path) in {*_K3S_TEMPLATES.values(), _MICROK8S_TEMPLATE}
+def _is_template(config: str, path: str) -> bool:
+    names = {*_K3S_TEMPLATES.values(), _MICROK8S_TEMPLATE}
+    linked = {_template(config, version) for version in _K3S_TEMPLATES}
+    return os.path.basename(path) in names or path in linked
+
+
+def _itself(path: str) -> str:
+    """The file that a link leads to: the link would become a file, and not be one again."""
+    return containerd.lasting(os.path.realpath(path))
 
 
 def _is_writable(path: str) -> bool:

@@ -41,7 +41,8 @@ def _lay_over(staged: Mapping[str, bytes | None]) -> None:
     below: defaultdict[str, list[str]] = defaultdict(list)
     for path in staged:
         below[existing_directory(path)].append(path)
-    for number, (directory, paths) in enumerate(below.items()):
+    # From above: what is mounted on a directory hides what was mounted below it before.
+    for number, (directory, paths) in enumerate(sorted(below.items())):
         upper, work = (f"{_SCRATCH}/{name}-{number}" for name in ("upper", "work"))
         os.mkdir(upper)
         os.mkdir(work)

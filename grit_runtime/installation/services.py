@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 
 from grit_runtime.host import process
+from grit_runtime.model.installation_steps import Directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from grit_runtime.installation.changes import Made
 
 UNIT_DIR = "/usr/local/lib/systemd/system"  # for what is installed by hand: systemd.unit(5)
 _RUNS = "/run/systemd/system"  # sd_booted(3)
@@ -16,6 +19,15 @@ _RUNS = "/run/systemd/system"  # sd_booted(3)
 
 def are_there() -> bool:
     return os.path.isdir(_RUNS)
+
+
+def among(done: Mapping[str, Made]) -> list[str]:
+    """The units among what an installation has made."""
+    return [
+        os.path.basename(path)
+        for path, step in done.items()
+        if os.path.dirname(path) == UNIT_DIR and not isinstance(step, Directory)
+    ]
 
 
 def read_anew() -> None:

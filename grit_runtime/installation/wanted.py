@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
 from grit_runtime import config
 from grit_runtime.host import process
-from grit_runtime.installation import changes, handler, services
+from grit_runtime.installation import changes, containerd, handler, services
 from grit_runtime.installation.changes import Block, File, Link
 from grit_runtime.model import handlers
 from grit_runtime.startup.named import NamedTuple
@@ -32,7 +33,8 @@ SHIM = f"{_BIN}/containerd-shim-grit-v1"
 _COMMAND = f"{_BIN}/grit"
 
 _ZYGOTE = {"grit-zygote.socket": "sockets.target", "grit-zygote.service": "multi-user.target"}
-_AGENT = {"grit-agent.service": "multi-user.target"}
+AGENT = "grit-agent.service"
+_AGENT = {AGENT: "multi-user.target"}
 
 
 class Wanted(NamedTuple):
@@ -50,6 +52,7 @@ def look(daemon: Daemon, choice: Choice, done: Mapping[str, Made]) -> Wanted:
     shim = SHIM if choice.shim == OWN else ""
     table = handlers.table(base, runtime=RUNTIME, shim=shim)
     runc = handler.runtime_below(daemon, base)
+    daemon.find("ctr")  # which the self-test needs
     units = {**(_ZYGOTE if shim else {}), **(_AGENT if choice.has_agent else {})}
     if not services.are_there():
         units = {}
@@ -84,7 +87,8 @@ def launcher(name: str, **paths: str) -> File:
     """A launcher with the paths at its top as they are on the node."""
     text = (_FILES / name).read_text("utf-8")
     for variable, path in paths.items():
-        text = re.sub(f"^{variable}=.*$", f"{variable}={path}", text, count=1, flags=re.MULTILINE)
+        line = f"{variable}={shlex.quote(path)}".replace("\\", r"\\")
+        text = re.sub(f"^{variable}=.*$", line, text, count=1, flags=re.MULTILINE)
     return File(text.encode(), mode=0o755)
 
 
@@ -107,10 +111,6 @@ def _units(units: Mapping[str, str]) -> dict[str, Change]:
 
 def _address(address: str) -> dict[str, Change]:
     """What tells grit of a containerd that is not where it usually is."""
-    if address == config.Config().containerd_address:
+    if address in (containerd.said_address(), config.Config().containerd_address):
         return {}
-    line = f'containerd_address = "{address}"\n'
-    is_ours = config.PATH in changes.standing(changes.recorded())
-    if config.load().containerd_address == address and not is_ours:
-        return {}
-    return {config.PATH: Block(line)}
+    return {os.path.realpath(config.PATH): Block(f'containerd_address = "{address}"\n')}

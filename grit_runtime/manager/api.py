@@ -28,6 +28,7 @@ SUBMITTING, SUBMITTED = "Submitting", "Submitted"
 RESTORING, RESTORED = "Restoring", "Restored"
 PLACING, VERIFIED = "Placing", "Verified"
 SUCCEEDED, ROLLING_BACK = "Succeeded", "RollingBack"
+HOLDING = (PLACING, RESTORING, ROLLING_BACK)  # a source is held, and is to be given back
 READY = "Ready"  # a condition's type alone
 
 CheckpointPhase = Literal[
@@ -43,6 +44,7 @@ NAME = {"maxLength": 253}
 TEXT = {"maxLength": 32768}
 TIME = {"format": "date-time"}
 DURATION = {"maxLength": 32, "pattern": r"^([0-9]+[dhms])*0*[1-9][0-9]*[dhms]([0-9]+[dhms])*$"}
+STORE = "^(file:///|(s3|gs|az)://)."  # what an agent opens by the node's own rights, of its URLs
 CAPTURED = r"^(shm|emptydir:[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$"
 ATOMIC_MAP = {"x-kubernetes-map-type": "atomic"}
 BY_TYPE = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
@@ -73,6 +75,12 @@ class Metadata(NamedTuple):
     annotations: dict[str, str] = {}  # noqa: RUF012
     finalizers: tuple[str, ...] = ()
     owner_references: tuple[OwnerReference, ...] = ()
+
+    @property
+    def parent(self) -> OwnerReference | None:
+        """The object of this group that it goes with, as whoever has made it says."""
+        of_group = (one for one in self.owner_references if one.api_version == API_VERSION)
+        return next((one for one in of_group if one.controller), None)
 
 
 class Condition(NamedTuple):
@@ -264,6 +272,7 @@ class MigrationStatus(NamedTuple):
     target_pod: str = ""
     target_pod_uid: str = ""
     checkpoint_name: Annotated[str, "The Checkpoint that carries it."] = ""
+    manifest_digest: Annotated[str, "Of that Checkpoint, once it is sealed."] = ""
     size: Annotated[str, "What was carried, for people."] = ""
     duration: Annotated[str, "Of all of it, for people."] = ""
     downtime_seconds: Annotated[
@@ -328,7 +337,8 @@ class Checkpoint(NamedTuple):
     @property
     def is_part(self) -> bool:
         """Whether it is a Migration's, which makes its own Restore and takes it along."""
-        return any(reference.controller for reference in self.metadata.owner_references)
+        parent = self.metadata.parent
+        return parent is not None and parent.kind == "Migration"
 
 
 class Restore(NamedTuple):

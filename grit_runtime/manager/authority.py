@@ -13,15 +13,18 @@ from grit_runtime import certificates, log
 from grit_runtime.errors import (
     AlreadyExistsError,
     GritError,
+    NotFoundError,
     PermissionDeniedError,
     one_line,
 )
 from grit_runtime.manager import cluster as kube
-from grit_runtime.manager import names
+from grit_runtime.manager import names, patience
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from grit_runtime.manager.cluster import Cluster, Object
 
 CA, CA_KEY = names.CA_KEY, "ca.key"  # of the Secret; the ConfigMap has the first alone
@@ -29,6 +32,7 @@ CA, CA_KEY = names.CA_KEY, "ca.key"  # of the Secret; the ConfigMap has the firs
 _WEBHOOK_DAYS = 30
 _AGENT_DAYS = 90
 _LOOK_EVERY_S = 60.0
+_AGAIN_S = 5.0
 _POD_NAME = "authentication.kubernetes.io/pod-name"  # of whoever has a bound token
 
 
@@ -110,48 +114,77 @@ async def keep_bundles(cluster: Cluster, authority: Authority) -> None:
 
 async def sign_agents(cluster: Cluster, authority: Authority, namespace: str) -> None:
     """Sign what agents ask for, each for its own node and nobody else."""
-    async for found in cluster.watched(kube.REQUESTS, ""):
-        for name, request in list(found.items()):
-            if request["spec"].get("signerName") != names.SIGNER or _is_answered(request):
-                continue
+
+    async def work(request: Object) -> None:
+        name = request["metadata"]["name"]
+        while True:
             try:
-                await _sign(cluster, authority, namespace, request)
-            except GritError as error:
-                log.warning("a certificate is refused", request=name, reason=one_line(error))
-                await _answer(cluster, request, "Denied", one_line(error))
+                await _sign(cluster, authority, namespace, name)
+            except NotFoundError:
+                return
+            except GritError as error:  # nobody has looked at it, so it is not denied
+                log.warning("a request is looked at again", request=name, reason=one_line(error))
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
+
+    await patience.for_each(cluster.watched(kube.REQUESTS, ""), _is_open, work)
 
 
-async def _sign(cluster: Cluster, authority: Authority, namespace: str, request: Object) -> None:
-    spec = request["spec"]
+async def _sign(cluster: Cluster, authority: Authority, namespace: str, name: str) -> None:
+    request = await cluster.get(kube.REQUESTS, "", name)
+    if not _is_open(request):
+        return
+    (pod_name,) = (request["spec"].get("extra") or {}).get(_POD_NAME) or ("",)
+    pod = await cluster.find(kube.PODS, namespace, pod_name) if pod_name else None
+    is_approved = "Approved" in _conditions(request)
+    try:
+        node, public_key = _asked(request["spec"], namespace, pod_name, pod)
+    except GritError as error:
+        log.warning("a certificate is refused", request=name, reason=one_line(error))
+        # What is approved, by whomever, cannot be denied.
+        _add(request, "Failed" if is_approved else "Denied", one_line(error))
+        await (cluster.certify if is_approved else cluster.approve)(request)
+        return
+    if not is_approved:
+        _add(request, "Approved", f"it is the agent of node {node}")
+        await cluster.approve(request)
+        request = await cluster.get(kube.REQUESTS, "", name)
+    pem = certificates.sign(public_key, (node,), authority.pem, authority.key_pem, _AGENT_DAYS)
+    request["status"]["certificate"] = _base64(pem)
+    await cluster.certify(request)
+
+
+def _asked(spec: Object, namespace: str, pod_name: str, pod: Object | None) -> tuple[str, Any]:
+    """The node and the key that are asked for. PermissionDeniedError for whoever may not."""
     account = f"system:serviceaccount:{namespace}:{names.AGENT}"
     if spec.get("username") != account:
         raise PermissionDeniedError(f"asked for by {spec.get('username')!r}, expected {account}")
     asked, public_key = certificates.requested(base64.b64decode(spec["request"]))
-    (pod_name,) = (spec.get("extra") or {}).get(_POD_NAME) or ("",)
-    pod = await cluster.find(kube.PODS, namespace, pod_name) if pod_name else None
     node = pod["spec"].get("nodeName") if pod else None
     if node is None or asked != (node,):
         raise PermissionDeniedError(
             f"asked for names {', '.join(asked) or 'none'} by pod {pod_name or 'none'}, which is "
             f"on node {node or 'none'}: expected that name alone"
         )
-    await _answer(cluster, request, "Approved", f"it is the agent of node {node}")
-    pem = certificates.sign(public_key, asked, authority.pem, authority.key_pem, _AGENT_DAYS)
-    request = await cluster.get(kube.REQUESTS, "", request["metadata"]["name"])
-    request["status"]["certificate"] = _base64(pem)
-    await cluster.certify(request)
+    return node, public_key
 
 
-async def _answer(cluster: Cluster, request: Object, kind: str, message: str) -> None:
+def _add(request: Object, kind: str, message: str) -> None:
     condition = {"type": kind, "status": "True", "reason": "GritManager", "message": message}
     status = request.setdefault("status", {})
     status["conditions"] = [*(status.get("conditions") or ()), condition]
-    await cluster.approve(request)
 
 
-def _is_answered(request: Object) -> bool:
-    status = request.get("status") or {}
-    return bool(status.get("conditions") or status.get("certificate"))
+def _conditions(request: Object) -> set[str]:
+    return {one["type"] for one in (request.get("status") or {}).get("conditions") or ()}
+
+
+def _is_open(request: Object) -> bool:
+    """Whether it is for us, and waits: approved and not signed is what a killed manager leaves."""
+    is_signed = bool((request.get("status") or {}).get("certificate"))
+    is_ours = bool(request["spec"].get("signerName") == names.SIGNER)
+    return is_ours and not is_signed and not _conditions(request) & {"Denied", "Failed"}
 
 
 def _named(kind: str, namespace: str, name: str, data: dict[str, str]) -> Object:

@@ -10,7 +10,7 @@ import asyncio
 from contextlib import suppress
 
 from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError
-from grit_runtime.manager import api, pods
+from grit_runtime.manager import api, events, pods
 from grit_runtime.manager import cluster as kube
 
 TYPE_CHECKING = False
@@ -46,7 +46,9 @@ async def opened(
         async with asyncio.timeout(_START_S):
             uid = await _started(world.cluster, _pod(carried, store, node, image))
     except TimeoutError:
-        why = await _newest_warning(world.cluster, carried.metadata)
+        why = await events.newest_warning(
+            world.cluster, carried.metadata.namespace, _name(carried.metadata.uid)
+        )
         raise FailedPreconditionError(
             f"claim {store.claim} was not mounted on node {node} within {_START_S:g} s: {why}"
         ) from None
@@ -135,13 +137,5 @@ async def _started(cluster: Cluster, made: Object) -> str:
 async def _tell(cluster: Cluster, carried: Metadata, status: Status) -> None:
     while True:
         await asyncio.sleep(_TELL_EVERY_S)
-        if why := await _newest_warning(cluster, carried):
+        if why := await events.newest_warning(cluster, carried.namespace, _name(carried.uid)):
             await status.warn("ClaimNotMounted", why)
-
-
-async def _newest_warning(cluster: Cluster, carried: Metadata) -> str:
-    """What kubelet and the controllers of volumes have said last of the carrier."""
-    about = f"involvedObject.name={_name(carried.uid)},type=Warning"
-    events = await cluster.every(kube.EVENTS, carried.namespace, fields=about)
-    newest = max(events, key=lambda one: str(one.get("lastTimestamp")), default={})
-    return " ".join(str(newest.get("message", "")).split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
+from functools import partial
 
 from grit_runtime import log
 from grit_runtime.errors import (
@@ -15,7 +16,18 @@ from grit_runtime.errors import (
     UnavailableError,
     one_line,
 )
-from grit_runtime.manager import api, carriers, moves, patience, pods, probes, storage
+from grit_runtime.manager import (
+    api,
+    carriers,
+    claims,
+    fencing,
+    moves,
+    patience,
+    pods,
+    probes,
+    rollbacks,
+    storage,
+)
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template, sizes
@@ -25,13 +37,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.manager.agents import Agent
     from grit_runtime.manager.api import Checkpoint
-    from grit_runtime.manager.cluster import Object
+    from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.world import World
 
 ENDED = (api.SUBMITTED, api.FAILED)
 _OPEN = ("", api.CREATED, api.PENDING, api.CHECKPOINTING)  # nothing is sealed yet
 
 _TELL_EVERY_S = 2.0
+_FORGET_S = 120.0  # after which a Checkpoint goes, whatever its node says
+_JOB_ENDS_S = 60.0  # CRIU is given 30 s to let go of a pod
 
 
 async def run(world: World, namespace: str, name: str) -> Object:
@@ -45,40 +59,80 @@ async def run(world: World, namespace: str, name: str) -> Object:
     try:
         checkpoint = api.read(api.Checkpoint, found)
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
+        if error := rollbacks.cause(status.now):  # the manager before this one has begun to undo it
+            raise error
         if status.phase in _OPEN:
             await _advance_in_time(world, checkpoint, status, limit_s)
         if not checkpoint.spec.auto_migration:
             return status.now
         limit_s = patience.left_s(checkpoint.spec.timeout_seconds, found)
-        await moves.submit(world, checkpoint, status, limit_s)
+        await _submit(world, checkpoint, status, limit_s)
     except GritError as error:
-        await status.confirm()
-        # It may be sealed and held, and not be where it should.
-        if status.phase == api.CHECKPOINTING:
-            await _let_run(world, namespace, name, status.now)
-        await carriers.closed(world.cluster, namespace, found["metadata"]["uid"])
-        await status.fail(error)
-        return status.now
+        if rollbacks.cause(status.now) or not await _is_verified(world, found, status):
+            error = await _undone(world, found, status, error)
+            await carriers.closed(world.cluster, namespace, found["metadata"]["uid"])
+            await status.fail(error)
+            return status.now
     # What fails from here on is tried again: another pod has taken the source's place.
-    await moves.commit(world, namespace, status.now["podName"], status.now["podUID"])
+    await moves.commit(world, namespace, status.now["podName"], status.now["podUID"], status)
     await status.finish(api.SUBMITTED)
     return status.now
+
+
+async def _submit(
+    world: World, checkpoint: Checkpoint, status: Status, limit_s: float | None
+) -> None:
+    """The second half of a Checkpoint with autoMigration, but for the source's deletion."""
+    move = moves.of_checkpoint(checkpoint, status.now)
+    if status.phase == api.CHECKPOINTED:
+        await status.enter(api.SUBMITTING)
+    elif await moves.verified(world, move):
+        return
+    try:
+        async with asyncio.timeout(limit_s):
+            await moves.place(world, move)
+            await moves.placed_and_restored(world, move, limit_s)
+    except TimeoutError:
+        raise DeadlineExceededError("no pod was restored in time (timeoutSeconds)") from None
+
+
+async def _is_verified(world: World, found: Object, status: Status) -> bool:
+    """Whether another pod has gone on, of which may not have been heard."""
+    await status.confirm()
+    if status.phase != api.SUBMITTING:
+        return False
+    move = moves.of_checkpoint(api.read(api.Checkpoint, found), status.now)
+    return bool(await moves.verified(world, move))
+
+
+async def _undone(world: World, found: Object, status: Status, error: GritError) -> GritError:
+    """The *error*, once the pod runs on that stands still or may, however long its node is silent.
+
+    One that was not to stand still runs on by itself.
+    """
+    spec, meta = found["spec"], found["metadata"]
+    job = meta["namespace"], meta["name"], status.now
+    if spec.get("autoMigration") and status.phase in (api.CHECKPOINTED, api.SUBMITTING):
+        move = moves.of_checkpoint(api.read(api.Checkpoint, found), status.now)
+        return await rollbacks.undone(partial(rollbacks.roll_back, world, move), error, status)
+    if status.phase != api.CHECKPOINTING:
+        return error
+    if spec.get("after", "running") == "running" and not spec.get("autoMigration"):
+        await _cancel(world, *job)
+        return error
+    return await rollbacks.undone(partial(_let_run, world, *job), error, status)
 
 
 async def _advance_in_time(
     world: World, checkpoint: Checkpoint, status: Status, limit_s: float | None
 ) -> None:
-    meta = checkpoint.metadata
     try:
         async with asyncio.timeout(limit_s):
             await _advance(world, checkpoint, status)
     except TimeoutError:
-        await status.confirm()
-        await _cancel(world, meta.namespace, meta.name, status.now.get("nodeName", ""))
         what = f"{status.phase}: {status.now.get('message', '')}".rstrip(": ")
         raise DeadlineExceededError(
-            f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase "
-            f"{what}; the pod runs on"
+            f"not done within {checkpoint.spec.timeout_seconds} s (timeoutSeconds), in phase {what}"
         ) from None
 
 
@@ -200,17 +254,78 @@ async def forget(world: World, namespace: str, name: str) -> None:
     """What the end of a Checkpoint takes with it: its job, its hold, and its data."""
     found = await world.cluster.find(kube.CHECKPOINTS, namespace, name)
     now = (found or {}).get("status") or {}
-    node = now.get("nodeName", "")
-    if found is None or not node:
+    if found is None or not now.get("nodeName"):
         return
-    await _cancel(world, namespace, name, node)
+    await _cancel(world, namespace, name, now)
     if found["spec"].get("after") == "frozen" or found["spec"].get("autoMigration"):
-        await _let_run(world, namespace, name, now)
+        try:
+            async with asyncio.timeout(_FORGET_S):
+                await patience.repeated(lambda: _give_back(world, found))
+        except (GritError, TimeoutError) as error:
+            # Its node may be gone for good: a deletion always works.
+            log.warning("a pod may be held still", pod=now["podName"], reason=error)
     try:
         await _remove(world, api.read(api.Checkpoint, found), found)
     except GritError as error:
         # The node may be gone for good, and then so is the data: a deletion always works.
-        log.warning("a checkpoint is left where it is", node=node, reason=one_line(error))
+        log.warning("a checkpoint is left where it is", node=now["nodeName"], reason=error)
+
+
+async def _give_back(world: World, found: Object) -> None:
+    """Have the pod that is held for the Checkpoint run on, unless another has taken its place."""
+    meta, now = found["metadata"], found["status"]
+    migration = await _migration(world.cluster, found)
+    phase = (migration.get("status") or {}).get("phase")
+    if phase in (api.VERIFIED, api.SUCCEEDED):  # the Migration deletes it
+        return
+    if phase in api.HOLDING or now.get("phase") == api.SUBMITTING:
+        await rollbacks.roll_back(world, moves.of_checkpoint(api.read(api.Checkpoint, found), now))
+    elif life := await _life(world, found):
+        log.warning("a pod stays held", pod=now["podName"], reason=f"pod {life} has its state")
+    else:
+        await _let_run(world, meta["namespace"], meta["name"], now)
+
+
+async def _life(world: World, found: Object) -> str:
+    """The pod that has gone on from the Checkpoint, or is about to; "" without one."""
+    meta = found["metadata"]
+    for pod in await world.cluster.every(kube.PODS, meta["namespace"]):
+        is_source = pod["metadata"]["uid"] == found["status"]["podUID"]
+        has_failed = (pod.get("status") or {}).get("phase") == "Failed"  # perhaps unrestored
+        if is_source or has_failed or pods.is_ending(pod):
+            continue
+        if _is_from(pod, world.checkpoint_root, found):
+            return str(pod["metadata"]["name"])
+    for restore in await world.cluster.every(kube.RESTORES, meta["namespace"]):
+        is_of = restore["spec"].get("checkpointName") == meta["name"]
+        is_claimed = claims.is_waiting(restore) and claims.since(restore) is not None
+        if is_of and is_claimed and claims.is_of(restore, found):
+            return f"of Restore {restore['metadata']['name']}"
+    return ""
+
+
+def _is_from(pod: Object, checkpoint_root: str, found: Object) -> bool:
+    """Whether the pod is one that goes on from the Checkpoint, whoever has annotated it."""
+    meta = found["metadata"]
+    digest = pods.came_from(pod)
+    if digest is not None:
+        return digest == str(found["status"].get("manifestDigest"))
+    if pod["metadata"]["creationTimestamp"] < meta["creationTimestamp"]:
+        return False  # from an earlier one of its name
+    annotations = pod["metadata"].get("annotations") or {}
+    named = annotations.get(pods.CHECKPOINT) or annotations.get(pods.RESTORE_NAME)
+    return named in (meta["name"], f"{checkpoint_root}/{meta['namespace']}/{meta['name']}")
+
+
+async def _migration(cluster: Cluster, found: Object) -> Object:
+    """The Migration that the Checkpoint is a part of; empty without one."""
+    meta = found["metadata"]
+    for reference in meta.get("ownerReferences") or ():
+        if reference["kind"] == "Migration":
+            there = await cluster.find(kube.MIGRATIONS, meta["namespace"], reference["name"])
+            if there and there["metadata"]["uid"] == reference["uid"]:
+                return there
+    return {}
 
 
 async def _remove(world: World, checkpoint: Checkpoint, found: Object) -> None:
@@ -234,37 +349,52 @@ async def _remove(world: World, checkpoint: Checkpoint, found: Object) -> None:
         await carriers.closed(world.cluster, meta.namespace, meta.uid)
 
 
-async def _let_run(world: World, namespace: str, name: str, now: Object) -> None:
-    """Let a pod run on that is held for the checkpoint of that name, if it is still there.
+async def _let_run(world: World, namespace: str, name: str, now: Object) -> str:
+    """Let a pod run on that is held for the checkpoint of that name, or is about to be, if it is
+    still there. What has become of it, in words; "" if it goes on elsewhere, or nowhere.
 
-    One that is ending may go on elsewhere.
+    One that is ending, or whose node is lost and fenced, may go on elsewhere. UnavailableError
+    while its node does not answer.
     """
     if not now.get("nodeName"):
-        return
+        return ""
+    node = await world.cluster.find(kube.NODES, "", now["nodeName"])
     pod = await world.cluster.find(kube.PODS, namespace, now["podName"])
+    if node is None or (fencing.is_lost(node) and fencing.is_fenced(node)):
+        return ""
     if pod is None or pod["metadata"]["uid"] != now["podUID"] or pods.is_ending(pod):
-        return
+        return ""
+    agent = await world.agents.at(now["nodeName"])
+    await _end_job(agent, namespace, name)
     request = agent_pb2.ResumeRequest(
         target=f"{namespace}/{now['podName']}", uid=now["podUID"], checkpoint=name
     )
-    try:
-        agent = await world.agents.at(now["nodeName"])
+    with suppress(HeldError):  # for another checkpoint
         await agent.ask("Resume", request, agent_pb2.ResumeReply)
-    except HeldError:
-        pass  # for another checkpoint
-    except GritError as error:
-        log.warning("a pod may be held still", pod=now["podName"], reason=one_line(error))
+    return "the pod runs on"
 
 
-async def _cancel(world: World, namespace: str, name: str, node: str) -> None:
-    """End the job that takes the checkpoint, if there is one; what it has begun is undone."""
-    if not node:
-        return
+async def _cancel(world: World, namespace: str, name: str, now: Object) -> None:
+    """End the job that takes the checkpoint, if its node answers; what it has begun is undone."""
     try:
-        agent = await world.agents.at(node)
-        jobs = await agent.ask("Status", agent_pb2.StatusRequest(), agent_pb2.StatusReply)
-        for job in jobs.jobs:
-            if (job.namespace, job.name) == (namespace, name) and not job.ended:
-                await agent.ask("Cancel", agent_pb2.JobRequest(id=job.id), agent_pb2.Job)
+        await _end_job(await world.agents.at(now["nodeName"]), namespace, name)
     except GritError as error:
-        log.warning("a job is not cancelled", node=node, reason=one_line(error))
+        log.warning("a job is not cancelled", node=now["nodeName"], reason=one_line(error))
+
+
+async def _end_job(agent: Agent, namespace: str, name: str) -> None:
+    """End the job that takes the checkpoint, if there is one, and wait until it has ended."""
+    jobs = await agent.ask("Status", agent_pb2.StatusRequest(), agent_pb2.StatusReply)
+    for job in jobs.jobs:
+        if (job.namespace, job.name) == (namespace, name) and not job.ended:
+            own = agent_pb2.JobRequest(id=job.id)
+            await agent.ask("Cancel", own, agent_pb2.Job)
+            try:
+                async with asyncio.timeout(_JOB_ENDS_S):
+                    async for _ in agent.stream("Follow", own, agent_pb2.Job):
+                        pass
+            except TimeoutError:
+                raise UnavailableError(
+                    f"node {agent.node}: job {job.id} has not ended {_JOB_ENDS_S:g} s after it was "
+                    "cancelled; look at the agent's log"
+                ) from None

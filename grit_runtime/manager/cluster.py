@@ -28,6 +28,8 @@ from grit_runtime.errors import (
     NotFoundError,
     PermissionDeniedError,
     UnavailableError,
+    of_reason,
+    one_line,
 )
 from grit_runtime.manager.following import Change, Following
 
@@ -35,6 +37,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import Any, TypeVar
+
+    from lightkube.config.kubeconfig import SingleConfig
 
     Object = dict[str, Any]
     Kind = Any  # a class of lightkube's
@@ -71,7 +75,9 @@ _PATIENCE_S = 90.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _BUSY = (429, 500, 502, 503, 504)
 _NO_PAGE = 404  # without a Status: no such kind is served
-_WATCH_S = 300  # a watch that is quietly dead is renewed then
+WATCH_S = 60  # the server ends a watch then, and it goes on from where it was
+SILENT_S = WATCH_S + 30.0  # one that has not even ended is dead, without anybody's saying so
+_RENEWED_S = 2.0  # after one that was refused or lost
 _NOTHING = "metadata.name=-"  # no object has this name
 _CONNECTIONS = 20  # for all but watches
 _TIMEOUT_S = 10.0  # without a byte
@@ -84,16 +90,40 @@ async def connected() -> AsyncIterator[Cluster]:
     Watches are apart, as each has a connection for itself, for as long as it lasts. All else goes
     over a few: httpx looks at all of them before each request.
     """
-    async with _client(_CONNECTIONS) as asking, _client(None) as watching:
+    config: Any = KubeConfig.from_env().get()
+    async with reached(config) as cluster:
+        yield cluster
+
+
+@asynccontextmanager
+async def reached(config: SingleConfig) -> AsyncIterator[Cluster]:
+    """The cluster of a context of a kubeconfig."""
+    asking = _client(config, httpx.AsyncHTTPTransport, _CONNECTIONS)
+    watching = _client(config, _Watching, None)
+    async with asking, watching:
         yield Cluster(asking, watching)
 
 
-def _client(connections: int | None) -> AsyncClient:
-    config: Any = KubeConfig.from_env().get()
+def _client(
+    config: Any, transport: type[httpx.AsyncHTTPTransport], connections: int | None
+) -> AsyncClient:
     verify = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file)
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=_CONNECTIONS)
-    transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits)
-    return AsyncClient(config, timeout=httpx.Timeout(_TIMEOUT_S, pool=None), transport=transport)
+    return AsyncClient(
+        config,
+        timeout=httpx.Timeout(_TIMEOUT_S, pool=None),
+        transport=transport(verify=verify, limits=limits),
+    )
+
+
+class _Watching(httpx.AsyncHTTPTransport):
+    """For watches, which lightkube lets be silent forever, as one is whose server or balancer went
+    without a word. Bookmarks tell from where to go on, so that hardly anything is listed anew."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.extensions["timeout"]["read"] = SILENT_S
+        request.url = request.url.copy_add_param("allowWatchBookmarks", "true")
+        return await super().handle_async_request(request)
 
 
 class Cluster:
@@ -165,12 +195,29 @@ class Cluster:
     ) -> None:
         """Delete the object, if it is there and, if that is said, of this uid."""
         place = _place(namespace)
-        with suppress(NotFoundError, InvalidArgumentError):
-            if uid:  # the server compares it: another of that name is invalid, and left alone
-                await self.patch(kind, namespace, name, {"metadata": {"uid": uid}})
-            await self._answered(
-                lambda: self._client.delete(kind, name, grace_period=grace_s, **place)
-            )
+        with suppress(NotFoundError):
+            if not uid:
+                await self._answered(
+                    lambda: self._client.delete(kind, name, grace_period=grace_s, **place)
+                )
+                return
+            with suppress(ConflictError):  # another has its name by now
+                await self._answered(lambda: self._delete(kind, name, place, uid, grace_s))
+
+    async def _delete(
+        self, kind: Kind, name: str, place: dict[str, Any], uid: str, grace_s: int | None
+    ) -> None:
+        """Delete what has the uid. The server compares it, since whoever asks again after a lost
+        answer may find a successor under the name."""
+        client: Any = self._client._client  # noqa: SLF001  the other's deletion has no such condition
+        options: Object = {"kind": "DeleteOptions", "apiVersion": "v1"}
+        options["preconditions"] = {"uid": uid}
+        if grace_s is not None:  # beside a body the query counts for nothing
+            options["gracePeriodSeconds"] = grace_s
+        request = client.prepare_request("delete", kind, name=name, **place)
+        request.data = options
+        answer = await client.send(client.build_adapter_request(request))
+        client.handle_response("delete", answer, request)
 
     def followed(
         self, kind: Kind, namespace: str, value: str, *, label: str = ""
@@ -216,7 +263,12 @@ class Cluster:
     async def _told(self, kind: Kind, labels: str) -> AsyncIterator[Change | None]:
         """What changes in all namespaces; None where something may have been missed."""
         while True:
-            _, version = await self._listed(kind, "*", labels, _NOTHING)
+            try:
+                _, version = await self._listed(kind, "*", labels, _NOTHING)
+            except GritError as error:  # those who follow wait on
+                log.warning("a watch is begun later", kind=kind.__name__, reason=one_line(error))
+                await asyncio.sleep(_LONGEST_PAUSE_S)
+                continue
             yield None
             async for change in self._since(version, kind, "*", labels, ""):
                 yield change
@@ -232,11 +284,13 @@ class Cluster:
                 labels=_selector(labels),
                 fields=_selector(fields),
                 resource_version=version,
-                server_timeout=_WATCH_S,
+                server_timeout=WATCH_S,
             ):
-                yield Change(dict(one), is_gone=event == "DELETED")
+                if event != "BOOKMARK":
+                    yield Change(dict(one), is_gone=event == "DELETED")
         except (httpx.HTTPError, ApiError) as error:
-            log.info("a watch is begun anew", kind=kind.__name__, reason=error)
+            log.info("a watch is begun anew", kind=kind.__name__, reason=repr(error))
+            await asyncio.sleep(_RENEWED_S * random.uniform(0.5, 1))  # noqa: S311  no secret
 
     async def _listed(
         self, kind: Kind, namespace: str, labels: str, fields: str
@@ -289,13 +343,24 @@ _KINDS: dict[tuple[int, str], type[GritError]] = {
     (404, "NotFound"): NotFoundError,
     (409, "AlreadyExists"): AlreadyExistsError,
     (409, "Conflict"): ConflictError,
-    (403, "Forbidden"): PermissionDeniedError,
-    (422, "Invalid"): InvalidArgumentError,
-    (400, "BadRequest"): InvalidArgumentError,
 }
+_INVALID, _FORBIDDEN = (400, 422), 403
 
 
 def _told(error: ApiError) -> GritError:
     status = error.status
-    kind = _KINDS.get((status.code or 0, status.reason or ""), UnavailableError)
-    return kind(f"the API server refuses: {status.message}")
+    return _kind(status)(f"the API server refuses: {status.message}")
+
+
+def _kind(status: Any) -> type[GritError]:
+    if known := _KINDS.get((status.code, status.reason)):
+        return known
+    if status.code == _FORBIDDEN:
+        return PermissionDeniedError
+    if status.code not in _INVALID:
+        return UnavailableError
+    causes = (status.details and status.details.causes) or ()
+    if any(one.field == "metadata.uid" for one in causes):  # which nobody can change
+        return ConflictError
+    ours = of_reason(status.reason or "")  # a webhook of ours has refused it
+    return InvalidArgumentError if ours is GritError else ours

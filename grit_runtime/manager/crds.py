@@ -137,7 +137,9 @@ def _schema(kind: Kind) -> dict[str, Any]:
     hints = named.types(kind.record)
     spec = hints["spec"]
     validations = [{"rule": rule.cel, "message": rule.message} for rule in rules.RULES[spec]]
-    if spec not in rules.MUTABLE:
+    if spec in rules.MUTABLE:
+        validations.append({"rule": rules.SAME_STORE_CEL, "message": rules.SAME_STORE})
+    else:
         validations.append({"rule": "self == oldSelf", "message": rules.IMMUTABLE})
     return {
         "type": "object",

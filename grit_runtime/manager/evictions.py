@@ -6,6 +6,7 @@ So `kubectl drain` and all that evict by the API have pods moved, as they try ag
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,11 +16,21 @@ from grit_runtime.errors import (
     BusyError,
     GritError,
     NotFoundError,
-    PermissionDeniedError,
     one_line,
 )
-from grit_runtime.manager import api, carriers, last_checkpoints, migrations, moves, pods, targets
+from grit_runtime.manager import (
+    api,
+    carriers,
+    last_checkpoints,
+    migrations,
+    moves,
+    patience,
+    pods,
+    restores,
+    targets,
+)
 from grit_runtime.manager import cluster as kube
+from grit_runtime.manager.reading import readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,15 +41,25 @@ ON_EVICTION, LET_GO = "manager.grit.dev/on-eviction", "let-go"  # an annotation 
 
 TIMEOUT_S = 1800  # of such a Migration
 _LETS_GO_S = 600.0  # after a failure: whoever asks later has begun anew, and it is tried again
+_ANSWER_S = 4.0  # the webhook's timeout is longer, and would let the pod go
 _GONE_S = 60.0  # whoever tries again means the pod that it has begun with
 
 
 async def review(cluster: Cluster, request: Object) -> tuple[str, ...]:
     """What whoever evicts is told, if the pod may go.
 
-    BusyError while it is moved or checkpointed; NotFoundError if it has gone, and another has its
-    name.
+    BusyError while it is moved or checkpointed, or what refuses that may pass; NotFoundError if it
+    has gone, and another has its name.
     """
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            return await _reviewed(cluster, request)
+    except TimeoutError:
+        where = f"pod {request['namespace']}/{request['name']}"
+        raise BusyError(f"{where} is looked at, and the API server is slow: try again") from None
+
+
+async def _reviewed(cluster: Cluster, request: Object) -> tuple[str, ...]:
     pod = await cluster.find(kube.PODS, request["namespace"], request["name"])
     if pod is not None and carriers.is_carrier(pod):
         raise BusyError(f"{pods.where(pod)} mounts a claim for a checkpoint under way: try again")
@@ -49,14 +70,28 @@ async def review(cluster: Cluster, request: Object) -> tuple[str, ...]:
     if request.get("dryRun") or deletion.get("dryRun"):
         return (f"{pods.where(pod)} would be moved first",) if why is None else ()
     if why is None:
-        try:
-            name = await move(cluster, pod, TIMEOUT_S)
-        except PermissionDeniedError as error:  # as in a namespace that is being deleted
-            why = f"it could not be moved: {one_line(error)}"
-        else:
-            raise _moving(pod, name)
-    await last_checkpoints.require(cluster, request["namespace"], [pod], "PodEviction")
-    return (f"{pods.where(pod)} goes: {why}",) if why else ()
+        why = await _unmovable(cluster, pod)
+    untaken = await last_checkpoints.require(cluster, request["namespace"], [pod], "PodEviction")
+    return (*((f"{pods.where(pod)} goes: {why}",) if why else ()), *untaken)
+
+
+async def _unmovable(cluster: Cluster, pod: Object) -> str:
+    """Have the pod move, a BusyError; or why it cannot: else a node could never be drained."""
+    try:
+        name = await move(cluster, pod, TIMEOUT_S)
+    except GritError as error:
+        if not patience.lasts(error):
+            raise BusyError(
+                f"{pods.where(pod)} could not be moved just now: {one_line(error)}: try again"
+            ) from None
+        why = f"it could not be moved: {one_line(error)}"
+    else:
+        raise _moving(pod, name)
+    meta = pod["metadata"]
+    now = await cluster.find(kube.PODS, meta["namespace"], meta["name"])
+    if now is None or now["metadata"]["uid"] != meta["uid"]:
+        raise NotFoundError(f"{pods.where(pod)} has gone: the one of that name is another")
+    return why
 
 
 async def move(cluster: Cluster, pod: Object, timeout_s: int) -> str:
@@ -88,9 +123,8 @@ async def _tried(cluster: Cluster, pod: Object) -> list[Migration]:
     """The Migrations that evictions have made of the pod, the newest last."""
     found = {
         migration.metadata.name: migration
-        for body in await cluster.every(kube.MIGRATIONS, pod["metadata"]["namespace"])
-        if (migration := api.read(api.Migration, body)).spec.source_pod_uid
-        == pod["metadata"]["uid"]
+        for migration in await _migrations(cluster, pod)
+        if migration.spec.source_pod_uid == pod["metadata"]["uid"]
     }
     names = (_name(pod, attempt) for attempt in itertools.count(1))
     return [found[name] for name in itertools.takewhile(found.__contains__, names)]
@@ -116,8 +150,9 @@ async def _refusal(cluster: Cluster, pod: Object) -> str | None:
         moves.refuse(pod)
     except GritError as error:
         return one_line(error)
-    for body in await cluster.every(kube.MIGRATIONS, pod["metadata"]["namespace"]):
-        _wait_for(api.read(api.Migration, body), pod)
+    for migration in await _migrations(cluster, pod):
+        _wait_for(migration, pod)
+    await _wait_for_restore(cluster, pod)
     for migration in (await _tried(cluster, pod))[-1:]:
         now = migration.status
         if now.phase == api.FAILED and _age_s(now.completion_time) < _LETS_GO_S:
@@ -125,6 +160,27 @@ async def _refusal(cluster: Cluster, pod: Object) -> str | None:
     if not pods.is_running(pod) or await last_checkpoints.is_held(cluster, pod):
         return ""
     return None
+
+
+async def _migrations(cluster: Cluster, pod: Object) -> list[Migration]:
+    found = await cluster.every(kube.MIGRATIONS, pod["metadata"]["namespace"])
+    return readable(api.Migration, found)
+
+
+async def _wait_for_restore(cluster: Cluster, pod: Object) -> None:
+    """BusyError while the pod is restored, for ten minutes: its state would be used up by it."""
+    meta = pod["metadata"]
+    label = (meta.get("labels") or {}).get(targets.LABEL)
+    if label is None or _age_s(meta["creationTimestamp"]) > _LETS_GO_S:
+        return
+    for restore in await cluster.every(kube.RESTORES, meta["namespace"]):
+        name, now = restore["metadata"]["name"], restore.get("status") or {}
+        if (
+            targets.label(name) == label
+            and now.get("phase") not in restores.ENDED
+            and now.get("targetPodUID", meta["uid"]) == meta["uid"]
+        ):
+            raise BusyError(f"{pods.where(pod)} is just arriving by Restore {name}: try again")
 
 
 def _wait_for(migration: Migration, pod: Object) -> None:

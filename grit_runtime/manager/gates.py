@@ -11,6 +11,7 @@ import asyncio
 
 from grit_runtime import log
 from grit_runtime.errors import (
+    BusyError,
     ConflictError,
     GritError,
     InvalidArgumentError,
@@ -18,8 +19,8 @@ from grit_runtime.errors import (
     NotFoundError,
     one_line,
 )
+from grit_runtime.manager import claims, patience, pods
 from grit_runtime.manager import cluster as kube
-from grit_runtime.manager import patience, pods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 30.0
 def held(pod: Object, why: str) -> Patch:
     """What makes a new pod wait (JSON patch)."""
     meta, spec = pod["metadata"], pod["spec"]
+    others = [one for one in spec.get(FIELD) or () if one != GATE]  # we may be asked once more
     annotations = {**(meta.get("annotations") or {}), WAITS: why}
     labels = {**(meta.get("labels") or {}), WAITS: "true"}
     return (
         {"op": "add", "path": "/metadata/annotations", "value": annotations},
         {"op": "add", "path": "/metadata/labels", "value": labels},
-        {"op": "add", "path": f"/spec/{FIELD}", "value": [*(spec.get(FIELD) or []), GATE]},
+        {"op": "add", "path": f"/spec/{FIELD}", "value": [*others, GATE]},
     )
 
 
@@ -103,15 +105,28 @@ async def _look(cluster: Cluster, decide: Decide, pod: Object) -> None:
     place = kube.PODS, meta["namespace"], meta["name"]
     try:
         patch = await decide({"object": pod, "namespace": meta["namespace"]})
-    except NoNodeError as error:
+    except (BusyError, NoNodeError) as error:
         if meta["annotations"].get(WAITS) != (why := one_line(error)):
             await cluster.patch(*place, {"metadata": {"annotations": {WAITS: why}}})
         return
     try:
-        await cluster.patch(*place, opened(pod, patch))
+        await _open(cluster, pod, patch)
     except ConflictError:
         return  # it is looked at again
     except InvalidArgumentError:
         if pods.owner(pod) is None:
             raise
+        await pods.let_go(cluster, pod)
         await cluster.delete(*place, meta["uid"], grace_s=0)
+
+
+async def _open(cluster: Cluster, pod: Object, patch: Patch) -> None:
+    """Let the pod go on as *patch* says; if that cannot be, another pod may have its Restore."""
+    meta = pod["metadata"]
+    change = opened(pod, patch)
+    try:
+        await cluster.patch(kube.PODS, meta["namespace"], meta["name"], change)
+    except GritError:
+        if restore := change["metadata"]["annotations"].get(pods.RESTORE_NAME):
+            await claims.give_up(cluster, meta["namespace"], restore)
+        raise

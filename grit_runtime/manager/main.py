@@ -19,22 +19,23 @@ from grit_runtime.manager import (
     checkpoints,
     gates,
     lease,
-    lost_nodes,
     metrics,
     migrations,
     names,
+    node_answers,
     nodes,
-    notices,
     patience,
     pod_fields,
     responder,
     restores,
     retention,
     schedules,
+    targets,
     webhooks,
 )
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.agents import Access, Agents
+from grit_runtime.manager.slots import Slots
 from grit_runtime.manager.world import World
 from grit_runtime.startup.named import NamedTuple
 
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any
 
+    from grit_runtime.manager.lease import Lease
+
     Run = Callable[[World, str, str], Awaitable[object]]
 
 AT_ONCE = 500  # objects of a kind that are worked on: a Migration waits for its Checkpoint
+SERVES_ON_S = 6.0  # after it is told to end: until no API server asks it any more
 
 _RETRY_S = 2.0
 _CONNECTIONS = 20  # kopf's: six for its watches
@@ -62,13 +66,18 @@ class Options(NamedTuple):
 
 
 async def run(options: Options) -> None:
-    """Serve until SIGTERM or SIGINT. UnavailableError when it leads no longer."""
+    """Serve until a moment after SIGTERM or SIGINT. UnavailableError when it leads no longer."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(kube.connected())
         urgent = await stack.enter_async_context(kube.connected())  # waits for no controller
+        own_lease = lease.Lease(  # nor for reviews, however many there are
+            await stack.enter_async_context(kube.connected()),
+            options.namespace,
+            f"{os.uname().nodename}-{os.getpid()}",
+        )
         own = await authority.ensured(cluster, options.namespace)
         access = Access(options.namespace, options.agent_port, own.pem, options.agent_token)
         agents = Agents(cluster, access)
@@ -78,15 +87,18 @@ async def run(options: Options) -> None:
         await stack.enter_async_context(metrics.served(told, options.metrics_port))
         kept = pod_fields.PodFields(cluster)
         decisions = admission.Admission(urgent, known, kept, options.checkpoint_root)
+        asked = webhooks.Asked(decisions, told, known.listed, stopping.is_set)
         await stack.enter_async_context(
-            webhooks.served(decisions, told, serving.context, options.webhook_port)
+            webhooks.served(asked, serving.context, options.webhook_port)
         )
-        identity = f"{os.uname().nodename}-{os.getpid()}"
 
         async def lead() -> None:
+            await known.listed()
             told.leads(1)
+            world = World(cluster, agents, known, options.checkpoint_root)
             await patience.together(
-                _operate(World(cluster, agents, known, options.checkpoint_root), told),
+                _operate(world, told),
+                node_answers.keep(world),
                 authority.keep_bundles(cluster, own),
                 authority.sign_agents(cluster, own, options.namespace),
                 nodes.keep_noted(agents, cluster),
@@ -99,10 +111,22 @@ async def run(options: Options) -> None:
             known.watch(),
             kept.watch(),
             serving.keep(),
-            lease.led(urgent, options.namespace, identity, lead),
-            stopping.wait(),
+            _lead_until(stopping, own_lease, lead),
         )
-        await lease.release(urgent, options.namespace, identity)
+
+
+async def _lead_until(
+    stopping: asyncio.Event, own_lease: Lease, lead: Callable[[], Awaitable[None]]
+) -> None:
+    """Lead as soon as it may; once it is to end, let another one, and serve on for a moment.
+
+    An API server hears a little later than this pod that it is asked no more. What it then cannot
+    ask it lets go: a pod that is evicted is lost, one that is made starts from its image.
+    """
+    await patience.together(own_lease.led(lead), stopping.wait())
+    end = asyncio.get_running_loop().time() + SERVES_ON_S
+    await own_lease.release()
+    await asyncio.sleep(end - asyncio.get_running_loop().time())
 
 
 def _names(namespace: str) -> tuple[str, ...]:
@@ -123,6 +147,8 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     settings.posting.level = 100  # only what the controllers tell themselves
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None
+    settings.watching.server_timeout = kube.WATCH_S
+    settings.watching.client_timeout = kube.SILENT_S
     kopf.on.login(registry=registry, id="login", errors=kopf.ErrorsMode.IGNORED)(_log_in)
     for kind, plural, run_one, ended in (
         ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED),
@@ -137,7 +163,6 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     ):
         _on_deletion(registry, plural, world, forget)
     _keep_schedules(registry, world)
-    _watch_nodes(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
 
 
@@ -177,23 +202,6 @@ def _keep_schedules(registry: kopf.OperatorRegistry, world: World) -> None:
         _control(registry, f"{plural}-kept", plural, when, _standing(world, run_one))
 
 
-def _watch_nodes(registry: kopf.OperatorRegistry, world: World) -> None:
-    async def told(name: Any, **_: object) -> None:
-        await notices.answer(world.cluster, name)
-
-    async def lost(name: Any, **_: object) -> None:
-        await lost_nodes.answer(world, name)
-
-    def is_told(type: Any, body: Any, **_: object) -> bool:  # noqa: A002  kopf's name
-        return type != "DELETED" and notices.is_open(body)
-
-    def is_lost(type: Any, body: Any, **_: object) -> bool:  # noqa: A002
-        return type == "DELETED" or lost_nodes.is_lost(body)
-
-    for name, when, look in (("told", is_told, told), ("lost", is_lost, lost)):
-        kopf.on.event("", "v1", "nodes", registry=registry, id=name, when=when)(look)
-
-
 def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:
     async def work(name: str, namespace: str, **_: object) -> None:
         await run_one(world, namespace, name)
@@ -208,13 +216,16 @@ def _daemon(
     run_one: Callable[[World, str, str], Awaitable[kube.Object]],
     ended: tuple[str, ...],
 ) -> Callable[..., Awaitable[None]]:
-    slots = asyncio.Semaphore(AT_ONCE)
+    slots = Slots(AT_ONCE)
 
     async def work(name: str, namespace: str, meta: Any, status: Any, **_: object) -> None:
+        def is_waiting() -> bool:
+            return kind == "Restore" and _waits(meta)
+
         before, now = status.get("phase"), {}
         told.begun(kind)
         try:
-            async with slots:
+            async with slots.one(is_waiting):
                 now = await run_one(world, namespace, name)
         finally:
             if not now and status.get("phase") in ended:  # kopf has seen the end, and cancels
@@ -225,6 +236,12 @@ def _daemon(
             told.ended(kind, "" if phase == before else phase, now.get("reason", ""), took_s)
 
     return work
+
+
+def _waits(meta: Any) -> bool:
+    """Whether a Restore waits for somebody to make a pod, which may take forever."""
+    is_selected = targets.SELECTED in (meta.get("annotations") or {})
+    return not is_selected and not meta.get("ownerReferences")
 
 
 def _control(

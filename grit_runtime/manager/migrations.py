@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from grit_runtime import log
 from grit_runtime.errors import (
@@ -15,7 +16,7 @@ from grit_runtime.errors import (
     of_reason,
     one_line,
 )
-from grit_runtime.manager import api, downtime, fields, moves, patience, pods
+from grit_runtime.manager import api, downtime, fields, moves, patience, pods, rollbacks
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from grit_runtime.manager.world import World
 
 ENDED = (api.SUCCEEDED, api.FAILED)
-# From here on there is a source to be given back.
-_HELD = (api.PLACING, api.RESTORING, api.ROLLING_BACK)
 _RECORDS_S = 5.0  # for both nodes to tell theirs
 _FORGET_S = 120.0  # after which a Migration goes, whatever its nodes say
 
@@ -45,16 +44,33 @@ async def run(world: World, namespace: str, name: str) -> Object:
         return {}
     try:
         migration = api.read(api.Migration, found)
-        if status.phase != api.VERIFIED:
+        # The manager before this one may have ended just then.
+        if not await _is_verified(world, found, status):
             await _verified_in_time(world, migration, found, status)
     except GritError as error:
-        await _undo(world, found, status, error)
-        return status.now
+        if not await _is_verified(world, found, status):
+            await _undo(world, found, status, error)
+            return status.now
     # What fails from here on is tried again: the target has taken the source's place.
     now = status.now
-    await moves.commit(world, namespace, now["sourcePod"], now["sourcePodUID"])
+    await moves.commit(world, namespace, now["sourcePod"], now["sourcePodUID"], status)
     await status.finish(api.SUCCEEDED, downtimeSeconds=await _downtime(world, namespace, now))
     return status.now
+
+
+async def _is_verified(world: World, found: Object, status: Status) -> bool:
+    """Whether the target is verified, of which may not have been heard; it is noted."""
+    if status.phase not in (api.PLACING, api.RESTORING):
+        return status.phase == api.VERIFIED
+    await status.confirm()
+    try:
+        move = await _known_move(world, api.read(api.Migration, found), status)
+        now = await moves.verified(world, move)
+    except NotFoundError:  # of the Checkpoint and of the source: what is said of that is `_undo`'s
+        return False
+    if now:
+        await _note_verified(status, now)
+    return bool(now)
 
 
 async def _verified_in_time(
@@ -79,19 +95,25 @@ async def _advance(world: World, migration: Migration, status: Status) -> None:
     if status.phase == api.CHECKPOINTING:
         await _checkpointed(world, migration, status)
     if status.phase == api.ROLLING_BACK:
-        raise NotRestoredError(moves.cause(status.now.get("message", "")))
+        message = status.now.get("message", "")
+        raise rollbacks.cause(status.now) or NotRestoredError(message)
     move = await _move(world, migration, status)
     if status.phase == api.PLACING:
         await moves.place(world, move)
         await status.enter(api.RESTORING)
     if status.phase == api.RESTORING:
         now = await moves.placed_and_restored(world, move, migration.spec.timeout_seconds)
-        await status.enter(
-            api.VERIFIED,
-            targetNode=now["nodeName"],
-            targetPod=now["targetPod"],
-            targetPodUID=now["targetPodUID"],
-        )
+        await _note_verified(status, now)
+
+
+async def _note_verified(status: Status, now: Object) -> None:
+    """Say that the target is verified, by its Restore's status: nothing is taken back then."""
+    await status.enter(
+        api.VERIFIED,
+        targetNode=now["nodeName"],
+        targetPod=now["targetPod"],
+        targetPodUID=now["targetPodUID"],
+    )
 
 
 async def _look(world: World, migration: Migration, status: Status) -> None:
@@ -148,7 +170,9 @@ async def _checkpointed(world: World, migration: Migration, status: Status) -> N
         if now.get("phase") == api.FAILED:
             raise of_reason(now["reason"])(now["message"])
         if now.get("phase") == api.CHECKPOINTED:
-            await status.enter(api.PLACING, size=now.get("size", ""))
+            await status.enter(
+                api.PLACING, size=now.get("size", ""), manifestDigest=now["manifestDigest"]
+            )
             return
 
 
@@ -156,32 +180,68 @@ async def _move(world: World, migration: Migration, status: Status) -> Move:
     meta = migration.metadata
     found = await world.cluster.get(kube.CHECKPOINTS, meta.namespace, status.now["checkpointName"])
     now = found["status"]
+    source = moves.source_of(now, meta.namespace)
+    return _move_of(migration, source, now["nodeName"], now["manifestDigest"])
+
+
+def _move_of(migration: Migration, source: Object, source_node: str, digest: str) -> Move:
+    meta = migration.metadata
     return moves.Move(
         namespace=meta.namespace,
         name=meta.name,
-        checkpoint=found["metadata"]["name"],
-        source=moves.source_of(now, meta.namespace),
-        source_node=now["nodeName"],
+        checkpoint=meta.name,
+        digest=digest,
+        source=source,
+        source_node=source_node,
         target_node=migration.spec.node_name,
         leaves=True,
-        parent=api.reference("Migration", migration.metadata),
+        parent=api.reference("Migration", meta),
+        timeout_s=migration.spec.timeout_seconds,
     )
 
 
 async def _undo(world: World, found: Object, status: Status, error: GritError) -> None:
     """Have the source go on, and say so with what has failed."""
-    if status.phase not in _HELD:
+    if status.phase not in api.HOLDING:
+        if status.phase == api.CHECKPOINTING:
+            await _end_checkpoint(world, found)
         await status.fail(error)
         return
     if status.phase != api.ROLLING_BACK:
         await status.enter(api.ROLLING_BACK, one_line(error))
+    attempt = partial(_roll_back, world, api.read(api.Migration, found), status)
+    await status.fail(await rollbacks.undone(attempt, error, status))
+
+
+async def _roll_back(world: World, migration: Migration, status: Status) -> str:
+    """Have the source go on: what has become of it, in words."""
+    return await rollbacks.roll_back(world, await _known_move(world, migration, status))
+
+
+async def _known_move(world: World, migration: Migration, status: Status) -> Move:
+    """As `_move`; if the Checkpoint was deleted, by the source, which may be there still."""
     try:
-        move = await _move(world, api.read(api.Migration, found), status)
-    except GritError as other:
-        why = f"and the source does not run on: {one_line(other)}"
-        await status.fail(type(error)(f"{one_line(error)}; {why}"))
+        return await _move(world, migration, status)
+    except NotFoundError:
+        now, namespace = status.now, migration.metadata.namespace
+        source = await world.cluster.get(kube.PODS, namespace, now["sourcePod"])
+        if source["metadata"]["uid"] != now["sourcePodUID"]:
+            raise
+        return _move_of(migration, source, now["sourceNode"], now.get("manifestDigest", ""))
+
+
+async def _end_checkpoint(world: World, found: Object) -> None:
+    """Have a Checkpoint that goes on without its Migration end: its pod would be held for nobody.
+
+    One that has failed itself stays, and says why.
+    """
+    meta = found["metadata"]
+    there = await world.cluster.find(kube.CHECKPOINTS, meta["namespace"], meta["name"])
+    if there is None or (there.get("status") or {}).get("phase") == api.FAILED:
         return
-    await status.fail(await moves.undone(world, move, error, status))
+    own = there["metadata"]
+    if meta["uid"] in {one["uid"] for one in own.get("ownerReferences") or ()}:
+        await world.cluster.delete(kube.CHECKPOINTS, meta["namespace"], meta["name"], own["uid"])
 
 
 async def _downtime(world: World, namespace: str, now: Object) -> float | None:
@@ -206,14 +266,13 @@ async def forget(world: World, namespace: str, name: str) -> None:
     found = await world.cluster.find(kube.MIGRATIONS, namespace, name)
     now = (found or {}).get("status") or {}
     if now.get("phase") == api.VERIFIED:
-        await moves.commit(world, namespace, now["sourcePod"], now["sourcePodUID"])
-    if found is not None and now.get("phase") in _HELD:
+        await moves.end_source(world, namespace, now["sourcePod"], now["sourcePodUID"])
+    if found is not None and now.get("phase") in api.HOLDING:
         status = Status(world.cluster, kube.MIGRATIONS, found)
         try:
             migration = api.read(api.Migration, found)
             async with asyncio.timeout(_FORGET_S):
-                move = await _move(world, migration, status)
-                await patience.repeated(lambda: moves.roll_back(world, move))
+                await patience.repeated(lambda: _roll_back(world, migration, status))
         except (GritError, TimeoutError) as error:
             # Its pods may be gone with their namespace: a deletion always works.
             log.warning("a source may be held still", migration=name, reason=error)

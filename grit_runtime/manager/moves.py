@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import asyncio
 
-from grit_runtime import log
 from grit_runtime.errors import (
     AlreadyExistsError,
-    DeadlineExceededError,
     FailedPreconditionError,
     GritError,
     NoNodeError,
     NotRestoredError,
-    UnavailableError,
     of_reason,
     one_line,
 )
-from grit_runtime.manager import api, patience, pods, targets
+from grit_runtime.manager import api, claims, patience, pods, storage, targets
 from grit_runtime.manager import cluster as kube
-from grit_runtime.proto import agent_pb2
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -37,16 +33,13 @@ if TYPE_CHECKING:
     from grit_runtime.manager.world import World
 
 KNOWN = "manager.grit.dev/known-pods"  # of a Restore: pods of the owner that were there before
-BACK = "-back"  # of a Restore's name: of the one that brings a deleted source back
 
 _REFUSED_OWNERS = {
     "DaemonSet": "its pods belong to their nodes",
     "Node": "a static pod belongs to its node",
 }
-_GRACE_S = 1  # a frozen pod does not hear that it is to end
-_HELD = "; the source is held still: "
+GRACE_S = 1  # a frozen pod does not hear that it is to end
 _PLACED_S = 120.0  # for a node to have room for the new pod
-_ENDS_S = 60.0  # for kubelet to end a pod, and to say so
 
 
 class Move(NamedTuple):
@@ -55,11 +48,13 @@ class Move(NamedTuple):
     namespace: str
     name: str  # of the Restore, and what a bare pod's replacement is called after
     checkpoint: str
+    digest: str  # of its manifest, which a pod that goes on from it has; "" if that is not known
     source: Object  # the pod, as it was checkpointed: metadata and spec
     source_node: str
     target_node: str = ""  # "": whichever the scheduler takes of those that can
     leaves: bool = False  # it may not stay on the source's node
     parent: Object | None = None  # the reference to the object that the Restore goes with
+    timeout_s: int | None = None  # of the object: how long all may take
 
     @property
     def uid(self) -> str:
@@ -87,35 +82,45 @@ async def place(world: World, move: Move) -> None:
     places = {targets.NODE: move.target_node} if move.target_node else {}
     if move.leaves:
         places[targets.NOT_NODE] = move.source_node
-    made = await _make_restore(world, move, move.name, places)
-    if await _has_target(world, move):
-        return
-    asked = await _asked(world, move, made)  # NoNodeError while the source can just run on
-    if pods.owner(move.source) is None:
-        await world.cluster.create(kube.PODS, asked)
-    elif pods.can_detach(move.source):
-        await pods.detach(world.cluster, move.source)
-    else:
+    made = await make_restore(world, move, move.name, places)
+    there = await has_target(world, move)
+    pod = None if there else await asked(world, move, made)  # NoNodeError while all can run on
+    if await is_alone(world, move):
+        await pods.let_go(world.cluster, move.source)
         # At once: kubelet may take long, and what is held does not run meanwhile.
         await _delete_source(world, move, grace_s=0)
+    elif pods.owner(move.source) and not there:
+        await pods.detach(world.cluster, move.source)
+    if pod and pods.owner(move.source) is None:
+        await world.cluster.create(kube.PODS, pod)
+
+
+async def is_alone(world: World, move: Move) -> bool:
+    """Whether there is to be no second pod beside the source: its owner would make none, or one
+    that waits for a volume that the source's node has."""
+    if pods.owner(move.source) and not pods.can_detach(move.source):
+        return True
+    return await storage.is_of_one_node(world.cluster, move.namespace, move.source["spec"])
 
 
 async def replace(world: World, move: Move) -> None:
     """Have a new pod go on from the checkpoint in place of one that runs no more."""
-    restore = await _make_restore(world, move, move.name, {targets.NOT_NODE: move.source_node})
-    if pods.owner(move.source) is None and not await _has_target(world, move):
-        await world.cluster.create(kube.PODS, await _asked(world, move, restore))
+    restore = await make_restore(world, move, move.name, {targets.NOT_NODE: move.source_node})
+    if pods.owner(move.source) is None and not await has_target(world, move):
+        await world.cluster.create(kube.PODS, await asked(world, move, restore))
     await _delete_source(world, move, grace_s=0)
 
 
-async def placed_and_restored(world: World, move: Move, limit_s: float | None) -> Object:
+async def placed_and_restored(
+    world: World, move: Move, limit_s: float | None, name: str = ""
+) -> Object:
     """As `restored`; NoNodeError if the new pod is on no node in time, unless *limit_s* says how
     long all may take: the source stands still meanwhile."""
     try:
         async with asyncio.timeout(_PLACED_S if limit_s is None else None) as waiting:
-            return await restored(world, move, placed=lambda: waiting.reschedule(None))
+            return await restored(world, move, name, placed=lambda: waiting.reschedule(None))
     except TimeoutError:
-        raise NoNodeError(await _unplaced(world, move)) from None
+        raise NoNodeError(await _unplaced(world, move, name)) from None
 
 
 async def restored(
@@ -139,90 +144,56 @@ async def restored(
     raise AssertionError  # a watch has no end
 
 
-async def commit(world: World, namespace: str, pod: str, uid: str) -> None:
-    """Delete the source: the target has taken its place."""
-    await world.cluster.delete(kube.PODS, namespace, pod, uid, grace_s=_GRACE_S)
-
-
-async def roll_back(world: World, move: Move) -> str:
-    """Have the source go on, and the target go. What has become of the source, in words."""
-    await _withdraw(world, move)
-    found = await _targets(world, move)
-    is_remade = pods.owner(move.source) is not None and not pods.can_detach(move.source)
-    if is_remade and not await _is_there(world, move):
-        return await _bring_back(world, move, found)
-    for target in found:
-        # Its owner must not see two, of which it would end one, and none for a moment at most.
-        await _let_go(world, target)
-    await pods.attach(world.cluster, move.namespace, move.pod, move.uid)
-    for target in found:
-        await _end(world, target)
-    where = f"pod {move.namespace}/{move.pod}"
-    pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
-    if pod is None or pod["metadata"]["uid"] != move.uid or pods.is_ending(pod):
-        return f"{where} is gone; its state is in Checkpoint {move.checkpoint}"
-    request = agent_pb2.ResumeRequest(
-        target=f"{move.namespace}/{move.pod}", uid=move.uid, checkpoint=move.checkpoint
-    )
-    agent = await world.agents.at(move.source_node)
-    await agent.ask("Resume", request, agent_pb2.ResumeReply)
-    return f"{where} runs on, on node {move.source_node}"
-
-
-async def _withdraw(world: World, move: Move) -> None:
-    """Have no later pod of the owner go on from the checkpoint: the source does."""
+async def verified(world: World, move: Move) -> Object | None:
+    """The status of the move's Restore, if its pod has been verified: nothing is undone then."""
     found = await world.cluster.find(kube.RESTORES, move.namespace, move.name)
-    if found and (found.get("status") or {}).get("phase") in (None, api.CREATED):
-        await world.cluster.delete(kube.RESTORES, move.namespace, move.name)
+    if found is None or (found.get("status") or {}).get("phase") != api.RESTORED:
+        return None
+    parents = {one["uid"] for one in found["metadata"].get("ownerReferences") or ()}
+    is_own = move.parent and move.parent["uid"] in parents
+    if found["spec"].get("checkpointName") != move.checkpoint:
+        return None
+    # One without a parent is the webhook's, for a pod that the owner has made by itself.
+    if not is_own and (parents or not _is_meant(move, found)):
+        return None
+    now: Object = found["status"]
+    return now
 
 
-async def undone(world: World, move: Move, error: GritError, status: Status) -> GritError:
-    """The *error* that the move has failed with, and what has become of the source by then.
-
-    While a node does not answer, the source's or the target's, the source is held: that is waited
-    for, and said.
-    """
-
-    async def tell(other: GritError) -> None:
-        log.info("a source is held still", pod=move.pod, reason=one_line(other))
-        await status.warn("SourceIsHeld", f"{one_line(error)}{_HELD}{one_line(other)}")
-
-    try:
-        became = await patience.unending(lambda: roll_back(world, move), tell)
-    except GritError as other:
-        became = f"and the source does not run on: {one_line(other)}"
-    return type(error)(f"{one_line(error)}; {became}")
+def _is_meant(move: Move, restore: Object) -> bool:
+    """Whether a Restore without a parent is by this very checkpoint of the source."""
+    sealed = {"status": {"manifestDigest": move.digest}}
+    return claims.source_uid(restore) == move.uid and claims.is_of(restore, sealed)
 
 
-def cause(message: str) -> str:
-    """What was the error in an object's *message*, without what `undone` has said of the source."""
-    return message.partition(_HELD)[0]
+async def commit(world: World, namespace: str, pod: str, uid: str, status: Status) -> None:
+    """Delete the source: the target has taken its place. What somebody has to mend is waited for,
+    and said."""
+
+    async def tell(error: GritError) -> None:
+        await status.warn("SourceIsLeft", f"the source is not deleted yet: {one_line(error)}")
+
+    await patience.until_mended(lambda: end_source(world, namespace, pod, uid), tell)
 
 
-async def submit(
-    world: World, checkpoint: Checkpoint, status: Status, limit_s: float | None
-) -> None:
-    """The second half of a Checkpoint with autoMigration, but for the source's deletion."""
+async def end_source(world: World, namespace: str, pod: str, uid: str) -> None:
+    """Delete it, if it is there."""
+    await world.cluster.delete(kube.PODS, namespace, pod, uid, grace_s=GRACE_S)
+
+
+def of_checkpoint(checkpoint: Checkpoint, now: Object) -> Move:
+    """What a Checkpoint with autoMigration and the status *now* makes of its pod."""
     meta = checkpoint.metadata
-    move = Move(
+    return Move(
         namespace=meta.namespace,
         name=meta.name,
         checkpoint=meta.name,
-        source=source_of(status.now, meta.namespace),
-        source_node=status.now["nodeName"],
+        digest=now["manifestDigest"],
+        source=source_of(now, meta.namespace),
+        source_node=now["nodeName"],
         parent=api.reference("Checkpoint", meta),
+        timeout_s=checkpoint.spec.timeout_seconds,
     )
-    if status.phase == api.CHECKPOINTED:
-        await status.enter(api.SUBMITTING)
-    try:
-        async with asyncio.timeout(limit_s):
-            await place(world, move)
-            await placed_and_restored(world, move, limit_s)
-    except (GritError, TimeoutError) as error:
-        await status.confirm()
-        if isinstance(error, TimeoutError):
-            error = DeadlineExceededError("no pod was restored in time (timeoutSeconds)")
-        raise await undone(world, move, error, status) from None
 
 
 def source_of(now: Object, namespace: str) -> Object:
@@ -236,14 +207,17 @@ def source_of(now: Object, namespace: str) -> Object:
     return {"metadata": meta, "spec": template["spec"]}
 
 
-async def _make_restore(world: World, move: Move, name: str, places: dict[str, str]) -> Restore:
+async def make_restore(world: World, move: Move, name: str, places: dict[str, str]) -> Restore:
     reference = pods.owner(move.source)
     spec: dict[str, Any] = {"checkpointName": move.checkpoint}
+    if move.timeout_s and name == move.name:
+        spec["timeoutSeconds"] = move.timeout_s
     if reference:
         spec["ownerRef"] = reference
     else:
         spec["selector"] = {"matchLabels": {targets.LABEL: targets.label(name)}}
-    annotations = {**places, KNOWN: ",".join(await _siblings(world, move))}
+    siblings = ",".join(await _siblings(world, move))
+    annotations = {**places, KNOWN: siblings, claims.SOURCE: move.uid}
     if reference is None:
         annotations[targets.SELECTED] = "true"
     meta: dict[str, Any] = {"name": name, "namespace": move.namespace}
@@ -258,7 +232,12 @@ async def _make_restore(world: World, move: Move, name: str, places: dict[str, s
             found = await world.cluster.get(kube.RESTORES, move.namespace, name)
     restore = api.read(api.Restore, found)
     parents = {one.uid for one in restore.metadata.owner_references}
-    if move.parent and parents and move.parent["uid"] not in parents:
+    # One without a parent is the webhook's, for a pod that the owner has made by itself.
+    is_usable = not parents and (
+        restore.spec.checkpoint_name == move.checkpoint
+        and (found.get("status") or {}).get("phase") not in (api.RESTORED, api.FAILED)
+    )
+    if move.parent and move.parent["uid"] not in parents and not is_usable:
         raise AlreadyExistsError(
             f"Restore {move.namespace}/{name} is none of {move.parent['kind']} "
             f"{move.parent['name']}'s: give it another name, or wait until that Restore has gone"
@@ -275,7 +254,7 @@ async def _siblings(world: World, move: Move) -> list[str]:
     return [pod["metadata"]["uid"] for pod in found if pods.is_of(pod, reference["uid"])]
 
 
-async def _asked(world: World, move: Move, restore: Restore) -> Object:
+async def asked(world: World, move: Move, restore: Restore) -> Object:
     """A pod like a bare one, to go on in its place. NoNodeError if no node can take it."""
     found = await world.cluster.get(kube.CHECKPOINTS, move.namespace, move.checkpoint)
     checkpoint = api.read(api.Checkpoint, found)
@@ -286,74 +265,28 @@ async def _asked(world: World, move: Move, restore: Restore) -> Object:
     return pod
 
 
-async def _unplaced(world: World, move: Move) -> str:
+async def _unplaced(world: World, move: Move, name: str) -> str:
     """Why there is no new pod on a node, as far as that is known."""
-    told = [pods.unscheduled(target) for target in await _targets(world, move)]
+    told = [pods.unscheduled(target) for target in await targets_of(world, move, name)]
     why = next((text for text in told if text), "its owner has made no other pod")
     return f"no node has taken the new pod for {_PLACED_S:g} s (timeoutSeconds): {why}"
 
 
-async def _is_there(world: World, move: Move) -> bool:
-    """Whether the source is: it may not have been deleted yet."""
-    pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
-    return pod is not None and pod["metadata"]["uid"] == move.uid and not pods.is_ending(pod)
+async def has_target(world: World, move: Move, name: str = "") -> bool:
+    """Whether there is a pod already for the move's Restore, or the one of that *name*."""
+    return any(not pods.is_ending(pod) for pod in await targets_of(world, move, name))
 
 
-async def _has_target(world: World, move: Move) -> bool:
-    return any(not pods.is_ending(pod) for pod in await _targets(world, move))
-
-
-async def _targets(world: World, move: Move) -> list[Object]:
+async def targets_of(world: World, move: Move, name: str = "") -> list[Object]:
     """The pods that go on in the source's place: one, and those that are ending."""
-    labels = f"{targets.LABEL}={targets.label(move.name)}"
+    labels = f"{targets.LABEL}={targets.label(name or move.name)}"
     found = await world.cluster.every(kube.PODS, move.namespace, labels=labels)
-    # The source has the label, too, if it came by a move of the same name.
-    return [pod for pod in found if pod["metadata"]["uid"] != move.uid]
-
-
-async def _end(world: World, target: Object) -> None:
-    """Have the target end, and wait until it has: the source must not run beside it.
-
-    UnavailableError if kubelet has not said so in time.
-    """
-    meta, namespace = target["metadata"], target["metadata"]["namespace"]
-    name, uid = meta["name"], meta["uid"]
-    await world.cluster.delete(kube.PODS, namespace, name, uid, grace_s=_GRACE_S)
-    only = f"metadata.name={name}"
-    try:
-        async with asyncio.timeout(_ENDS_S):
-            async for found in world.cluster.watched(kube.PODS, namespace, fields=only):
-                if name not in found or found[name]["metadata"]["uid"] != uid:
-                    return
-    except TimeoutError:
-        raise UnavailableError(
-            f"pod {namespace}/{name} may run still, as node {target['spec'].get('nodeName')} does "
-            "not say that it has ended; if it is sure that the node runs no pods, delete the pod "
-            "by force"
-        ) from None
-
-
-async def _let_go(world: World, target: Object) -> None:
-    """Have the owner of the target forget it."""
-    if pods.can_detach(target):
-        await pods.detach(world.cluster, target)
-
-
-async def _bring_back(world: World, move: Move, found: list[Object]) -> str:
-    """Have the owner make the source anew, on its node, from the checkpoint."""
-    name = f"{move.name}{BACK}"
-    await _make_restore(world, move, name, {targets.NODE: move.source_node})
-    for target in found:
-        await _end(world, target)
-    try:
-        back = await restored(world, move, name)
-    except GritError as error:
-        log.warning("a source does not come back", pod=move.pod, reason=one_line(error))
-        return (
-            f"pod {move.namespace}/{move.pod} is not back: {one_line(error)}; its state is in "
-            f"Checkpoint {move.checkpoint}"
-        )
-    return f"pod {move.namespace}/{back['targetPod']} goes on, on node {move.source_node}"
+    # What came by another move of the same name has the label, too: the source may have.
+    return [
+        pod
+        for pod in found
+        if pod["metadata"]["uid"] != move.uid and move.digest in ("", pods.came_from(pod))
+    ]
 
 
 async def _delete_source(world: World, move: Move, grace_s: int) -> None:

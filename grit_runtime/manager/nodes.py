@@ -37,11 +37,17 @@ class Nodes:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._known: list[Node] = []
+        self._listed = asyncio.Event()
 
     async def watch(self) -> None:
         """Read what is said and noted of nodes, now and whenever it changes."""
         async for nodes in self._cluster.watched(kube.NODES, ""):
             self._known = [placement.node(body, _noted(body)) for body in nodes.values()]
+            self._listed.set()
+
+    async def listed(self) -> None:
+        """Wait until the nodes are known: nobody can go anywhere before."""
+        await self._listed.wait()
 
     def that_can(
         self, pod_spec: Object, needs: dict[str, Any], *, only: str = "", without: str = ""

@@ -6,19 +6,24 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Literal, cast
 
-import kopf
-
 from grit_runtime import log
 from grit_runtime.errors import GritError, one_line
-from grit_runtime.manager import api, evictions, migrations, moves, placement, pods, schedules
+from grit_runtime.manager import (
+    api,
+    events,
+    evictions,
+    migrations,
+    moves,
+    placement,
+    pods,
+    schedules,
+)
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.startup.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from grit_runtime.manager.cluster import Cluster, Object
 
 NOTICED = "manager.grit.dev/noticed"  # an annotation of a node: the notice that was answered
@@ -140,12 +145,7 @@ async def _answer(cluster: Cluster, node: Object, told: Notice) -> None:
     if left:
         why = "; ".join(f"{where}: {reason}" for where, reason in left.items())
         message = f"{message}; left: {why}"[:_TOLD_LIMIT]
-    kopf.event(
-        kopf.Body(cast("Any", node)),
-        type="Warning" if left else "Normal",
-        reason=told.trigger,
-        message=message,
-    )
+    await events.tell(cluster, node, "Warning" if left else "Normal", told.trigger, message)
 
 
 def _can_move(pod: Object) -> bool:

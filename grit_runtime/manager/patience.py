@@ -8,9 +8,13 @@ from datetime import UTC, datetime
 
 from grit_runtime import log
 from grit_runtime.errors import (
+    BusyError,
+    ConflictError,
     DeadlineExceededError,
     FailedPreconditionError,
     GritError,
+    InvalidArgumentError,
+    PermissionDeniedError,
     StoreBusyError,
     UnavailableError,
     one_line,
@@ -24,8 +28,11 @@ if TYPE_CHECKING:
     from grit_runtime.manager.cluster import Object
 
     Answer = TypeVar("Answer")
+    Key = TypeVar("Key")
+    One = TypeVar("One")
 
 _PASSING = (UnavailableError, DeadlineExceededError, StoreBusyError)
+_MENDED = (ConflictError, InvalidArgumentError, PermissionDeniedError)
 _END_S = 10.0  # for what is told to end
 _BUSY_TRIES, _BUSY_PAUSE_S = 30, 2.0
 _PAUSES_S = (0.5, 1, 2, 5, 10, 20, 30, 30, 30)
@@ -34,6 +41,11 @@ _PAUSES_S = (0.5, 1, 2, 5, 10, 20, 30, 30, 30)
 def passes(error: GritError) -> bool:
     """Whether the same may go well a little later."""
     return isinstance(error, _PASSING)
+
+
+def lasts(error: GritError) -> bool:
+    """Whether whoever asks again is refused again."""
+    return not passes(error) and not isinstance(error, (BusyError, ConflictError))
 
 
 async def repeated(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -64,6 +76,21 @@ async def unending(
     raise AssertionError  # there is always another pause
 
 
+async def until_mended(
+    attempt: Callable[[], Awaitable[Answer]], tell: Callable[[GritError], Awaitable[None]]
+) -> Answer:
+    """As `unending`; what the API server says until a role, a quota or somebody's webhook is
+    mended passes, too."""
+
+    async def persistent() -> Answer:
+        try:
+            return await attempt()
+        except _MENDED as error:
+            raise UnavailableError(one_line(error)) from None
+
+    return await unending(persistent, tell)
+
+
 async def while_busy(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
     """What *attempt* returns; tried again while something needs what is to go: a pod of which
     kubelet has yet to hear, a job that ends, or who collects what a store needs no more."""
@@ -84,12 +111,12 @@ def left_s(timeout_s: int | None, body: Object) -> float | None:
 
 
 async def for_each(
-    watched: AsyncIterator[dict[str, Object]],
-    is_meant: Callable[[Object], bool],
-    work: Callable[[Object], Awaitable[None]],
+    watched: AsyncIterator[dict[Key, One]],
+    is_meant: Callable[[One], bool],
+    work: Callable[[One], Awaitable[None]],
 ) -> None:
     """A task of *work* for each object that is meant, until it is not; for as long as watched."""
-    tasks: dict[str, asyncio.Future[None]] = {}
+    tasks: dict[Key, asyncio.Future[None]] = {}
     try:
         async for found in watched:
             meant = {key for key, one in found.items() if is_meant(one)}
@@ -100,6 +127,25 @@ async def for_each(
     finally:
         for task in tasks.values():
             task.cancel()
+
+
+async def unless(
+    work: Awaitable[None], guard: Awaitable[None], limit_s: float | None = None
+) -> bool:
+    """Do *work*, unless *guard* fails before: its error then. Whether it was done in time."""
+    doing, guarding = asyncio.ensure_future(work), asyncio.ensure_future(guard)
+    try:
+        await asyncio.wait((doing, guarding), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            await doing
+            return True
+        if guarding.done():
+            await guarding
+        return False
+    finally:
+        for task in (doing, guarding):
+            task.cancel()
+        await asyncio.gather(doing, guarding, return_exceptions=True)
 
 
 async def together(*work: Awaitable[object]) -> None:

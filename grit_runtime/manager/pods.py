@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import suppress
 
 from grit_runtime.errors import (
     FailedPreconditionError,
@@ -16,6 +17,7 @@ from grit_runtime.model.selectors import selects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Any
 
     from grit_runtime.manager.cluster import Cluster, Object
@@ -100,11 +102,27 @@ def is_ending(pod: Object) -> bool:
     return "deletionTimestamp" in pod["metadata"]
 
 
+def came_from(pod: Object) -> str | None:
+    """The digest of the checkpoint that the pod goes on from; None if it has none."""
+    annotations: dict[str, str] = pod["metadata"].get("annotations") or {}
+    return annotations.get(MANIFEST_DIGEST)
+
+
 def unscheduled(pod: Object) -> str:
     """Why the scheduler has put the pod on no node; "" if that is not known."""
     conditions = pod.get("status", {}).get("conditions") or ()
     told = {one["type"]: one.get("message", "") for one in conditions if one["status"] == "False"}
     return str(told.get("PodScheduled", ""))
+
+
+def stuck(pod: Object, reasons: Container[str]) -> str:
+    """The container of the pod that waits for one of *reasons*, in words; "" if none does."""
+    told = pod.get("status") or {}
+    for one in (*(told.get("initContainerStatuses") or ()), *(told.get("containerStatuses") or ())):
+        waiting = (one.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in reasons:
+            return f"container {one['name']}: {waiting['reason']}: {waiting.get('message', '')}"
+    return ""
 
 
 def owner(pod: Object) -> dict[str, Any] | None:
@@ -186,6 +204,14 @@ async def detach(cluster: Cluster, pod: Object) -> None:
     """Have the owner let go of *pod* and make another in its place. Harmless if it has."""
     meta = pod["metadata"]
     await cluster.patch(kube.PODS, meta["namespace"], meta["name"], detaching(pod))
+
+
+async def let_go(cluster: Cluster, pod: Object) -> None:
+    """Have the owner forget a pod that is about to be deleted, or may just have gone: a Job counts
+    one of its own that is deleted as a failure."""
+    if can_detach(pod):
+        with suppress(NotFoundError):
+            await detach(cluster, pod)
 
 
 async def attach(cluster: Cluster, namespace: str, name: str, uid: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
+from grit_runtime import log
 from grit_runtime.errors import (
     ArrivalFailedError,
     FailedPreconditionError,
@@ -16,8 +18,20 @@ from grit_runtime.errors import (
     SecondLifeError,
     UnavailableError,
     of_reason,
+    one_line,
 )
-from grit_runtime.manager import api, carriers, gates, moves, patience, pods, storage, targets
+from grit_runtime.manager import (
+    api,
+    carriers,
+    claims,
+    delays,
+    gates,
+    moves,
+    patience,
+    pods,
+    storage,
+    targets,
+)
 from grit_runtime.manager import cluster as kube
 from grit_runtime.manager.status import Status
 from grit_runtime.model import pod_template
@@ -38,7 +52,9 @@ if TYPE_CHECKING:
 
 ENDED = (api.RESTORED, api.FAILED)
 # A pod that was selected and does not come was never made: another admission has refused it.
-UNUSED_S = 20.0
+# The API server takes no longer for a request (kubernetes staging/src/k8s.io/apiserver
+# pkg/endpoints/handlers, requestTimeoutUpperBound: 34 s).
+UNUSED_S = 40.0
 _LOOK_S, _LOOK_SELDOM_S = 2.0, 30.0
 
 _SEALED_PHASES = (api.CHECKPOINTED, api.SUBMITTING, api.SUBMITTED)
@@ -60,6 +76,7 @@ class Source(NamedTuple):
     node: str
     store: Store
     containers: tuple[str, ...]
+    size_bytes: int
     digest: str  # of what its pods have in common
     template: Object  # the pod that it was taken of
 
@@ -104,10 +121,12 @@ async def _advance(world: World, restore: Restore, status: Status) -> None:
     node = await _scheduled(world.cluster, pod)
     if status.phase == api.PENDING:
         await status.enter(api.RESTORING, nodeName=node)
-    agent = await world.agents.at(node)
-    bringing = patience.repeated(lambda: _bring(world, agent, restore, source, status))
+    bringing = patience.repeated(lambda: _bring(world, node, restore, source, status))
     await _while_alive(world.cluster, pod, bringing)
-    verifying = patience.repeated(lambda: _verified(agent, restore, source, uid))
+    verifying = patience.repeated(lambda: _verified(world, node, restore, source, uid))
+    if restore.metadata.parent and restore.spec.timeout_seconds is None:
+        # What it is to take the place of stands still meanwhile.
+        verifying = delays.limited(world.cluster, pod, verifying, source.size_bytes)
     await _while_alive(world.cluster, pod, verifying)
     await status.finish(api.RESTORED)
 
@@ -138,6 +157,7 @@ async def _source(cluster: Cluster, found: Object) -> Source:
             cluster, checkpoint.metadata.namespace, checkpoint.spec.stored
         ),
         containers=now.containers,
+        size_bytes=now.size_bytes or 0,
         digest=now.pod_spec_hash,
         template=now.pod_template,
     )
@@ -173,21 +193,25 @@ def _is_asking(pod: Object, source: Source) -> bool:
 async def _help(cluster: Cluster, restore: Restore, source: Source, status: Status) -> None:
     """Mend what keeps a pod from being selected: one that never came, one that nobody asked of."""
     meta = restore.metadata
-    claimed_s = 0.0
+    claim, claimed_s = None, 0.0
     pause_s = _LOOK_S
     while True:
         await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 1.2, _LOOK_SELDOM_S)
-        now = await cluster.get(kube.RESTORES, meta.namespace, meta.name)
-        if targets.SELECTED in (now["metadata"].get("annotations") or {}):
-            claimed_s += pause_s
-            if claimed_s > UNUSED_S:
-                patch = {"metadata": {"annotations": {targets.SELECTED: None}}}
-                await cluster.patch(kube.RESTORES, meta.namespace, meta.name, patch)
-                claimed_s = 0.0
-            continue
-        for pod in await _missed(cluster, restore):
-            await _mend(cluster, restore, source, status, pod)
+        try:
+            now = await cluster.get(kube.RESTORES, meta.namespace, meta.name)
+            before, claim = claim, claims.since(now)
+            if claim is None:
+                pause_s = min(pause_s * 1.2, _LOOK_SELDOM_S)
+                for pod in await _missed(cluster, restore):
+                    await _mend(cluster, restore, source, status, pod)
+                continue
+            pause_s = _LOOK_S
+            if claim != before:
+                claimed_s = time.monotonic()
+            elif time.monotonic() - claimed_s > UNUSED_S:
+                await claims.give_up(cluster, meta.namespace, meta.name)
+        except GritError as error:  # as long as the Restore waits, its pods are looked at
+            log.info("pods of a Restore are looked at later", reason=one_line(error))
 
 
 async def _mend(
@@ -200,12 +224,25 @@ async def _mend(
         await status.warn(PodDiffersError.reason, f"pod {name} cannot go on from it: {differs}")
         return
     message = f"pod {name} was made while the webhook did not answer"
-    if meta.owner_references:  # its source is held, and no other may run
+    if await _is_of_move(cluster, restore):  # its source is held, and no other may run
         message += ", and is deleted: its owner makes another"
+        await pods.let_go(cluster, pod)
         await cluster.delete(kube.PODS, meta.namespace, name, pod["metadata"]["uid"], grace_s=0)
     else:
         message += ", and starts from its image; delete it to have another one restored"
     await status.warn("WebhookMissed", message)
+
+
+async def _is_of_move(cluster: Cluster, restore: Restore) -> bool:
+    """Whether it goes with a move that is there: whoever makes a Restore can write that it does."""
+    meta, parent = restore.metadata, restore.metadata.parent
+    if parent is None or parent.name != restore.spec.checkpoint_name:
+        return False
+    kind = {"Checkpoint": kube.CHECKPOINTS, "Migration": kube.MIGRATIONS}.get(parent.kind)
+    found = await cluster.find(kind, meta.namespace, parent.name) if kind else None
+    if found is None or found["metadata"]["uid"] != parent.uid:
+        return False
+    return parent.kind == "Migration" or bool(found["spec"].get("autoMigration"))
 
 
 async def _missed(cluster: Cluster, restore: Restore) -> list[Object]:
@@ -215,7 +252,7 @@ async def _missed(cluster: Cluster, restore: Restore) -> list[Object]:
     return [
         pod
         for pod in await cluster.every(kube.PODS, meta.namespace)
-        if _is_meant(pod, restore)
+        if means(restore.spec, pod)
         and not (targets.is_asking(pod) or pods.is_ending(pod) or gates.is_waiting(pod))
         and (
             pod["metadata"]["creationTimestamp"] >= meta.creation_timestamp
@@ -225,12 +262,14 @@ async def _missed(cluster: Cluster, restore: Restore) -> list[Object]:
     ]
 
 
-def _is_meant(pod: Object, restore: Restore) -> bool:
-    owner = restore.spec.owner
-    if owner is not None:
-        return (pods.owner(pod) or {}).get("uid") == owner.uid
-    labels = pod["metadata"].get("labels") or {}
-    return restore.spec.selector is not None and selects(restore.spec.selector, labels)
+def means(spec: api.RestoreSpec, pod: Object) -> bool:
+    """Whether the pod is one to go on by it: of the owner, and with the labels, that it names."""
+    owner = spec.owner
+    if owner is not None and (pods.owner(pod) or {}).get("uid") != owner.uid:
+        return False
+    if spec.selector is None:
+        return owner is not None
+    return selects(spec.selector, pod["metadata"].get("labels") or {})
 
 
 async def _scheduled(cluster: Cluster, pod: Object) -> str:
@@ -241,11 +280,10 @@ async def _scheduled(cluster: Cluster, pod: Object) -> str:
     raise AssertionError  # a watch has no end
 
 
-async def _bring(
-    world: World, agent: Agent, restore: Restore, source: Source, status: Status
-) -> None:
+async def _bring(world: World, node: str, restore: Restore, source: Source, status: Status) -> None:
     """Have the checkpoint on the pod's node: it is there, or comes from a store or its node."""
     namespace = restore.metadata.namespace
+    agent = await world.agents.at(node)
     if await _is_on(agent, namespace, source):
         return
     store = await carriers.opened(world, restore, source.store, agent.node, status)
@@ -271,11 +309,12 @@ async def _is_on(agent: Agent, namespace: str, source: Source) -> bool:
     return bool(found.sha256 == source.sha256)
 
 
-async def _verified(agent: Agent, restore: Restore, source: Source, uid: str) -> None:
+async def _verified(world: World, node: str, restore: Restore, source: Source, uid: str) -> None:
     """Wait until the node says that every container of the pod was restored and verified.
 
     NotRestoredError if one was started cold; its own error if it could not be restored.
     """
+    agent = await world.agents.at(node)
     request = agent_pb2.RecordsRequest(pod_uid=uid, follow=True)
     async for reply in agent.stream("Records", request, agent_pb2.RecordsReply):
         newest = {one["container"]: one for one in json.loads(reply.records) if one["container"]}
@@ -284,7 +323,7 @@ async def _verified(agent: Agent, restore: Restore, source: Source, uid: str) ->
         restored = {name for name, one in newest.items() if _is_restored(one, source)}
         if restored >= set(source.containers):
             return
-    raise UnavailableError(f"node {agent.node} tells no more of pod {uid}; look at its agent")
+    raise UnavailableError(f"node {node} tells no more of pod {uid}; look at its agent")
 
 
 def _is_restored(record: dict[str, Any], source: Source) -> bool:
@@ -306,18 +345,7 @@ def _refuse(record: dict[str, Any], restore: Restore, source: Source) -> None:
 
 async def _while_alive(cluster: Cluster, pod: Object, work: Coroutine[Any, Any, None]) -> None:
     """Do *work*; NotRestoredError if the pod goes meanwhile."""
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(cluster, pod))
-    try:
-        await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            await doing
-            return
-        await gone
-    finally:
-        for task in (doing, gone):
-            task.cancel()
-        await asyncio.gather(doing, gone, return_exceptions=True)
+    await patience.unless(work, _gone(cluster, pod))
 
 
 async def _gone(cluster: Cluster, pod: Object) -> None:

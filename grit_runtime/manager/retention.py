@@ -23,6 +23,7 @@ SCHEDULE = "manager.grit.dev/schedule"  # a label of a Checkpoint: the uid of it
 
 ENDED = (api.CHECKPOINTED, api.SUBMITTED, api.FAILED)
 
+_INDEX = "batch.kubernetes.io/job-completion-index"  # of a pod of an indexed Job
 _LOOK_AGAIN_S = 60.0
 _LISTING = asyncio.Semaphore(4)  # at its start a manager looks at all
 
@@ -76,14 +77,23 @@ def series(checkpoint: Checkpoint, living: set[str]) -> tuple[str, str]:
     """What checkpoints are counted together with this one: those of one schedule, or of none.
 
     A pod that is there, by its uid among the *living*, has its own; those that are gone have one
-    by their owner, or by their name.
+    by their owner, or by their name or index where their owner tells them apart by that.
     """
     now = checkpoint.status
     by = checkpoint.metadata.labels.get(SCHEDULE, "")
     if now.pod_uid in living:
         return by, now.pod_uid
+    return by, _identity(checkpoint)
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    """Whose state it is, for an owner: any one's of pods that are alike, or that of an ordinal."""
+    now = checkpoint.status
     owner = pods.owner(now.pod_template) if now.pod_template else None
-    return by, owner["uid"] if owner else now.pod_name or checkpoint.spec.pod_name
+    if owner is None or owner["kind"] == "StatefulSet":
+        return now.pod_name or checkpoint.spec.pod_name
+    index = (now.pod_template["metadata"].get("annotations") or {}).get(_INDEX)
+    return f"{owner['uid']}/{index}" if index else str(owner["uid"])
 
 
 def since(checkpoint: Checkpoint) -> float:

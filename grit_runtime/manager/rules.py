@@ -5,6 +5,7 @@ Pure. Both say the same, so an object is refused with the same words by either.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from grit_runtime.manager import api, timetable
@@ -33,6 +34,12 @@ _ONE_STORAGE = Rule(
     "!has(self.storage) || has(self.storage.claimName) != has(self.storage.url)",
     lambda spec: not spec.storage or bool(spec.storage.claim_name) != bool(spec.storage.url),
 )
+_A_STORE = Rule(
+    "storage.url: expected file:///DIRECTORY, s3://BUCKET, gs://BUCKET or az://ACCOUNT/CONTAINER",
+    "!has(self.storage) || !has(self.storage.url) || self.storage.url == '' || "
+    f"self.storage.url.matches('{api.STORE}')",
+    lambda spec: not url(spec) or re.match(api.STORE, url(spec)) is not None,
+)
 _ONE_WAY = Rule(
     "expected volumeClaim or storage, and not both",
     "!has(self.volumeClaim) || !has(self.storage)",
@@ -60,12 +67,28 @@ _FIVE_FIELDS = Rule(
 )
 
 RULES = {
-    api.CheckpointSpec: (_ONE_POD, _ONE_WAY, _ONE_STORAGE),
+    api.CheckpointSpec: (_ONE_POD, _ONE_WAY, _ONE_STORAGE, _A_STORE),
     api.RestoreSpec: (_SOME_POD,),
-    api.MigrationSpec: (_ONE_POD, _ONE_STORAGE),
-    api.CheckpointScheduleSpec: (_ONE_POD, _SOME_TIME, _ONE_CLOCK, _FIVE_FIELDS, _ONE_STORAGE),
+    api.MigrationSpec: (_ONE_POD, _ONE_STORAGE, _A_STORE),
+    api.CheckpointScheduleSpec: (
+        *(_ONE_POD, _SOME_TIME, _ONE_CLOCK, _FIVE_FIELDS),
+        *(_ONE_STORAGE, _A_STORE),
+    ),
 }
 MUTABLE = {api.CheckpointScheduleSpec}
+
+# Who may name a store is asked when an object is made, which no manager that is away lets pass.
+SAME_STORE = "storage.url cannot be changed; delete the object and make another"
+SAME_STORE_CEL = (
+    "!has(self.storage) || !has(self.storage.url) || self.storage.url == '' || "
+    "(has(oldSelf.storage) && has(oldSelf.storage.url) && oldSelf.storage.url == self.storage.url)"
+)
+
+
+def url(spec: Any) -> str:
+    """The store that the spec names; "" for none, and for a Restore's."""
+    storage = getattr(spec, "storage", None)
+    return storage.url if storage else ""
 
 
 def refusals(spec: Any, old: Any = None) -> list[str]:
@@ -75,5 +98,9 @@ def refusals(spec: Any, old: Any = None) -> list[str]:
     """
     if spec == old:
         return []
-    changed = [IMMUTABLE] if old is not None and type(spec) not in MUTABLE else []
+    changed = []
+    if old is not None and type(spec) not in MUTABLE:
+        changed = [IMMUTABLE]
+    elif old is not None and url(spec) not in ("", url(old)):
+        changed = [SAME_STORE]
     return changed + [rule.message for rule in RULES[type(spec)] if not rule.holds(spec)]

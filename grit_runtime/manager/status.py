@@ -42,6 +42,11 @@ class Status:
     def phase(self) -> str:
         return str(self.now.get("phase", ""))
 
+    @property
+    def name(self) -> str:
+        meta = self._object["metadata"]
+        return f"{meta['namespace']}/{meta['name']}"
+
     async def note(self, **told: object) -> None:
         """Write fields that say something new. What is empty is not there."""
         wanted = {name: None if value in _EMPTY else value for name, value in told.items()}
@@ -91,12 +96,7 @@ class Status:
     async def fail(self, error: Exception) -> None:
         """Come to a bad end, for this reason."""
         why, message = reason(error), one_line(error)
-        meta = self._object["metadata"]
-        log.warning(
-            f"{self._object['kind']} has failed",
-            name=f"{meta['namespace']}/{meta['name']}",
-            reason=message,
-        )
+        log.warning(f"{self._object['kind']} has failed", name=self.name, reason=message)
         await self._write(api.FAILED, why, message, self._ended())
         self._tell("Warning", why, message)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from grit_runtime.manager import api
 from grit_runtime.manager import cluster as kube
 from grit_runtime.startup.named import NamedTuple
 
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from grit_runtime.manager.cluster import Cluster, Object
 
 _FILE = "file://"
+_ONE_NODE, _ONE_POD = "ReadWriteOnce", "ReadWriteOncePod"  # access modes of claims
 _ON_NODES = ("hostPath", "local")  # types of volumes that are a directory of the node
 
 
@@ -30,6 +34,11 @@ async def store_of(cluster: Cluster, namespace: str, storage: Storage | None) ->
     if bool(storage.claim_name) == bool(storage.url):
         raise InvalidArgumentError("storage: expected a claimName or a url, one of them")
     if storage.url:
+        if not re.match(api.STORE, storage.url):  # the rest of an agent's are for itself
+            raise InvalidArgumentError(
+                f"storage.url {storage.url[:100]!r}: expected file:///DIRECTORY, or s3://, gs:// "
+                "or az:// and a bucket; make another object"
+            )
         return Store(storage.url.removeprefix(_FILE))
     volume = await _volume(cluster, namespace, storage.claim_name)
     name, spec = volume["metadata"]["name"], volume["spec"]
@@ -66,3 +75,20 @@ async def _volume(cluster: Cluster, namespace: str, claim: str) -> Object:
             f"claim {namespace}/{claim} is {phase or 'new'}, expected Bound: it has no volume yet"
         )
     return await cluster.get(kube.VOLUMES, "", found["spec"]["volumeName"])
+
+
+async def is_of_one_node(cluster: Cluster, namespace: str, spec: Object) -> bool:
+    """Whether a claim of the pod can be used on one node at a time, or by one pod."""
+    for volume in spec.get("volumes") or ():
+        name = (volume.get("persistentVolumeClaim") or {}).get("claimName")
+        claim = await cluster.find(kube.CLAIMS, namespace, name) if name else None
+        if claim is None:
+            continue
+        modes = set(claim["spec"].get("accessModes") or ())
+        if modes == {_ONE_POD}:
+            return True
+        if modes == {_ONE_NODE}:
+            bound = await cluster.find(kube.VOLUMES, "", claim["spec"].get("volumeName", ""))
+            if bound and not any(kind in bound["spec"] for kind in _ON_NODES):
+                return True
+    return False

@@ -46,5 +46,11 @@ class TakenBack(NamedTuple):
     path: str
 
 
-InstallationStep = Choice | Directory | File | Block | TakenBack
+class Leaving(NamedTuple):
+    """All is to be taken back, unless a choice comes after it."""
+
+    version: str  # of the grit that takes it back
+
+
+InstallationStep = Choice | Directory | File | Block | TakenBack | Leaving
 STEPS: Steps[InstallationStep] = Steps(InstallationStep)

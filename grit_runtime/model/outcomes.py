@@ -7,9 +7,10 @@ its own restore failed; once a container was started cold, none is restored.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from grit_runtime.errors import NewerFormatError
+from grit_runtime.errors import FailedPreconditionError, NewerFormatError, printable
 from grit_runtime.startup.named import NamedTuple
 
 # So many records of a pod are kept, besides those that bind its next containers.
@@ -23,6 +24,14 @@ SEALED = "sealed"
 LOST = "lost"
 HELD = "held"  # not in the records: a present state
 WIDER = "wider"  # not in the records either
+_RECORDED = {RESTORED, SKIPPED, COLD, FAILED, SEALED, LOST}
+
+_KINDS: dict[str, type | tuple[type, ...]] = {  # others are texts
+    "binds": bool,
+    "timeline": (list, tuple),
+    "warnings": (list, tuple),
+}
+_TOO_LARGE = 1e18  # neither seconds nor bytes; NaN and infinity are not below it either
 
 
 class Outcome(NamedTuple):
@@ -49,17 +58,78 @@ class Outcome(NamedTuple):
         return pod in (None, self.pod_uid, f"{self.namespace}/{self.pod}")
 
 
+def parse(data: bytes) -> tuple[Outcome, ...]:
+    """The records of one pod, from JSON.
+
+    NewerFormatError for one of a newer version, FailedPreconditionError for what is no record.
+    """
+    try:
+        records = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FailedPreconditionError(f"not JSON: {error}; remove the file") from None
+    if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
+        raise FailedPreconditionError("not a list of records; remove the file")
+    for record in records:
+        _check(record)
+    return tuple(map(from_json, records))
+
+
 def from_json(record: dict[str, Any]) -> Outcome:
     """An outcome from JSON; fields that are newer than the record get their defaults.
 
-    FailedPreconditionError for a record of a newer version with other fields.
+    NewerFormatError for a record of a newer version with other fields.
     """
+    _check_names(record)
+    lists = {name: tuple(value) for name, value in record.items() if isinstance(value, list)}
+    return Outcome(**(record | lists))
+
+
+def _check_names(record: dict[str, Any]) -> None:
     for name in sorted(record.keys() - set(Outcome._fields)):
         raise NewerFormatError(
             f"a record has the field {name!r}, of a newer grit than this; upgrade grit on this node"
         )
-    lists = {name: tuple(value) for name, value in record.items() if isinstance(value, list)}
-    return Outcome(**(record | lists))
+
+
+def _check(record: dict[str, Any]) -> None:
+    _check_names(record)
+    whole = Outcome._field_defaults | record
+    for name in Outcome._fields:
+        if not isinstance(whole.get(name), _KINDS.get(name, str)):
+            raise FailedPreconditionError(f"a record's {name} is {whole.get(name)!r:.60}")
+    if not _is_time(whole["time"]):
+        raise FailedPreconditionError(f"a record's time is {whole['time']!r:.60}")
+    if whole["outcome"] not in _RECORDED:
+        raise NewerFormatError(
+            f"a record has the outcome {whole['outcome']!r}, of a newer grit than this; upgrade "
+            "grit on this node"
+        )
+    for entry in whole["timeline"]:
+        if not _is_phase(entry):
+            raise FailedPreconditionError(f"a record's timeline has {entry!r:.200}")
+    if not all(isinstance(warning, str) for warning in whole["warnings"]):
+        raise FailedPreconditionError("a record's warnings are not texts")
+
+
+def _is_time(text: str) -> bool:
+    from datetime import datetime  # few pods have records when they start
+
+    try:
+        return f"{datetime.fromisoformat(text):%Y-%m-%dT%H:%M:%SZ}" == text
+    except ValueError:
+        return False
+
+
+def _is_phase(entry: object) -> bool:
+    """Whether it has a name, and numbers that can be drawn; older ones have no beginning."""
+    if not isinstance(entry, dict):
+        return False
+    rest = [entry.get(name) for name in ("begin_s", "epoch_s", "size_bytes")]
+    numbers = [entry.get("seconds"), *(one for one in rest if one is not None)]
+    texts = (entry.get("phase"), entry.get("container") or "")
+    return all(isinstance(one, str) for one in texts) and all(
+        isinstance(one, int | float) and abs(one) < _TOO_LARGE for one in numbers
+    )
 
 
 def whose(one: Outcome) -> dict[str, str]:
@@ -116,7 +186,7 @@ def bounded(past: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
 
 
 def line(one: Outcome) -> str:
-    """An outcome as a person reads it."""
+    """An outcome as a person reads it, on any terminal."""
     whose = "/".join(filter(None, (one.namespace, one.pod, one.container)))
     what = {
         RESTORED: f"restored from {one.checkpoint}",
@@ -131,7 +201,8 @@ def line(one: Outcome) -> str:
     }
     error = f" ({one.error})" if one.error else ""
     lines = [f"{one.time} {whose} {what[one.outcome]}{error}"]
-    return "\n".join(lines + [f"  warning: {warning}" for warning in one.warnings])
+    lines += [f"  warning: {warning}" for warning in one.warnings]
+    return "\n".join(map(printable, lines))
 
 
 def _same_checkpoint(one: Outcome, other: Outcome) -> bool:

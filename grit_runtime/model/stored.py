@@ -13,7 +13,8 @@ from grit_runtime.startup.named import NamedTuple
 
 Message = TypeVar("Message", store_pb2.Index, store_pb2.Contents, store_pb2.Header)
 
-VERSION = 1
+# 2: chunks without their zeros, which the first readers do not know.
+VERSION = 2
 CHUNK_BYTES = 4 << 20  # as the pieces of a manifest's digests are
 DIGEST_BYTES = 32
 LOCKS = "locks/"
@@ -125,7 +126,7 @@ def parse_header(data: bytes) -> store_pb2.Header:
         raise NewerFormatError(
             f"its version is {header.version}, this grit reads up to {VERSION}; upgrade grit here"
         )
-    _require(header.version == VERSION, f"its version is {header.version}")
+    _require(header.version > 0, f"its version is {header.version}")
     return header
 
 

@@ -7,6 +7,7 @@ same moment; an annotation allows that explicitly. Nothing is known here about o
 from __future__ import annotations
 
 import os
+import time
 
 from grit_runtime.errors import SecondLifeError
 from grit_runtime.host import journal, procfs, runc
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from grit_runtime.model.restore_steps import Step
 
 _REMEDY = 'delete it first, or say grit.dev/clone: "true" if two are to go on from one state'
+# For a pod that is ending: its owner makes the next one as soon as it begins to, and kubelet would
+# try again after 10 s and more only.
+_ENDS_S = 10.0
+_LOOK_EVERY_S = 0.1
 
 
 def claim(
@@ -35,37 +40,37 @@ def claim(
 ) -> None:
     """Record that this pod is about to be restored from the checkpoint at *path*.
 
-    FailedPreconditionError if it is not *allowed* to be the second: the pod that the checkpoint was
-    taken of runs here and is not held, or another pod is restored from it.
+    SecondLifeError if it is not *allowed* to be the second, and the first does not end within 10 s:
+    the pod that the checkpoint was taken of, which is not held, or one that is restored from it.
     """
-    with journal.locked(journal.PODS_DIR):  # two that begin at once must see each other
-        attempt.record(
-            Claim(
-                sealed.sha256,
-                pid=os.getpid(),
-                started=procfs.started_ticks(os.getpid()),
-                is_clone=allowed,
-            )
-        )
-        if not allowed:
-            _refuse_beside_source(tool, identity, sealed, path)
-            _refuse_beside_another(identity, sealed, path)
+    own = Claim(
+        sealed.sha256,
+        pid=os.getpid(),
+        started=procfs.started_ticks(os.getpid()),
+        is_clone=allowed,
+    )
+    end_s = time.monotonic() + _ENDS_S
+    while True:
+        with journal.locked(journal.PODS_DIR):  # of two that begin at once one must see the other
+            first = None if allowed else _first(tool, identity, sealed, path)
+            if first is None:
+                attempt.record(own)
+                return
+        if time.monotonic() > end_s:
+            raise SecondLifeError(f"{first}; {_REMEDY}")
+        time.sleep(_LOOK_EVERY_S)
 
 
-def _refuse_beside_source(tool: Runc, identity: Identity, sealed: Checkpoint, path: str) -> None:
+def _first(tool: Runc, identity: Identity, sealed: Checkpoint, path: str) -> str | None:
+    """Another pod of this node that has the state, in words."""
     source = sealed.manifest.pod
-    if not source.uid or source.uid == identity.pod_uid:
-        return
-    hold = held_pods.of(source.uid) if "/" not in source.uid else None
-    if (hold is None or hold.is_resumed) and runc.runs_of_pod(tool, source.uid):
-        raise SecondLifeError(
-            f"pod {source.namespace}/{source.name}, of which checkpoint {path} was taken, runs on "
-            f"this node and is not held; {_REMEDY}"
-        )
-
-
-def _refuse_beside_another(identity: Identity, sealed: Checkpoint, path: str) -> None:
+    if source.uid and source.uid != identity.pod_uid:
+        hold = held_pods.of(source.uid) if "/" not in source.uid else None
+        if (hold is None or hold.is_resumed) and runc.runs_of_pod(tool, source.uid):
+            return (
+                f"pod {source.namespace}/{source.name}, of which checkpoint {path} was taken, runs "
+                "on this node and is not held"
+            )
     for life in lives.of(sealed.sha256, but=identity.pod_uid):
-        raise SecondLifeError(
-            f"pod {life.pod} on this node goes on from checkpoint {path} already; {_REMEDY}"
-        )
+        return f"pod {life.pod} on this node goes on from checkpoint {path} already"
+    return None

@@ -104,7 +104,6 @@ def _start_cold_or_raise(
     # What is still on its way is not lost: the next start may find it.
     may_be_cold = request.order.cold_on_failure and not isinstance(error, NotArrivedError)
     with journal.locked(request.pod_dir):
-        beside = _restored_beside(request)
         steps = attempt.steps()
         claim = last(steps, Claim)
         failed = _outcome(request, outcomes.FAILED, text)._replace(
@@ -112,8 +111,11 @@ def _start_cold_or_raise(
             error=reason(error),
             timeline=tuple(timeline.phases),
         )
-        loopback.release(request.pod_dir)
-        attempts.undo(attempt)
+        try:
+            beside = _restored_beside(request) if may_be_cold else None
+        finally:  # whether or not the pod's records can be read
+            loopback.release(request.pod_dir)
+            attempts.undo(attempt)
         if may_be_cold and beside is None:
             if has(steps, RwLayer):
                 _clear(request, steps)

@@ -11,6 +11,7 @@ import os
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
+from grit_runtime import log
 from grit_runtime.errors import InvalidArgumentError
 from grit_runtime.host import cgroup, config_json, linux
 from grit_runtime.model import cri, runtime_options
@@ -57,11 +58,11 @@ def serve(request: Request, listener: socket.socket) -> NoReturn:
     os.close(null_fd)
     os.close(log_fd)
     linux.set_name("grit-shim")
-    server.run(
-        listener,
-        namespace=request.flags["namespace"],
-        events_address=request.environment["TTRPC_ADDRESS"],
-    )
+    namespace = request.flags["namespace"]
+    with log.about(namespace=namespace, id=request.flags["id"]):
+        server.run(
+            listener, namespace=namespace, events_address=request.environment["TTRPC_ADDRESS"]
+        )
 
 
 def find(request: Request) -> Place:

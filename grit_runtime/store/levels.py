@@ -13,7 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_UNCOMPRESSED = 0
 _FIRST = 1  # until the store has taken something
 _WEIGHT = 0.2  # of what is newly measured
 _MIB = 1 << 20
@@ -27,10 +26,9 @@ class Cost(NamedTuple):
     left: float  # of it
 
 
-# What it is on pages of processes, until it is measured here. The least of them does little more
-# than leave out zeros, which takes no longer than to write them.
+# What it is on pages of processes, until it is measured here. Level 0 only leaves out zeros.
 GUESSED = {
-    -1000: Cost(0.0002, 0.55),
+    0: Cost(0.0001, 0.6),
     1: Cost(0.0015, 0.40),
     3: Cost(0.003, 0.37),
     9: Cost(0.015, 0.33),
@@ -38,11 +36,10 @@ GUESSED = {
 
 
 def best(costs: Mapping[int, Cost], *, cores: int, store_mib_per_s: float) -> int:
-    """The level, or 0 not to compress, that brings most of what is read into the store.
+    """The level that brings most of what is read into the store.
 
     All cores are at work, and the store takes no more than it does.
     """
-    costs = {_UNCOMPRESSED: Cost(0.0, 1.0), **costs}
     rates = {
         level: min(cores / (cost.seconds + _OTHER_S), store_mib_per_s / cost.left)
         for level, cost in costs.items()
@@ -63,14 +60,14 @@ class Levels:
         self._busy_s = 0.0
 
     def best(self) -> int:
-        """zstd's level, or 0 not to compress."""
+        """zstd's level, or 0 only to leave out zeros."""
         with self._lock:
             if not self._written_mib:
                 return _FIRST
             rate = self._written_mib / self._busy_s
             return best(self._costs, cores=self._cores, store_mib_per_s=rate)
 
-    def compressed(self, level: int, size_bytes: int, left_bytes: int, seconds: float) -> None:
+    def packed(self, level: int, size_bytes: int, left_bytes: int, seconds: float) -> None:
         """Note what a level has cost one core."""
         new = Cost(seconds * _MIB / size_bytes, left_bytes / size_bytes)
         with self._lock:

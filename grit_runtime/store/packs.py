@@ -61,14 +61,12 @@ class OpenPack:
         """Write a chunk, in the *pack* of that number in the index."""
         if not self._chunks:
             self._file = self._stack.enter_context(self._store.writing(self.name))
-        level = self._levels.best()
-        packed = records.packed(data, level)
-        if packed.coding == wire.ZSTD:
-            self._levels.compressed(level, len(data), len(packed.data), packed.seconds)
-        head, payload = records.encode(packed, digest, key=self._key, bound_to=digest)
-        chunk = Chunk(pack, self.size_bytes, len(head) + len(payload), digest)
+        packed = records.packed(data, self._levels.best())
+        self._levels.packed(packed.level, len(data), packed.size_bytes, packed.seconds)
+        parts = records.encode(packed, digest, key=self._key, bound_to=digest)
+        chunk = Chunk(pack, self.size_bytes, sum(map(len, parts)), digest)
         with self._levels.writing():
-            taken_bytes = self._file.write(head) + self._file.write(payload)
+            taken_bytes = sum(map(self._file.write, parts))
         self._levels.taken(taken_bytes)
         self._taken_bytes += taken_bytes
         self._chunks.append(chunk)
@@ -79,9 +77,8 @@ class OpenPack:
         contents = stored.dump_contents(self._chunks)
         packed = records.packed(contents, level=1)
         digest = blake3(contents).digest()
-        head, data = records.encode(packed, digest, key=self._key, bound_to=wire.CONTENTS)
-        self._file.write(head)
-        self._file.write(data)
+        for part in records.encode(packed, digest, key=self._key, bound_to=wire.CONTENTS):
+            self._file.write(part)
         self._file.write(wire.trailer(self.size_bytes))
 
 

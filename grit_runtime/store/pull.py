@@ -25,7 +25,7 @@ from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
 from grit_runtime.startup.named import NamedTuple
 from grit_runtime.store import catalog, locks
-from grit_runtime.store.receiving import Receiving
+from grit_runtime.store.receiving import Into, Receiving
 from grit_runtime.store.records import Unlocked
 from grit_runtime.store.stored_source import StoredSource
 
@@ -112,7 +112,8 @@ def bring(
             if announced:
                 announced.is_ready(staging)
 
-        received_bytes = _receive(source, manifest.files, staging_fd, final, told, without_memory)
+        into = Into(staging_fd, is_awaited=announced is not None)
+        received_bytes = _receive(source, manifest.files, into, final, told, without_memory)
         if announced:
             announced.is_whole()
         linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
@@ -136,7 +137,8 @@ def fill(source: Source, files: Sequence[File], dir_fd: int, path: str, told: To
             with closing_fd(confine.descend(dir_fd, entry.path.split("/")[:-1])) as parent_fd:
                 os.unlink(entry.name, dir_fd=parent_fd)
     with room.named_if_full(f"checkpoint {path}"):
-        received_bytes = _receive(source, files, dir_fd, path, told, lambda: None)
+        into = Into(dir_fd, is_awaited=False)
+        received_bytes = _receive(source, files, into, path, told, lambda: None)
         linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
         _write_manifest(dir_fd, source)
         linux.sync_filesystem(f"/proc/self/fd/{dir_fd}")
@@ -146,16 +148,16 @@ def fill(source: Source, files: Sequence[File], dir_fd: int, path: str, told: To
 def _receive(
     source: Source,
     files: Sequence[File],
-    dir_fd: int,
+    into: Into,
     final: str,
     told: Told,
     without_memory: Callable[[], None],
 ) -> int:
     receiving = Receiving(source, files, told)
     try:
-        receiving.prepare(dir_fd)
-        _require_room(dir_fd, final, receiving.missing_bytes)
-        receiving.run(dir_fd, without_memory)
+        receiving.prepare(into.fd)
+        _require_room(into.fd, final, receiving.missing_bytes)
+        receiving.run(into, without_memory)
     except (DamagedError, TamperedError, WrongKeyError) as error:
         raise type(error)(f"checkpoint {final}: {error}") from None
     return receiving.received_bytes

@@ -48,14 +48,21 @@ if TYPE_CHECKING:
         def receive(self, run: Sequence[Wanted]) -> Iterator[Received]:
             """The chunks of a portion, of the right sizes and known digests; from any thread."""
 
-        def apart(self, dir_fd: int, size_bytes: int) -> AbstractContextManager[Apart | None]:
+        def apart(self, into: Into, size_bytes: int) -> AbstractContextManager[Apart | None]:
             """Whoever brings chunks into a directory in a process of his own.
 
             None if so much comes as soon without. Used by one thread.
             """
 
 
-_MOST_THREADS = 8
+_FEW_THREADS, _CORES_A_THREAD, _MOST_THREADS = 8, 2, 16
+
+
+class Into(NamedTuple):
+    """The directory that chunks are brought into."""
+
+    fd: int
+    is_awaited: bool  # by a restore: it reads them from the kernel's cache before they are durable
 
 
 class Wanted(NamedTuple):
@@ -121,22 +128,22 @@ class Receiving:
             for wanted in there:
                 self._told(wanted.size_bytes, 0)
 
-    def run(self, dir_fd: int, without_memory: Callable[[], None]) -> None:
+    def run(self, into: Into, without_memory: Callable[[], None]) -> None:
         """Receive what is missing, and compare all digests.
 
         Memory comes last: *without_memory* is called when all else is there and verified.
         """
-        self._bring(dir_fd, [file for file in self._files if not _is_memory(file)])
+        self._bring(into, [file for file in self._files if not _is_memory(file)])
         without_memory()
-        self._bring(dir_fd, [file for file in self._files if _is_memory(file)])
+        self._bring(into, [file for file in self._files if _is_memory(file)])
 
-    def _bring(self, dir_fd: int, files: list[File]) -> None:
+    def _bring(self, into: Into, files: list[File]) -> None:
         paths = {file.path for file in files}
-        self._receive(dir_fd, [wanted for wanted in self._wanted if wanted.file.path in paths])
-        wrong = self._wrong(dir_fd, files)
+        self._receive(into, [wanted for wanted in self._wanted if wanted.file.path in paths])
+        wrong = self._wrong(into.fd, files)
         if again := [wanted for wanted in self._kept if wanted.file in wrong]:
-            self._receive(dir_fd, again)
-            wrong = self._wrong(dir_fd, files)
+            self._receive(into, again)
+            wrong = self._wrong(into.fd, files)
         for line in wrong.values():
             raise DamagedError(f"{self._source.name}: {line}; {self._source.remedy}")
 
@@ -153,15 +160,17 @@ class Receiving:
             self._kept.append(wanted)
         return there
 
-    def _receive(self, dir_fd: int, wanted: list[Wanted]) -> None:
+    def _receive(self, into: Into, wanted: list[Wanted]) -> None:
         known_zeros = [one for one in wanted if one.is_zeros]
         for one in known_zeros:
-            self._write(dir_fd, Received(one, None, 0))
+            self._write(into, Received(one, None, 0))
         left = iter(self._source.runs([one for one in wanted if not one.is_zeros]))
-        threads = max(2, min(len(os.sched_getaffinity(0)) + 1, _MOST_THREADS))
+        cores = len(os.sched_getaffinity(0))
+        few = min(cores + 1, _FEW_THREADS)
+        threads = max(few, min(cores // _CORES_A_THREAD, _MOST_THREADS))
         with ThreadPoolExecutor(threads) as pool:
             size_bytes = sum(one.size_bytes for one in wanted)
-            running = [pool.submit(self._work, dir_fd, left, size_bytes) for _ in range(threads)]
+            running = [pool.submit(self._work, into, left, size_bytes) for _ in range(threads)]
             try:
                 for thread in running:
                     thread.result()
@@ -169,23 +178,23 @@ class Receiving:
                 self._stopped.set()
         self._stopped.clear()
 
-    def _work(self, dir_fd: int, left: Iterator[Sequence[Wanted]], size_bytes: int) -> None:
-        with self._source.apart(dir_fd, size_bytes) as apart:
+    def _work(self, into: Into, left: Iterator[Sequence[Wanted]], size_bytes: int) -> None:
+        with self._source.apart(into, size_bytes) as apart:
             while run := self._next(left):
                 if apart:
                     for wanted, (one, moved_bytes) in zip(run, apart(run), strict=True):
                         self._done(wanted, one, moved_bytes)
                 else:
                     for received in self._source.receive(run):
-                        self._write(dir_fd, received)
+                        self._write(into, received)
 
     def _next(self, left: Iterator[Sequence[Wanted]]) -> Sequence[Wanted] | None:
         with self._lock:
             return None if self._stopped.is_set() else next(left, None)
 
-    def _write(self, dir_fd: int, received: Received) -> None:
+    def _write(self, into: Into, received: Received) -> None:
         wanted = received.wanted
-        data = write(dir_fd, received)
+        data = write(into, received)
         one = b"" if wanted.digest else blake3(data).digest()
         self._done(wanted, one, received.moved_bytes)
 
@@ -214,15 +223,16 @@ class Receiving:
         return {file: line for file, own in zip(compared, lines, strict=True) for line in own}
 
 
-def write(dir_fd: int, received: Received) -> bytes | memoryview:
+def write(into: Into, received: Received) -> bytes | memoryview:
     """Write a chunk where it belongs, unless it is zeros and that is a hole; its bytes."""
     wanted, data, _ = received
-    with closing_fd(_opened(dir_fd, wanted.file.path, os.O_RDWR)) as fd:
+    with closing_fd(_opened(into.fd, wanted.file.path, os.O_RDWR)) as fd:
         is_there = data is None and _is_hole(fd, wanted)
         if data is None:
             data = bytes(wanted.size_bytes)
         if not is_there:
-            fdcopy.write_out(fd, data, wanted.offset)  # it is synced in the end
+            # It is synced in the end, by whom no restore waits for.
+            fdcopy.write_out(fd, data, wanted.offset, to_disk=not into.is_awaited)
     return data
 
 

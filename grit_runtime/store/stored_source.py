@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from grit_runtime.model.stored import Chunk, Index
     from grit_runtime.store.backend import Backend
     from grit_runtime.store.catalog import Entry
-    from grit_runtime.store.receiving import Wanted
+    from grit_runtime.store.receiving import Into, Wanted
     from grit_runtime.store.records import Unlocked
 
 # Records that follow one another in a pack are read in one go.
@@ -84,7 +84,7 @@ class StoredSource:
                 run.append(one)
             yield run
 
-    def apart(self, _dir_fd: int, _size_bytes: int) -> AbstractContextManager[None]:
+    def apart(self, _into: Into, _size_bytes: int) -> AbstractContextManager[None]:
         return nullcontext()
 
     def receive(self, run: Sequence[Wanted]) -> Iterator[Received]:

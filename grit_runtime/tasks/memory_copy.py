@@ -14,7 +14,8 @@ from mmap import mmap
 from threading import Event, Thread, local
 
 from grit_runtime.errors import CommandError
-from grit_runtime.files import digest, direct
+from grit_runtime.files import digest
+from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import memory_range
 from grit_runtime.startup.named import NamedTuple
@@ -87,17 +88,12 @@ def save(
 ) -> list[MemoryFile]:
     """Write memory of processes into files; the same with the digests of what was written.
 
-    Blocks until that is done, or OSError. *to_disk* writes to the disk and not into the kernel's
-    cache, for a caller that will sync. What a `Follower` has *copied* is hashed in memory, and
-    written again where that is not what was copied.
+    Blocks until that is done, or OSError. *to_disk* starts writing to the disk at once, for a
+    caller that will sync; whoever reads the files soon finds them in memory all the same. What a
+    `Follower` has *copied* is hashed in memory, and written again where that is not what was
+    copied.
     """
-
-    def opened(file: MemoryFile) -> int:
-        fd = _open_new(file.path, to_disk=to_disk)
-        os.ftruncate(fd, file.size_bytes)
-        return fd
-
-    digests = _copy_all(files, opened, _save, copied or {})
+    digests = _copy_all(files, _NEW, _saver(to_disk=to_disk), copied or {})
     return [file._replace(digest=digest) for file, digest in zip(files, digests, strict=True)]
 
 
@@ -106,7 +102,7 @@ def fill(saved: Sequence[MemoryFile]) -> list[str]:
 
     They are for comparison with those of *saved*. Blocks until that is done, or OSError.
     """
-    return _copy_all(saved, lambda file: os.open(file.path, _OLD), _fill, {})
+    return _copy_all(saved, _OLD, _fill, {})
 
 
 class Follower:
@@ -121,7 +117,7 @@ class Follower:
     ) -> None:
         self._look = look
         self._copied = copied
-        self._is_to_disk = to_disk
+        self._copy = _saver(to_disk=to_disk)
         self._ended = Event()
         self._thread = Thread(target=self._try_to_follow)
 
@@ -153,7 +149,7 @@ class Follower:
                     workers.drop()  # or it would be written over what is copied from now on
                 for file in changed:
                     if file.path not in fds:
-                        fd = _open_new(file.path, to_disk=self._is_to_disk)
+                        fd = os.open(file.path, _NEW, 0o600)
                         fds[file.path] = stack.enter_context(closing_fd(fd))
                     # What lies within a file may be written from all threads at a time.
                     os.ftruncate(fds[file.path], file.size_bytes)
@@ -171,7 +167,7 @@ class Follower:
 
     def _copy_piece(self, buffer: mmap, piece: _Piece, path: str) -> None:
         with suppress(OSError, CommandError):
-            self._copied[piece.place(path)] = _hashed(piece, buffer, _save)
+            self._copied[piece.place(path)] = _hashed(piece, buffer, self._copy)
 
 
 class _Workers:
@@ -211,7 +207,7 @@ class _Workers:
 
 def _copy_all(
     saved: Sequence[MemoryFile],
-    opened: Callable[[MemoryFile], int],
+    flags: int,
     copy: Copy,
     copied: Mapping[Place, bytes],
 ) -> list[str]:
@@ -226,7 +222,9 @@ def _copy_all(
     with ExitStack() as stack:
         files = []
         for number, one in enumerate(saved):
-            fd = stack.enter_context(closing_fd(opened(one)))
+            fd = stack.enter_context(closing_fd(os.open(one.path, flags, 0o600)))
+            if flags == _NEW:
+                os.ftruncate(fd, one.size_bytes)
             files.append(_pieces(number, one, fd))
         # Alternating between files: the kernel writes to a file from one thread at a time.
         pieces = [piece for turn in zip_longest(*files) for piece in turn if piece]
@@ -235,13 +233,6 @@ def _copy_all(
             digests[piece.number].append(done)
     kinds = [digest.kind(one.size_bytes, one.digest) for one in saved]
     return [digest.joined(kind, hashed) for kind, hashed in zip(kinds, digests, strict=True)]
-
-
-def _open_new(path: str, *, to_disk: bool) -> int:
-    fd = os.open(path, _NEW, 0o600)
-    if to_disk:
-        direct.pass_by_cache(fd)
-    return fd
 
 
 def _hashed(piece: _Piece, buffer: mmap, copy: Copy) -> bytes:
@@ -295,6 +286,10 @@ def _chunks(saved: MemoryFile, fd: int, piece_bytes: int) -> Iterator[_Chunk]:
             offset += size_bytes
 
 
+def _saver(*, to_disk: bool) -> Copy:
+    return _save_to_disk if to_disk else _save
+
+
 def _read(chunk: _Chunk, buffer: mmap) -> None:
     _transfer("process_vm_readv", chunk, buffer)
 
@@ -305,6 +300,11 @@ def _save(chunk: _Chunk, buffer: mmap) -> None:
     with memoryview(buffer) as view:
         while done < chunk.size_bytes:
             done += os.pwrite(chunk.fd, view[done : chunk.size_bytes], chunk.offset + done)
+
+
+def _save_to_disk(chunk: _Chunk, buffer: mmap) -> None:
+    _save(chunk, buffer)
+    linux.start_writing(chunk.fd, chunk.offset, chunk.size_bytes)
 
 
 def _fill(chunk: _Chunk, buffer: mmap) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from integration.kubernetes import cluster, grit, many
 from integration.node import rootfs
+from integration.node.bare import BareNode
 from integration.node.network import Network
 from integration.node.node import Node
 from integration.pods import kubelet, workload
@@ -65,10 +66,26 @@ class Bench:
         self._stack.close()
 
     @cached_property
+    def _network(self) -> Network:
+        return self._stack.enter_context(Network())
+
+    @cached_property
     def node(self) -> Node:
-        network = self._stack.enter_context(Network())
-        edition = rootfs.EDITIONS["forky"]
-        return self._stack.enter_context(Node(edition, name="bench", network=network))
+        node = Node(rootfs.EDITIONS["forky"], name="bench", network=self._network)
+        return self._stack.enter_context(node)
+
+    @cached_property
+    def other_node(self) -> Node:
+        node = Node(rootfs.EDITIONS["forky"], name="other", network=self._network)
+        return self._stack.enter_context(node)
+
+    @cached_property
+    def bare_node(self) -> BareNode:
+        """One that has grit's package and nothing else of it."""
+        node = BareNode(rootfs.EDITIONS["forky"], name="bare", network=self._network)
+        self._stack.enter_context(node)
+        node.restart_containerd()
+        return node
 
     @cached_property
     def counter(self) -> Pod:

@@ -9,7 +9,17 @@ from __future__ import annotations
 import json
 import sys
 
-from integration.benchmarks import control, gate, heap, kubernetes, shim, store, wrapper
+from integration.benchmarks import (
+    control,
+    gate,
+    heap,
+    kubernetes,
+    operators,
+    peer,
+    shim,
+    store,
+    wrapper,
+)
 from integration.benchmarks.comparison import Bench, Row
 
 ROWS = {
@@ -19,7 +29,9 @@ ROWS = {
     **shim.ROWS,
     **heap.ROWS,
     **store.ROWS,
+    **peer.ROWS,
     **kubernetes.ROWS,
+    **operators.ROWS,
 }
 
 

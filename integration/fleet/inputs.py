@@ -94,7 +94,7 @@ def measured() -> Measured:
         restore=_line(_after_arrival(small), _after_arrival(large)),
         seal_a_doubling=1.1,
         restore_a_doubling=1.5,
-        link_gib_per_s=32 / large["restore arrival of memory"],
+        link_gib_per_s=32 / (large["start"] - _after_arrival(large)),
         store_gib_per_s=4 / _row("store.push"),
         hash_gib_per_s=2 / _row("wrapper.digest"),
         control_s=_row("kubernetes.migration"),
@@ -113,7 +113,10 @@ def _moved(gib: int) -> dict[str, float]:
 
 
 def _after_arrival(phases: dict[str, float]) -> float:
-    return phases["start"] - phases["restore arrival of memory"]
+    """What is still to be done when the memory is there; what is done before takes no longer."""
+    last = ("memory", "gpu restore", "gpu unlock")
+    besides = phases["start"] - phases["restore all"]
+    return besides + sum(phases[f"restore {phase}"] for phase in last)
 
 
 def _line(at_8: float, at_32: float) -> Line:

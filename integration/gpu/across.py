@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from integration.gpu import by_hand, cases, link, logs, migration, neighbour
 from integration.gpu.results import VERIFIED, Outcome
 from integration.pods import kubelet
@@ -13,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def tensors(gib: float, other: Neighbour) -> Case:
-    """A process on card 0 goes to card 1 of the other node: from its last step to the next."""
+    """A process on card 0 goes to card 1 of the other node: from its last step to the next.
+
+    The other node begins as soon as the checkpoint is sealed.
+    """
     job = cases.Job(f"across-{gib:g}".replace(".", "-"), ("tensors", str(gib), "1"))
 
     def run(room: Room) -> Outcome:
@@ -23,9 +28,12 @@ def tensors(gib: float, other: Neighbour) -> Case:
                 logs.wait(pod, lambda said: cases.min_count(said, 1) >= 3, timeout_s=logs.STARTED_S)
                 before = cases.ask_digests(pod, 1)
                 logs.wait_for_more(pod, 1)
-                taken = migration.take(pod, job.name, after="frozen")
-                last = neighbour.last_step(pod)
-                restored, first, after = other.ask(job, (1,), job.name, last)
+                with ThreadPoolExecutor() as threads:
+                    taking = threads.submit(migration.take, pod, job.name, after="frozen")
+                    migration.wait_for(job.name, taking)
+                    last = neighbour.last_step(pod)
+                    restored, first, after = other.ask(job, (1,), job.name, last)
+                    taken = taking.result()
                 link_s = link.send(directory, None, neighbour.THEIRS)
         finally:
             migration.forget(job.name)

@@ -18,6 +18,7 @@ from typing import IO, Self
 from integration.gpu.bundle import PREFIX
 from integration.node import cgroup, node, rootfs
 from integration.node.cri import Cri
+from integration.pods import checkpoints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Machine:
             _mount_cgroups()
             _mount_state(self._state)
             if not self._has_disk:
-                _mount("tmpfs", Path("/var/lib/grit"), "--types", "tmpfs", "--options", "mode=0700")
+                # As large as it has to be, by default half of the memory.
+                _mount("tmpfs", checkpoints.ROOT, "--types", "tmpfs", "--options", "mode=0700")
             if self._is_first:
                 _install_project()
             _configure_containerd()

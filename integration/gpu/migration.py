@@ -14,6 +14,7 @@ from integration.pods import checkpoints
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from concurrent.futures import Future
     from typing import Any
 
     from integration.pods.kubelet import Pod
@@ -44,6 +45,14 @@ def take(pod: Pod, name: str, *, after: str = "stopped") -> dict[str, float]:
     sealed_s = (datetime.fromisoformat(sealed["time"]) - begin_time).total_seconds()
     phases = [{"phase": line["msg"], "seconds": float(line["seconds"])} for line in lines]
     return {"all": seconds, "sealed": sealed_s, **_by_phase(phases)}
+
+
+def wait_for(name: str, taking: Future[dict[str, float]]) -> None:
+    """Until the checkpoint *name* is sealed, or its *taking* has failed, which is raised."""
+    while not directory(name).exists():
+        if taking.done():
+            taking.result()
+        time.sleep(0.01)
 
 
 def refusal(pod: Pod, name: str) -> str:

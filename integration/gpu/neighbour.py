@@ -124,9 +124,9 @@ def _restore(
     The checkpoint is on its way from the first node when the pod is made.
     """
     spec = room.spec(job, cards, migration.asking_for(name))
+    bringing = agent.prepare(spec.namespace, name, "node-a", OURS)
     with kubelet.sandbox(room.machine, spec) as pod:
         created = time.monotonic()
-        bringing = agent.prepare(spec.namespace, name, "node-a", OURS)
         pod.run_containers()
         seconds = {"start": time.monotonic() - created}
         logs.wait_for_more(pod, 1)

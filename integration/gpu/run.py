@@ -7,7 +7,7 @@ GROUP is smoke, single (one card), frameworks (one card, each moved twice), pair
 stand-in (what makes sense without a card).
 CASEs, if named, are the only ones. With --cpu, workloads compute on the processor; with
 --small-pages, grit is configured to leave huge pages as they are, and nothing is done by hand. With
---no-disk, what arrives on the other node lies in its memory, and nothing is done by hand.
+--no-disk, checkpoints lie in memory on both nodes, and nothing is done by hand.
 Writes into the directory OUT: smoke.json or results.json, and the logs of what failed.
 """
 
@@ -209,12 +209,12 @@ def main() -> None:
     deadline = time.monotonic() + RUN_S
     with ExitStack() as stack:
         other = None
+        has_disk = NO_DISK not in options
         if group == "nodes":
-            has_disk = NO_DISK not in options
             other = stack.enter_context(Neighbour(library_dirs, on_gpu=on_gpu, has_disk=has_disk))
-        machine = stack.enter_context(Machine(library_dirs=library_dirs))
+        machine = stack.enter_context(Machine(library_dirs=library_dirs, has_disk=has_disk))
         if group == "smoke":
-            all_well = run_smoke(machine, out, on_gpu=on_gpu)
+            all_well = run_smoke(machine, out, chosen, on_gpu=on_gpu)
         else:
             room = Room(machine, pods.machinery(machine, on_gpu=on_gpu))
             if other:
@@ -234,8 +234,8 @@ def main() -> None:
     sys.exit(not all_well)
 
 
-def run_smoke(machine: Machine, out: Path, *, on_gpu: bool) -> bool:
-    checks = Smoke(machine, on_gpu=on_gpu)
+def run_smoke(machine: Machine, out: Path, chosen: list[str], *, on_gpu: bool) -> bool:
+    checks = Smoke(machine, chosen, on_gpu=on_gpu)
     checks.run()
     (out / "smoke.json").write_text(json.dumps(checks.outcomes, indent=1))
     all_well = not any(outcome["failure"] for outcome in checks.outcomes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -43,6 +44,7 @@ LOOK = (
     "ls -l /dev | grep nvidia; grep ModifyDeviceFiles /proc/driver/nvidia/params; "
     "df -h /dev/shm | tail -n1"
 )
+CDI_SPEC = Path("/etc/cdi/nvidia-of-the-smoke-test.json")
 PID_MAX = "/proc/sys/kernel/pid_max"
 DRIVER_STATE = Path("/proc/driver/nvidia")
 DRIVER_VARIABLE = re.compile("NVIDIA|CUDA|NCCL|LD_LIBRARY")
@@ -52,9 +54,11 @@ MOUNTS_OF_INTEREST = re.compile(r" (/|/tmp|/opt|/usr\S*|/run|/dev\S*|/mnt\S*|/sy
 class Smoke:
     """The checks on one machine, each with its outcome."""
 
-    def __init__(self, machine: Machine, *, on_gpu: bool) -> None:
+    def __init__(self, machine: Machine, chosen: list[str], *, on_gpu: bool) -> None:
+        """Those of *chosen* names are made, or all."""
         self.machine = machine
         self.on_gpu = on_gpu
+        self._chosen = chosen
         self.outcomes: list[dict[str, object]] = []
 
     def run(self) -> None:
@@ -64,6 +68,7 @@ class Smoke:
         if self.on_gpu:
             self._check("driver files", self._driver_files)
             self._check("driver answers", self._driver_answers)
+            self._check("doctor", self._doctor)
         self._check("a shell pod migrates", self._shell_pod)
         self._check("mounts for PyTorch", self._mounts)
         if self.on_gpu:
@@ -73,6 +78,8 @@ class Smoke:
         self._check("a pod with tensors migrates", self._tensors_migrate)
 
     def _check(self, name: str, check: Callable[[], Iterable[str]]) -> None:
+        if self._chosen and name not in self._chosen:
+            return
         begin = time.monotonic()
         lines: list[str] = []
         failure = None
@@ -126,6 +133,28 @@ class Smoke:
         yield f"{DRIVER_STATE}: {' '.join(sorted(files))}"
         yield _grep("ModifyDeviceFiles", "/proc/driver/nvidia/params")
         yield from _smi("--query-gpu=name,uuid,driver_version,persistence_mode,memory.used")
+
+    def _doctor(self) -> Iterator[str]:
+        """What it says of the driver and the cards, and of specs that name files or miss them."""
+        library = f"{driver.library_dir()}/libcuda.so.1"
+        expected = {None: "broken", library: "ok", f"{library}.gone": "broken"}
+        for path, verdict in expected.items():
+            CDI_SPEC.parent.mkdir(exist_ok=True)
+            mounts = [{"hostPath": path, "containerPath": path}]
+            spec = {"kind": "nvidia.com/gpu", "containerEdits": {"mounts": mounts}}
+            if path:
+                CDI_SPEC.write_text(json.dumps(spec))
+            begin = time.monotonic()
+            found = json.loads(self.machine.run(["grit", "doctor", "--json"], check=False).stdout)
+            seconds = time.monotonic() - begin
+            CDI_SPEC.unlink(missing_ok=True)
+            said = {one["name"]: one for one in found}
+            for name in ("nvidia driver", "cards", "cdi"):
+                yield f"{name}: {said[name]['verdict']}, {said[name]['evidence']}"
+            yield f"{len(found)} findings in {seconds:.2f} s"
+            assert said["nvidia driver"]["verdict"] == "ok"
+            assert said["cards"]["verdict"] in {"ok", "warning"}
+            assert said["cdi"]["verdict"] == verdict
 
     def _driver_answers(self) -> Iterator[str]:
         """What the driver says of processes that have nothing to do with it."""

@@ -48,6 +48,7 @@ class Manager:
         self._cluster = cluster
         self._log = log
         self._shift = shift  # of its ports
+        self._tokens: tuple[Path, Path] | None = None  # kubeconfig, and for agents
         self.start()
 
     @property
@@ -106,14 +107,22 @@ class Manager:
             self._process = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
-        account = self._cluster.service_account(names.MANAGER, names.NAMESPACE)
-        token = agents.token(self._cluster, names.MANAGER, names.NAMESPACE, audience=names.AGENT)
-        path = self._cluster.plane.write("agent-token", token)
+        try:
+            self._tokens = self._new_tokens()
+        except AssertionError:  # the API server does not answer: kubelet has those of before
+            if self._tokens is None:
+                raise
+        account, path = self._tokens
         argv = [sys.executable, "-m", "grit_runtime.cli.main", "manager", "--agent-token", path]
         argv += ["--webhook-port", str(names.WEBHOOK_PORT + self._shift)]
         argv += ["--metrics-port", str(names.METRICS_PORT + self._shift)]
         with self._log.open("a") as log:
             return self._cluster.plane.popen(argv, stdout=log, stderr=log, kubeconfig=account)
+
+    def _new_tokens(self) -> tuple[Path, Path]:
+        account = self._cluster.service_account(names.MANAGER, names.NAMESPACE)
+        token = agents.token(self._cluster, names.MANAGER, names.NAMESPACE, audience=names.AGENT)
+        return account, self._cluster.plane.write("agent-token", token)
 
 
 @contextmanager
@@ -181,9 +190,11 @@ def _wait(cluster: Cluster, what: str, is_so: Any) -> None:
         time.sleep(0.2)
 
 
-def ended(cluster: Cluster, kind: str, name: str, *phases: str) -> dict[str, Any]:
+def ended(
+    cluster: Cluster, kind: str, name: str, *phases: str, timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
     """The object's status once it is in one of *phases*, or has failed."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         status: dict[str, Any] = cluster.get(kind, name).get("status") or {}
         if status.get("phase") in (*phases, "Failed"):

@@ -29,9 +29,9 @@ def made(kind: str, name: str, **spec: Any) -> dict[str, Any]:
     return {"apiVersion": "kaito.sh/v1alpha1", "kind": kind, "metadata": meta, "spec": spec}
 
 
-def until(what: str, is_so: Callable[[], Any]) -> Any:
+def until(what: str, is_so: Callable[[], Any], timeout_s: float = grit.TIMEOUT_S) -> Any:
     """What *is_so* says, once it is true of anything."""
-    deadline = time.monotonic() + grit.TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while not (said := is_so()):
         assert time.monotonic() < deadline, f"not: {what}"
         time.sleep(0.2)
@@ -42,6 +42,11 @@ def living(kubernetes: Cluster, label: str) -> list[dict[str, Any]]:
     """The pods with that label that are not ending."""
     found = kubernetes.get("pods", "-l", label)["items"]
     return [one for one in found if "deletionTimestamp" not in one["metadata"]]
+
+
+def uids(kubernetes: Cluster, label: str) -> list[str]:
+    """The uids of the pods with that label, ending ones too."""
+    return [one["metadata"]["uid"] for one in kubernetes.get("pods", "-l", label)["items"]]
 
 
 def started(kubernetes: Cluster, made: dict[str, Any]) -> str:
@@ -110,6 +115,17 @@ def cordoned(kubernetes: Cluster, *nodes: str) -> Iterator[None]:
         yield
     finally:
         kubernetes.kubectl("uncordon", *nodes)
+
+
+@contextmanager
+def full(kubernetes: Cluster, name: str) -> Iterator[None]:
+    """While the block runs, no pod may be made."""
+    meta, spec = {"name": name}, {"hard": {"pods": "0"}}
+    kubernetes.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": spec})
+    try:
+        yield
+    finally:
+        kubernetes.kubectl("delete", "resourcequota", name)
 
 
 def assert_goes_on(kubernetes: Cluster, pod: str, *container: str) -> None:

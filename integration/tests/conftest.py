@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from contextlib import ExitStack
 from typing import NamedTuple, cast
 
@@ -26,6 +27,27 @@ if TYPE_CHECKING:
     RunPod = Callable[[Node, PodSpec], Pod]
 
 PROGRAMS = ("gcc", "mmdebstrap", "nsenter", "setpriv", "unshare", str(images.HOST_BUSYBOX))
+
+# Parts and files that are hardly another on another edition, but for tests that are marked.
+SHARED = {
+    "faults",
+    "gpu",
+    "manager",
+    "migrate",
+    "operators",
+    "matrix/test_clones.py",
+    "matrix/test_files.py",
+    "matrix/test_freeze.py",
+    "matrix/test_generations.py",
+    "matrix/test_held.py",
+    "matrix/test_hostile.py",
+    "matrix/test_lies.py",
+    "matrix/test_preflight.py",
+    "matrix/test_random_pods.py",
+    "matrix/test_sealing.py",
+    "matrix/test_settings.py",
+}
+EVERY_EDITION = "every_edition"
 
 
 class Nodes(NamedTuple):
@@ -90,18 +112,39 @@ def run_pod(nodes: Nodes) -> Iterator[RunPod]:  # noqa: ARG001 -- pods end befor
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Keep what shares nodes in one process, in order, where tests run side by side.
 
     The tests of a directory on an edition are such a group: it starts its nodes once. Those with
-    a control plane alone are another.
+    a control plane alone are another. Of what the editions share each has about half, and all of
+    it only where there is time.
     """
+    kept = [item for item in items if "GRIT_LONG" in os.environ or _is_due(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
     for item in items:
         if "control_plane" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("control-plane"))
         if "edition" in item.fixturenames:
             edition = cast("Edition", item.callspec.params["edition"])
             item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{edition.suite}"))
+
+
+def _is_due(item: pytest.Function) -> bool:
+    """Whether a test is for its edition: every other file of the manager, for what clusters keep
+    between tests, and any half of the other parts."""
+    part = item.path.parent.name
+    if "edition" not in item.fixturenames or not SHARED & {part, f"{part}/{item.path.name}"}:
+        return True
+    if item.get_closest_marker(EVERY_EDITION):
+        return True
+    if part == "manager":
+        number = sorted(item.path.parent.glob("test_*.py")).index(item.path)
+    else:
+        number = zlib.crc32(item.originalname.encode())
+    suites = list(rootfs.EDITIONS)
+    edition = cast("Edition", item.callspec.params["edition"])
+    return edition.suite == suites[number % len(suites)]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,12 +21,12 @@ from grit_runtime.errors import (
 from grit_runtime.host import records
 from grit_runtime.model import compatibility, outcomes
 from grit_runtime.model.hold import Hold
-from grit_runtime.model.outcomes import Outcome
 from grit_runtime.pod import held_pods
 from grit_runtime.proto import agent_pb2
 from grit_runtime.store import catalog, push
 from grit_runtime.store.backend import open_store
 from tests.agent import nodes
+from tests.outcomes import NOW
 from tests.store import made
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from grit_runtime.agent.progress import Progress, Slots
+    from grit_runtime.model.outcomes import Outcome
     from tests.agent.nodes import Node
 
 ONE = agent_pb2.CheckpointRef(namespace=made.ROOT, name="one")
@@ -144,7 +145,7 @@ def test_a_peer_may_be_elsewhere_than_its_name_leads(node: Node, tmp_path: Path)
 
 
 def outcome(pod_uid: str, what: str) -> Outcome:
-    return Outcome("", what, "", made.ROOT, "counter", pod_uid, "", "main", "", "")
+    return NOW._replace(outcome=what, namespace=made.ROOT, pod_uid=pod_uid)
 
 
 def test_records_are_told_and_told_again_when_they_change(node: Node) -> None:

@@ -10,11 +10,13 @@ import pytest
 
 from grit_runtime.agent import pod_volumes
 from grit_runtime.errors import ImageError, InvalidArgumentError, NoStoreError
-from tests.host.test_kubelet import running
+from tests.host.test_kubelet import KUBELET, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = KUBELET
 
 URL = "volume://uid-1/pv-1"
 NFS, CSI = "kubernetes.io~nfs/pv-1", "kubernetes.io~csi/pv-1/mount"

@@ -28,7 +28,7 @@ def story(text: str) -> Story:
         Act(text, text, "failed", phases, text, "RestoreFailed", (text,), (text,)),
         Act("2026-11-30T04:57:12Z", "nothing", "sealed", (), "", "", (), ()),
     )
-    processes = (Process(1, text, (Process(2, text, ()),)),)
+    processes = (Process(1, text, 0), Process(2, text, 1), Process(3, text, 0))
     return Story(text, ((text, text),), acts, (Container(text, text, processes, (text,)),))
 
 
@@ -110,3 +110,13 @@ def luminance(colour: str) -> float:
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
     )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_processes_are_shown_below_their_parents_however_many_there_are() -> None:
+    depths = [0, 1, 2, 1, 0, *range(1, 3000)]
+    processes = tuple(Process(number, "sh", depth) for number, depth in enumerate(depths))
+    written = page.page(story("text")._replace(containers=(Container("a", "", processes, ()),)))
+    Parsed(written)
+    assert written.count(" sh<") == len(depths)
+    first = "<ul><li>0 sh<ul><li>1 sh<ul><li>2 sh</li></ul></li><li>3 sh</li></ul></li><li>4 sh"
+    assert first in written

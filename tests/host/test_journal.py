@@ -1,11 +1,13 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.host import journal
-from grit_runtime.model.checkpoint_steps import STEPS, Freeze
+from grit_runtime.host.journal import Journal
+from grit_runtime.model.checkpoint_steps import STEPS, Freeze, Step
 from tests import forked
 
 
@@ -22,6 +24,20 @@ def test_a_torn_last_step_was_never_taken(tmp_path: Path) -> None:
     with open(held.path, "ab") as file:
         file.write(b'{"step": "free')
     assert len(held.steps()) == 1
+
+
+@pytest.mark.parametrize("opened", [journal.hold, journal.adopt], ids=["hold", "adopt"])
+def test_what_follows_a_torn_step_is_a_step_of_its_own(
+    opened: Callable[..., Journal[Step]], tmp_path: Path
+) -> None:
+    dead = journal.begin(f"{tmp_path}/j", STEPS)
+    dead.record(Freeze("a"))
+    with open(dead.path, "ab") as file:
+        file.write(b'{"step": "free')
+    dead.close()
+    held = opened(dead.path, STEPS)
+    held.record(Freeze("b"))
+    assert held.steps() == [Freeze("a"), Freeze("b")]
 
 
 def test_a_journal_is_its_writers_for_as_long_as_it_lives(tmp_path: Path) -> None:

@@ -40,6 +40,19 @@ def test_what_is_kept_is_read_back_in_order() -> None:
 
 
 @pytest.mark.usefixtures("directory")
+def test_only_files_that_mention_a_word_are_understood(
+    directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records.append(NOW)
+    records.append(NOW._replace(pod_uid="other", pod="öther", time="2026-01-01T00:00:00Z"))
+    (directory / "newer.json").write_text('[{"colour": "red"}]')
+    (directory / "cut.json").write_text('[{"ti')
+    assert [one.pod for one in records.mentioning("öther", "nobody")] == ["öther"]
+    assert "newer.json" not in (said := capfd.readouterr().err)
+    assert "cut.json" in said
+    assert [one.pod for one in records.mentioning("red", "ö", "uid")] == ["öther", "counter"]
+
+
 def test_of_a_pod_nobody_knows_there_are_none() -> None:
     assert records.of_pod("uid") == ()
     assert records.matching(None) == []

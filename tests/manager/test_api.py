@@ -124,3 +124,21 @@ def test_what_the_schema_takes_can_be_read(kind: Any, data: st.DataObject) -> No
     drawn = data.draw(st.dictionaries(st.sampled_from(sorted(spec["properties"])), JSON))
     if jsonschema.Draft202012Validator(spec).is_valid(drawn):
         api.read(kind.record, {"metadata": {}, "spec": json.loads(json.dumps(drawn))})
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "is_part"),
+    [
+        (api.API_VERSION, "Migration", True),
+        (api.API_VERSION, "CheckpointSchedule", False),
+        ("example.com/v1", "Migration", False),
+    ],
+)
+def test_a_checkpoint_is_a_part_of_a_migration_alone(
+    version: str,
+    kind: str,
+    is_part: bool,  # noqa: FBT001
+) -> None:
+    parent = api.OwnerReference(version, kind, "move", "uid-1", controller=True)
+    meta = api.Metadata("move", owner_references=(parent,))
+    assert api.Checkpoint(meta, api.CheckpointSpec()).is_part == is_part

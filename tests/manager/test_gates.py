@@ -34,6 +34,7 @@ def test_a_pod_that_waits_says_what_for_and_keeps_what_it_has() -> None:
     assert waiting["metadata"]["annotations"] == {"a": "b", gates.WAITS: "node-a is lost"}
     assert waiting["metadata"]["labels"] == {"app": "trainer", gates.WAITS: "true"}
     assert gates.is_waiting(waiting)
+    assert held(waiting)["spec"] == waiting["spec"]  # where the API server asks once more
     assert not gates.is_waiting(pod(schedulingGates=[OTHER]))
     gone = {**waiting, "metadata": {**waiting["metadata"], "deletionTimestamp": "now"}}
     assert not gates.is_waiting(gone)

@@ -178,7 +178,12 @@ def test_roles_name_what_there_is() -> None:
         if rule["apiGroups"] == [api.GROUP]
         for plural in rule["resources"]
     }
-    assert ours == {*PLURALS, *(f"{plural}/status" for plural in PLURALS)}
+    owners = ("checkpoints", "restores", "migrations")
+    assert ours == {
+        *PLURALS,
+        *(f"{plural}/status" for plural in PLURALS),
+        *(f"{plural}/finalizers" for plural in owners),  # which block their owners' deletion
+    }
     assert not any("*" in rule["verbs"] + rule["resources"] for rule in rules_)
     named = {name for rule in rules_ for name in rule.get("resourceNames", ())}
     assert named == {names.SIGNER, names.MANAGER}

@@ -8,8 +8,11 @@ from grit_runtime.manager import api, retention
 
 
 def checkpoint(pod: str, schedule: str = "", owner: str = "", **status: Any) -> api.Checkpoint:
-    references = [{"kind": "ReplicaSet", "uid": owner, "controller": True}] if owner else []
-    template = {"metadata": {"ownerReferences": references}, "spec": {}}
+    kind, _, uid = owner.rpartition("/")
+    references = [{"kind": kind or "ReplicaSet", "uid": uid, "controller": True}] if owner else []
+    annotations = {"batch.kubernetes.io/job-completion-index": status.pop("index", "")}
+    meta = {"ownerReferences": references, "annotations": annotations}
+    template = {"metadata": meta, "spec": {}}
     return api.Checkpoint(
         api.Metadata(labels={retention.SCHEDULE: schedule} if schedule else {}),
         api.CheckpointSpec(pod_name=pod, auto_migration=status.pop("moves", False)),
@@ -25,6 +28,16 @@ def test_pods_of_one_owner_that_are_there_are_counted_each_for_itself() -> None:
 def test_pods_of_one_owner_that_are_gone_are_counted_together() -> None:
     pods = [checkpoint("a", owner="rs"), checkpoint("b", owner="rs"), checkpoint("c", owner="rs")]
     assert len({retention.series(one, {"uid-c"}) for one in pods}) == 2
+
+
+def test_pods_of_a_statefulset_that_are_gone_are_counted_each_by_its_name() -> None:
+    gone = [checkpoint(name, owner="StatefulSet/set") for name in ("set-0", "set-1", "set-1")]
+    assert len({retention.series(one, set()) for one in gone}) == 2
+
+
+def test_pods_of_an_indexed_job_that_are_gone_are_counted_each_by_its_index() -> None:
+    gone = [checkpoint(f"job-{i}-{end}", owner="Job/job", index=i) for i in "01" for end in "xy"]
+    assert len({retention.series(one, set()) for one in gone}) == 2
 
 
 def test_a_bare_pod_that_is_made_anew_is_counted_by_its_name() -> None:

@@ -22,6 +22,7 @@ DAILY = api.CheckpointScheduleSpec(pod_name="trainer-0", interval="24h")
         POD._replace(volume_claim=api.VolumeClaim("store")),
         api.RestoreSpec("nightly", selector=LabelSelector()),
         api.MigrationSpec("trainer-0", storage=api.Storage(url="s3://bucket/a")),
+        POD._replace(storage=api.Storage(url="file:///srv/checkpoints")),
         DAILY,
         DAILY._replace(interval="", triggers=("NodeDrain",)),
     ],
@@ -41,6 +42,16 @@ def test_a_spec_that_means_something_is_taken(spec: Any) -> None:
         ),
         (POD._replace(storage=api.Storage()), "storage: expected claimName or url"),
         (POD._replace(storage=CLAIM._replace(url="s3://b/c")), "storage: expected claimName or"),
+        *(
+            (POD._replace(storage=api.Storage(url=url)), "storage.url: expected file:///DIRECTORY")
+            for url in (
+                "peer://node-b",
+                "volume://uid/data",
+                "file://s3://b",
+                "https://a/b",
+                "s3://",
+            )
+        ),
         (api.RestoreSpec("nightly"), "expected ownerRef or selector"),
         (api.MigrationSpec(), "expected podName or selector"),
         (DAILY._replace(interval=""), "expected interval, cron or triggers"),
@@ -56,6 +67,14 @@ def test_a_spec_that_means_nothing_is_refused_with_what_it_lacks(spec: Any, word
 def test_only_a_schedule_can_be_changed() -> None:
     assert rules.refusals(POD._replace(after="frozen"), POD) == [rules.IMMUTABLE]
     assert rules.refusals(DAILY._replace(keep=9), DAILY) == []
+
+
+def test_a_schedule_names_no_other_store_than_it_was_made_with() -> None:
+    stored = DAILY._replace(storage=api.Storage(url="s3://bucket/a"))
+    for old in (DAILY, stored._replace(storage=api.Storage(url="s3://bucket/b"))):
+        assert rules.refusals(stored, old) == [rules.SAME_STORE]
+    assert rules.refusals(stored._replace(keep=9), stored) == []
+    assert rules.refusals(DAILY._replace(storage=CLAIM), stored) == []
 
 
 def test_an_object_that_is_older_than_a_rule_can_be_finished() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.model import outcomes
 from grit_runtime.model.outcomes import COLD, FAILED, RESTORED, Outcome
 from tests.outcomes import NOW
@@ -90,3 +95,35 @@ def test_each_outcome_is_one_line() -> None:
     assert outcomes.line(of_pod) == f"{where} checkpoint failed: why (NoRoom)"
     sealed = of_pod._replace(outcome=outcomes.SEALED, error="")
     assert outcomes.line(sealed) == f"{where} checkpoint sealed: /c/nightly"
+
+
+def test_a_line_controls_no_terminal() -> None:
+    hostile = NOW._replace(outcome=FAILED, reason="a\nb\x1b[2J\ud800", warnings=("c\x07",))
+    where = "2026-11-25T03:00:00Z default/counter/main"
+    assert outcomes.line(hostile) == f"{where} restore failed: a?b?[2J?\n  warning: c?"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"timeline": [{"phase": "all", "seconds": float("nan")}]},
+        {"timeline": [{"phase": "all", "seconds": 1.0, "begin_s": float("inf")}]},
+        {"timeline": [{"phase": "all", "seconds": 1.0, "size_bytes": "many"}]},
+        {"timeline": [{"phase": "all"}]},
+        {"timeline": ["all"]},
+        {"warnings": [1]},
+        {"pod": None},
+        {"outcome": "moved"},
+        {"time": "yesterday"},
+        {"time": "2027-13-01T00:00:00Z"},
+    ],
+)
+def test_what_is_no_record_is_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(FailedPreconditionError, match=f"a record.* {next(iter(value))}"):
+        outcomes.parse(json.dumps([NOW._asdict() | value]).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"[{", b"{}", b"[1]", b"\xff", b"[" * 100_000])
+def test_what_is_no_list_of_records_is_refused(data: bytes) -> None:
+    with pytest.raises(FailedPreconditionError):
+        outcomes.parse(data)

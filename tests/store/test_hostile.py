@@ -134,6 +134,15 @@ def test_messages_of_any_bytes_are_read_or_refused(
         decode(data)
 
 
+@given(data=st.binary(max_size=100_000), max_bytes=st.integers(0, 200_000))
+def test_a_sparse_chunk_of_any_bytes_is_read_or_refused(data: bytes, max_bytes: int) -> None:
+    with suppress(DamagedError):
+        size_bytes, runs, blocks = wire.parse_sparse_map(memoryview(data), max_bytes)
+        assert size_bytes <= max_bytes
+        assert all(start < end <= size_bytes for start, end in runs)
+        assert sum(end - start for start, end in runs) == len(blocks)
+
+
 # In a process of its own, whose memory is limited.
 BOMB = """
 import resource, sys
@@ -206,6 +215,23 @@ def test_a_later_version_is_not_guessed_at(tmp_path: Path) -> None:
     backend.put(store, backend.FORMAT_NAME, json.dumps({"grit-store": 2}).encode())
     with pytest.raises(NewerFormatError, match="version is 2, this grit knows 1; upgrade grit"):
         backend.open_store(str(tmp_path / "store"))
+
+
+def test_what_the_first_version_has_pushed_is_pulled(tmp_path: Path) -> None:
+    store = backend.open_store(str(tmp_path / "store"), make=True)
+    path = made.checkpoint(
+        tmp_path / "a",
+        "one",
+        {"main/pages": made.noise(6 * made.MIB, 1), "main/text": made.text(made.MIB)},
+    )
+    entry = push(str(path), store, None, made.ignore).entry
+    header = catalog.read_header(store, entry)
+    header.version = 1
+    index = catalog.read(store, entry, Unlocked(None))
+    store.remove(entry.object_name)
+    catalog.write(store, entry, header, index, None)
+    pull(store, entry, tmp_path / "b")
+    assert made.content(tmp_path / "b" / made.ROOT / "one") == made.content(path)
 
 
 class AnHourAhead(Directory):

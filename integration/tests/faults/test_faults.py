@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from grit_runtime.host import records
 from grit_runtime.proto import cri_pb2
 from integration.node import images
 from integration.node.cri import CriError
@@ -461,6 +462,21 @@ def test_a_start_whose_deadline_expires_is_swept_by_the_next_create(nodes: Nodes
         workload.assert_goes_on_from(pod, 5, node=nodes.b)
         (record,) = [r for r in checkpoints.records(nodes.b) if r["pod_uid"] == pod.spec.uid]
         assert record["container_id"] == pod.container_ids["counter"]
+
+
+@pytest.mark.usefixtures("carried")
+def test_records_that_cannot_be_read_end_a_restore_which_leaves_nothing(nodes: Nodes) -> None:
+    asked = target_pod(restore_name="carried", on_failure="cold-start")
+    with kubelet.sandbox(nodes.b, asked) as pod:
+        record = nodes.b.path(Path(records.DIR)) / f"{pod.spec.uid}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.write_text('[{"time": ')
+        with pytest.raises(CriError, match=r"records/.*\.json: not JSON.*remove the file"):
+            pod.run_containers()
+        assert checkpoints.left_by_restores(pod) == []
+        record.unlink()
+        pod.restart("counter")
+        workload.assert_goes_on_from(pod, 5, node=nodes.b)
 
 
 @pytest.mark.parametrize("step", ["freeze", "dump", "rw layer", "thaw", "paused", "digest"])

@@ -40,7 +40,9 @@ size, number, more = map(int, sys.argv[1:])
 if more:
     more_argv = [str(size), str(number + 1), str(more - 1)]
     child = subprocess.Popen([*sys.orig_argv[:-3], *more_argv])
-cuda = ctypes.CDLL("libcuda.so.1")
+cuda, differs = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL(None).memcmp
+def digest_of(data):
+    return hashlib.sha256(memoryview(data)[8:]).hexdigest()
 def call(name, *arguments):
     code = cuda[name](*arguments)
     if code:
@@ -66,12 +68,15 @@ if "FORKS" in os.environ:
         os._exit(0)
     heard = open(from_child)
 content = bytes(8) + random.Random(number).randbytes(size - 8)
+own, own_digest = ctypes.create_string_buffer(content, size), digest_of(content)
 call("cuMemcpyHtoD_v2", memory, content, ctypes.c_size_t(size))
+del content
 while True:
     call("cuMemcpyDtoH_v2", buffer, memory, ctypes.c_size_t(size))
-    count = int.from_bytes(buffer.raw[:8], "little") + 1
+    count = int.from_bytes(buffer[:8], "little") + 1
     call("cuMemcpyHtoD_v2", memory, count.to_bytes(8, "little"), ctypes.c_size_t(8))
-    digest = hashlib.sha256(buffer.raw[8:]).hexdigest()
+    at_8 = ctypes.byref(buffer, 8), ctypes.byref(own, 8), ctypes.c_size_t(size - 8)
+    digest = digest_of(buffer) if differs(*at_8) else own_digest
     sys.stdout.write(f"{number} {count} {digest}\\n")
     sys.stdout.flush()
     if "FORKS" in os.environ:

@@ -152,7 +152,7 @@ def test_an_agent_that_is_killed_in_a_checkpoint_gives_the_pod_back(caller: Call
     cluster.wait("--for=condition=Ready", "pod/cut")
     cluster.wait_for_log("cut", "5")
     taken = agent_pb2.CheckpointRequest(target="default/cut", after="running")
-    criu = "pkill -STOP -f '^[^ ]*criu swrk'"
+    criu = "pkill -STOP -f '^criu: dump'"  # the title that it gives itself
     script = f"until {criu}; do :; done; pkill -KILL -x grit"
     killing = node.popen(["timeout", "30", "sh", "-c", script])
     caller.ask(node.name, "Checkpoint", taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,6 +91,25 @@ def test_a_second_pod_waits_until_the_first_has_ended(nodes: Nodes, run_pod: Run
         assert outcomes(second)[-1] == ("counter", "restored")
         third = run_pod(nodes.b, counter("third", restore_name="one", **CLONE))
         assert outcomes(third) == [("counter", "restored")]
+
+
+@pytest.mark.case("beside a pod that is ending", cases.RESTORED)
+def test_a_pod_that_is_ending_is_waited_for(nodes: Nodes, run_pod: RunPod) -> None:
+    source = run_pod(nodes.a, counter("ending-source"))
+    workload.wait_for_count(source, 20)
+    checkpoints.take(source, "ending")
+    with (
+        kubelet.sandbox(nodes.a, counter("ending-target", restore_name="ending")) as target,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        target.create("counter")
+        starting = pool.submit(target.start, "counter")
+        attempts = nodes.a.path(Path("/run/grit/pods") / target.sandbox_id)
+        while not (starting.done() or list(attempts.glob("*/attempt.journal"))):
+            time.sleep(kubelet.POLL_S)
+        source.stop(grace_period_s=0)
+        starting.result()
+        assert outcomes(target) == [("counter", "restored")]
 
 
 @pytest.mark.case("two replicas of a template at once", cases.REFUSED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shlex
+import socket
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CONFIG = Path("/etc/grit/config.toml")
 KUBELET = Path("/var/lib/kubelet/config.yaml")
 LAUNCHER = Path("/usr/local/bin/grit-runtime")
+SHIM = Path("/usr/local/bin/containerd-shim-grit-v1")
 CDI = Path("/etc/cdi/nvidia.yaml")
 OLD_RUNC = """\
 #!/bin/sh
@@ -210,6 +212,41 @@ def with_cards(
         yield
 
 
+@contextmanager
+def damaged(node: Node, path: Path) -> Iterator[None]:
+    """With nothing left in a file of a node that is known to its peers."""
+    with known_to_peers(node, days=825, answers=True):
+        node.path(path).write_text("")
+        yield
+
+
+@contextmanager
+def silent(node: Node) -> Iterator[None]:
+    """A socket in containerd's place that takes calls and answers none."""
+    address = Path("/run/silent.sock")
+    with (
+        written(node, CONFIG, f'containerd_address = "{address}"\n'),
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        listener.bind(str(node.path(address)))
+        listener.listen()
+        try:
+            yield
+        finally:
+            node.path(address).unlink()
+
+
+@contextmanager
+def made(node: Node, path: Path, kind: str) -> Iterator[None]:
+    """A directory or a fifo where a file should be."""
+    node.run(["mkdir", "-p", str(path.parent)])
+    node.run([kind, str(path)])
+    try:
+        yield
+    finally:
+        node.run(["rm", "-r", str(path)])
+
+
 BROKEN: dict[str, tuple[str, str, Break]] = {
     "a key that nobody knows": ("configuration", "checkpoint_rot", config('checkpoint_rot = "/a"')),
     "no CRIU": ("criu", "criu", lambda node: gone(node, "/usr/sbin/criu", "/usr/local/sbin/criu")),
@@ -230,6 +267,36 @@ BROKEN: dict[str, tuple[str, str, Break]] = {
         lambda node: containerd_with(node, without_annotations),
     ),
     "another cgroup driver": ("cgroup driver", "systemd", kubelet("cgroupDriver: systemd")),
+    "a timeout that means nothing": (
+        *("request timeout", "1.2.3s"),
+        kubelet("runtimeRequestTimeout: 1.2.3s"),
+    ),
+    "a directory for kubelet's configuration": (
+        *("request timeout", "no regular file"),
+        lambda node: made(node, KUBELET, "mkdir"),
+    ),
+    "a fifo for kubelet's configuration": (
+        *("request timeout", "no regular file"),
+        lambda node: made(node, KUBELET, "mkfifo"),
+    ),
+    "a containerd that is silent": ("containerd", "has not answered", silent),
+    "a signing key that is missing": (
+        *("keys", "signing_key: /etc/grit/none.pem: No such file"),
+        config('signing_key = "/etc/grit/none.pem"'),
+    ),
+    "a signing key that is none": (
+        *("keys", "signing_key: /etc/passwd"),
+        config('signing_key = "/etc/passwd"'),
+    ),
+    "an empty launcher": (
+        *("launcher", "is not grit's"),
+        lambda node: written(node, LAUNCHER, "", mode=0o755),
+    ),
+    "an empty shim": ("shim", "is not grit's", lambda node: written(node, SHIM, "", mode=0o755)),
+    "an empty certificate": (
+        *("certificate", "no certificate"),
+        lambda node: damaged(node, Path(agents.DIRECTORY, "node.pem")),
+    ),
     "a kubelet that gives up": ("request timeout", "60 s", kubelet("runtimeRequestTimeout: 1m0s")),
     "no shim": (
         *("handler", "containerd-shim-grit-v1"),

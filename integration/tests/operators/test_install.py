@@ -85,6 +85,7 @@ def handler(values: dict[str, Any]) -> dict[str, Any]:
     return {HANDLER.sub("", path): value for path, value in values.items() if HANDLER.match(path)}
 
 
+@pytest.mark.every_edition
 def test_a_bare_node_gets_grit_moves_pods_through_versions_and_is_bare_again(
     bare: tuple[BareNode, BareNode],
 ) -> None:
@@ -152,6 +153,7 @@ def test_an_installation_is_made_and_taken_back_again_and_again(node: BareNode) 
 
 
 def test_a_dry_run_shows_all_and_writes_nothing(node: BareNode) -> None:
+    node.run(["rmdir", "/mnt/grit-agent"])
     disk = node.disk()
     shown = grit(node, "install", "--dry-run", "--agent").stdout
     assert node.disk() ^ disk == set()
@@ -160,8 +162,10 @@ def test_a_dry_run_shows_all_and_writes_nothing(node: BareNode) -> None:
     files = {path for path in written if not path.startswith(("/var/lib/grit", "/mnt"))}
     named = set(re.findall(r"^\+\+\+ (\S+)", shown, flags=re.MULTILINE))
     assert {path for path in files if path in named} == named
+    assert "made: /mnt/grit-agent\n" in shown
     grit(node, "uninstall")
     assert node.disk() ^ disk == set()
+    node.run(["mkdir", "-m", "0700", "/mnt/grit-agent"])
 
 
 def test_containerd_is_not_restarted_unless_that_is_asked_for(node: BareNode) -> None:
@@ -189,6 +193,23 @@ def test_what_is_no_longer_asked_for_is_taken_away(node: BareNode) -> None:
     assert "runtime_path" not in handler(effective(node))
     grit(node, "uninstall", "--restart")
     assert node.disk() ^ disk == set()
+
+
+def test_an_upgrade_restarts_the_agent_and_no_other_call_does(node: BareNode) -> None:
+    log = node.path(Path("/var/log/systemctl.log"))
+
+    def restarted(*words: str) -> bool:
+        before = len(log.read_text())
+        grit(node, *words)
+        return "restart grit-agent.service\n" in log.read_text()[before:]
+
+    assert restarted("install", "--agent")
+    assert not restarted("install", "--agent")
+    for version in (NEWER, VERSION):
+        node.replace_package(version)
+        assert restarted("upgrade")
+        assert not restarted("upgrade")
+    grit(node, "uninstall")
 
 
 def test_pods_that_still_run_are_stopped_when_that_is_asked_for(node: BareNode) -> None:
@@ -247,6 +268,14 @@ WILD = {
         },
     ),
     "only a version": Wild({"config.toml": "version = 2\n"}),
+    "line ends of another system": Wild({"config.toml": "# by hand\r\nversion = 2\r\n"}),
+    "imports of a file that has the handlers": Wild(
+        {
+            "config.toml": 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n',
+            "conf.d/99.toml": f"version = 2\n[{V2}.containerd.runtimes.runc]\n"
+            "runtime_type = 'io.containerd.runc.v2'\n[debug]\nlevel = 'info'\n",
+        },
+    ),
     "no file at all": Wild({}),
     "imports of another's files, version 2": Wild(
         {
@@ -337,6 +366,7 @@ def configure(node: BareNode, files: dict[str, str]) -> None:
     (directory / "base.json").write_text(spec)
 
 
+@pytest.mark.every_edition
 @pytest.mark.parametrize("name", WILD)
 def test_a_configuration_of_the_wild_gets_the_handler_and_nothing_else(
     configured: BareNode, name: str
@@ -354,6 +384,9 @@ def test_a_configuration_of_the_wild_gets_the_handler_and_nothing_else(
         assert others(after) == before
     assert [handler(after).get(key) for key, _ in wild.expected] == [v for _, v in wild.expected]
     assert handler(after)["options.BinaryName"] == "/usr/local/bin/grit-runtime"
+    installed = node.disk()
+    grit(node, "install")
+    assert node.disk() ^ installed == set()
     grit(node, "uninstall", "--restart")
     assert node.disk() ^ disk == set()
 
@@ -442,6 +475,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.every_edition
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_take_the_handler_is_left_as_it_is(configured: BareNode, name: str) -> None:
     files, reason = REFUSED[name]
@@ -452,6 +486,24 @@ def test_what_cannot_take_the_handler_is_left_as_it_is(configured: BareNode, nam
     assert reason in refused(configured, "install", "--restart")
 
 
+@pytest.mark.every_edition
+def test_an_address_that_is_said_otherwise_is_not_said_twice(configured: BareNode) -> None:
+    """Not even if it is the usual one."""
+    node = configured
+    own = node.path(Path("/etc/grit/config.toml"))
+    told = node.path(Path("/var/lib/kubelet/config.yaml"))
+    own.parent.mkdir(exist_ok=True)
+    own.write_text('containerd_address = "/run/containerd/containerd.sock"\n')
+    told.write_text("containerRuntimeEndpoint: unix:///run/k3s/containerd.sock\n")
+    try:
+        assert "kubelet calls the containerd at /run/k3s/" in refused(node, "install")
+    finally:
+        told.unlink()
+        own.unlink()
+        own.parent.rmdir()
+
+
+@pytest.mark.every_edition
 def test_a_file_that_is_imported_by_name_is_not_removed(configured: BareNode) -> None:
     if configured.edition.containerd == "1.7":
         pytest.skip("1.7 gets no file of grit's own")
@@ -466,6 +518,24 @@ def test_a_file_that_is_imported_by_name_is_not_removed(configured: BareNode) ->
     assert "imports /etc/containerd/conf.d/grit.toml, which is not there" in reason
     configured.path(CONFIG).write_text(f"{imports}]\n")
     grit(configured, "uninstall", "--restart")
+
+
+@pytest.mark.every_edition
+@pytest.mark.parametrize("runs", [True, False], ids=["runs still", "does not run"])
+def test_what_keeps_containerd_from_starting_can_be_taken_back(
+    configured: BareNode, *, runs: bool
+) -> None:
+    node = configured
+    disk = node.disk()
+    grit(node, "install", "--agent")
+    for path in node.path(CONFIG.parent).rglob("*.toml"):
+        path.write_text(path.read_text().replace("runtimes.grit]", "runtimes.grit"))
+    assert node.run(["containerd", "config", "dump"], check=False).returncode != 0
+    if not runs:
+        node.run(["sh", "-c", "kill $(pidof containerd); while pidof containerd; do :; done"])
+    told = grit(node, "uninstall").stdout
+    assert ("is taken back without it" in told) is not runs
+    assert node.disk() ^ disk == set()
 
 
 def test_what_others_write_beside_the_handler_is_kept(configured: BareNode) -> None:
@@ -535,13 +605,15 @@ def test_on_k3s_the_handler_goes_into_the_template(node: BareNode, *, custom: bo
 
 
 def test_on_microk8s_the_handler_goes_into_the_template(node: BareNode) -> None:
-    """There is no microk8s here, either."""
+    """There is no microk8s here, either. A template that is a link is one afterwards, too."""
     node.path(MICROK8S).mkdir(parents=True)
-    for name in ("containerd-template.toml", "containerd.toml"):
+    for name in ("theirs.toml", "containerd.toml"):
         node.path(MICROK8S / name).write_text("version = 2\n[debug]\nlevel = 'info'\n")
+    node.path(MICROK8S / "containerd-template.toml").symlink_to("theirs.toml")
     node.restart_containerd("--config", str(MICROK8S / "containerd.toml"))
     disk = node.disk()
-    assert f"+++ {MICROK8S}/containerd-template.toml" in grit(node, "install").stdout
+    assert f"+++ {MICROK8S}/theirs.toml" in grit(node, "install").stdout
+    grit(node, "install")
     assert "runtimes.grit]" in node.path(MICROK8S / "containerd-template.toml").read_text()
     grit(node, "uninstall")
     assert node.disk() ^ disk == set()
@@ -571,6 +643,8 @@ def test_of_two_containerds_kubelet_s_is_meant(node: BareNode) -> None:
                 assert "there are several containerds" in refused(node, "install")
             process = stack.enter_context(node.popen(argv, stdin=subprocess.PIPE))
             stack.callback(os.killpg, process.pid, signal.SIGKILL)
+        own = "mkdir /etc/grit; ln -s ../other/grit.toml /etc/grit/config.toml"
+        node.run(["sh", "-c", f"touch /etc/other/grit.toml; {own}"])
         disk = node.disk()
         shown = grit(node, "install", "--dry-run").stdout
         assert "configured by /etc/other/config.toml" in shown
@@ -581,4 +655,4 @@ def test_of_two_containerds_kubelet_s_is_meant(node: BareNode) -> None:
         assert grit(node, "install").returncode == 0
         grit(node, "uninstall")
         assert node.disk() ^ disk == set()
-    node.run(["rm", "-r", "/etc/other", "/run/k3s"])
+    node.run(["rm", "-r", "/etc/other", "/etc/grit", "/run/k3s"])

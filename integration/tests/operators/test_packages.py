@@ -75,6 +75,9 @@ def test_the_package_is_not_removed_while_containerd_has_its_handler(
     assert refused.returncode != 0
     assert "still has the handler grit" in refused.stderr
     assert "Usage" in node.run(["grit", "--help"]).stdout
+    # What waits for that restart is not installed again by another package.
+    again = node.run(["dpkg", "-i", f"/run/{deb.name}"], timeout_s=300)
+    assert "grit uninstall has begun here, so nothing is upgraded" in again.stdout
     node.restart_by_hand()
     node.run(["dpkg", "-r", "grit-runtime"], timeout_s=300)
 

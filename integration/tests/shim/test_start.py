@@ -140,6 +140,13 @@ def test_a_shim_is_where_a_child_of_its_caller_would_be(shims: Shims, zygote: in
     ]
 
 
+def test_a_shim_says_in_containerds_log_which_pod_it_is_of(shims: Shims, zygote: int) -> None:
+    del zygote
+    shims.start("one")
+    said = shims.node.run(["head", "-n1", str(BUNDLES / "one/log")]).stdout
+    assert 'level=info msg="shim started" namespace=test id=one ' in said
+
+
 @pytest.mark.parametrize("alone", [False, True], ids=["zygote", "alone"])
 def test_a_shim_is_in_the_cgroup_that_its_options_name(
     shims: Shims, zygote: int, *, alone: bool
@@ -156,7 +163,9 @@ def test_a_shim_is_in_the_cgroup_that_its_options_name(
         assert shims.text(pid, "cgroup") == there.replace("pids:/system", "pids:/shims")
     finally:
         shims.end_all()
-        shims.node.run(["rmdir", "/sys/fs/cgroup/pids/shims"])
+        # A killed process leaves its cgroup a moment after it has ended.
+        until = "until rmdir /sys/fs/cgroup/pids/shims; do sleep 0.02; done"
+        shims.node.run(["timeout", "30", "sh", "-c", until])
 
 
 def test_the_containers_of_a_pod_share_a_shim(shims: Shims, zygote: int) -> None:

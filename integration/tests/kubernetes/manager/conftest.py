@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-from typing import cast
 
 import pytest
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from integration.kubernetes.grit import Manager
     from integration.node.rootfs import Edition
 
-EDITION = "forky"  # where objects of the API server are tried
 _NUMBERS = itertools.count()
 
 
@@ -52,21 +49,10 @@ def name(
 
 @pytest.fixture
 def alone(kubernetes: Cluster) -> None:
-    """Nothing of an earlier test is left."""
-    until("nothing is left", lambda: not kubernetes.get(KINDS)["items"])
+    """Nothing of an earlier test is left. A kubelet of 1.20 may take a minute for a pod that
+    was deleted before it had a container."""
 
+    def is_empty() -> bool:
+        return not kubernetes.get(KINDS)["items"]
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
-    """Objects of the API server become the same calls of agents on any edition: one is enough,
-    but for those who have time."""
-    if "GRIT_LONG" in os.environ:
-        return
-    other = [
-        item
-        for item in items
-        if "manager" in item.fixturenames
-        and cast("Edition", item.callspec.params["edition"]).suite != EDITION
-    ]
-    config.hook.pytest_deselected(items=other)
-    items[:] = [item for item in items if item not in other]
+    until("nothing is left", is_empty, timeout_s=2 * grit.TIMEOUT_S)

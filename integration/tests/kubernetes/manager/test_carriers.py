@@ -1,7 +1,8 @@
 """Claims whose volume is no directory of the nodes: kubelet mounts it, for a pod of the manager's.
 
 Volumes of a network are none that this machine has. A FlexVolume stands in for them: its driver is
-called by kubelet, as a CSI driver would be, and mounts what both nodes share.
+called by kubelet, as a CSI driver would be, and mounts what both nodes share; what one node may
+have at a time it mounts once.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from typing import Any
 import pytest
 
 from grit_runtime.manager import carriers
-from grit_runtime.manager.api import CHECKPOINTED, RESTORED
+from grit_runtime.manager.api import CHECKPOINTED, RESTORED, SUCCEEDED
 from integration.kubernetes import grit, pods
 from integration.kubernetes.cluster import NODES
 from integration.kubernetes.objects import (
+    KINDS,
+    assert_counts_on,
     assert_goes_on,
     assert_runs_on,
     cordoned,
     evict,
+    full,
+    living,
     made,
     reached,
     started,
+    uids,
     until,
 )
 from integration.node import volume
@@ -50,12 +56,18 @@ case $1 in
 init) echo '{"status": "Success", "capabilities": {"attach": false}}' ;;
 mount)
     source=$(echo "$3" | sed 's/.*"source":"\\([^"]*\\)".*/\\1/')
+    case $3 in *'"once"'*)
+        if ! mkdir "$source/.once" 2>/dev/null; then
+            echo '{"status": "Failure", "message": "another node has it"}'
+            exit
+        fi ;;
+    esac
     if mkdir -p "$2" && mount --bind "$source" "$2" 2>/dev/null; then
         echo '{"status": "Success"}'
     else
         echo '{"status": "Failure", "message": "no such export"}'
     fi ;;
-unmount) umount "$2" && echo '{"status": "Success"}' ;;
+unmount) rmdir "$2/.once" 2>/dev/null; umount "$2" && echo '{"status": "Success"}' ;;
 *) echo '{"status": "Not supported"}' ;;
 esac
 """
@@ -83,16 +95,21 @@ def name(kubernetes: Cluster, name: str, alone: None, shared: Path) -> Iterator[
     kubernetes.kubectl("delete", "pvc,pv", "--all", "--wait=false")
 
 
-def flex(source: Path) -> dict[str, Any]:
+def flex(source: Path, **options: str) -> dict[str, Any]:
     """A volume of the driver's."""
-    return {"flexVolume": {"driver": "grit.dev/bind", "options": {"source": str(source)}}}
+    told = {"source": str(source), **options}
+    return {"flexVolume": {"driver": "grit.dev/bind", "options": told}}
 
 
 def claimed(
-    kubernetes: Cluster, name: str, behind: dict[str, Any], mode: str = "Filesystem"
+    kubernetes: Cluster,
+    name: str,
+    behind: dict[str, Any],
+    mode: str = "Filesystem",
+    access: str = "ReadWriteMany",
 ) -> dict[str, Any]:
     """A claim of that name, bound to what is *behind* it: storage for a Checkpoint."""
-    spec = {"accessModes": ["ReadWriteMany"], "storageClassName": name, "volumeMode": mode}
+    spec = {"accessModes": [access], "storageClassName": name, "volumeMode": mode}
     capacity = {"storage": "1Gi"}
     kubernetes.apply(
         {
@@ -177,3 +194,48 @@ def test_a_claim_of_a_block_device_is_refused_at_once(kubernetes: Cluster, name:
     checkpoint = made("Checkpoint", name, podName=pod, storage=storage)
     refused = kubernetes.kubectl("apply", "-f", "-", input=json.dumps(checkpoint), check=False)
     assert "is a block device, expected a file system" in refused.stderr
+
+
+@pytest.fixture
+def of_one_node(kubernetes: Cluster, name: str, shared: Path) -> Iterator[dict[str, Any]]:
+    """A counter with a volume that one node may have at a time; it goes before its driver."""
+    (shared / name).mkdir()
+    storage = claimed(kubernetes, name, flex(SHARED / name, once="true"), access="ReadWriteOnce")
+    counter = pods.counter(name)
+    (container,) = counter["spec"]["containers"]
+    container["volumeMounts"].append({"name": "data", "mountPath": "/data"})
+    counter["spec"]["volumes"].append({"name": "data", "persistentVolumeClaim": storage})
+    yield counter
+    kubernetes.kubectl("delete", KINDS, "--all", "--wait=false", "--grace-period=1")
+    until("its pods have gone", lambda: not uids(kubernetes, f"app={name}"), 2 * grit.TIMEOUT_S)
+
+
+@pytest.mark.parametrize("kind", ["pod", "deployment"])
+def test_a_pod_with_a_volume_of_one_node_moves_with_it(
+    kubernetes: Cluster, name: str, of_one_node: dict[str, Any], kind: str
+) -> None:
+    pod = started(kubernetes, of_one_node if kind == "pod" else pods.deployment(of_one_node))
+    kubernetes.apply(made("Migration", name, podName=pod))
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == SUCCEEDED, status
+    assert_counts_on(kubernetes, status["targetPod"])
+
+
+def test_a_bare_pod_with_a_volume_of_one_node_comes_back_when_pods_may_be_made_again(
+    kubernetes: Cluster, name: str, of_one_node: dict[str, Any]
+) -> None:
+    pod = started(kubernetes, of_one_node)
+    with full(kubernetes, name):
+        kubernetes.apply(made("Migration", name, podName=pod))
+        reached(kubernetes, "migration", name, "RollingBack")
+        until(
+            "what is waited for is said",
+            lambda: "exceeded quota" in kubernetes.get("migration", name)["status"]["message"],
+        )
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert status["phase"] == "Failed", status
+    node = kubernetes.get("checkpoint", name)["status"]["nodeName"]
+    (back,) = living(kubernetes, f"app={name}")
+    assert f"pod default/{back['metadata']['name']} goes on, on node {node}" in status["message"]
+    assert back["spec"]["nodeName"] == node
+    assert_counts_on(kubernetes, back["metadata"]["name"])

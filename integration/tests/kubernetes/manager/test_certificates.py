@@ -1,4 +1,4 @@
-"""Certificates whose time is over."""
+"""Certificates whose time is over, and a manager's own last moment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from grit_runtime.config import Config
 from grit_runtime.manager import agents, authority, names
 from grit_runtime.manager.api import CHECKPOINTED, FAILED
 from integration.kubernetes import grit, pods
-from integration.kubernetes.objects import made, refused, started, until
+from integration.kubernetes.objects import evict, made, refused, started, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,3 +120,20 @@ def test_an_agent_s_certificate_that_has_ended_is_the_reason_and_a_new_one_the_w
     kubernetes.apply(made("Checkpoint", f"{name}-again", podName=pod))
     status = grit.ended(kubernetes, "checkpoint", f"{name}-again", CHECKPOINTED)
     assert status["phase"] == CHECKPOINTED, status
+
+
+def test_a_manager_that_is_to_end_leads_no_longer_and_answers_for_a_moment_still(
+    kubernetes: Cluster, manager: Manager, name: str
+) -> None:
+    def holder() -> str:
+        lease = kubernetes.get("lease", names.MANAGER, "-n", names.NAMESPACE)
+        return str(lease["spec"].get("holderIdentity", ""))
+
+    pod = started(kubernetes, pods.counter(name))
+    until("it leads", holder)
+    ending = manager.pid
+    os.kill(ending, signal.SIGTERM)
+    until("it leads no longer", lambda: not holder())
+    assert evict(kubernetes, pod, is_dry=True).startswith("Warning: pod default/")
+    assert manager.pid == ending
+    until("another leads", holder)

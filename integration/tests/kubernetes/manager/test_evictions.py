@@ -20,6 +20,7 @@ from integration.kubernetes.objects import (
     made,
     migrations,
     started,
+    uids,
     until,
 )
 
@@ -122,7 +123,8 @@ def test_a_pod_that_could_not_be_moved_is_let_go_and_was_not_harmed(
         said = evict(kubernetes, pod)
         assert said.startswith("Warning: "), said
         assert f"Migration {one['metadata']['name']} has failed" in said
-    kubernetes.wait("--for=delete", f"pod/{pod}")
+    uid = status["sourcePodUID"]  # a StatefulSet's next pod has the name
+    until("it has gone", lambda: uid not in uids(kubernetes, f"app={name}"))
 
 
 def test_a_pod_that_could_not_be_moved_is_tried_again_by_a_later_drain(

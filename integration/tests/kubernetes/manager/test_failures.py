@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from grit_runtime.manager.api import SUBMITTED, SUCCEEDED
+from grit_runtime.manager.api import CHECKPOINTED, RESTORED, SUBMITTED, SUCCEEDED
 from integration.kubernetes import grit, pods
 from integration.kubernetes.objects import (
     assert_goes_on,
     assert_runs_on,
+    cordoned,
+    full,
     living,
     made,
     reached,
     refused,
     started,
+    until,
 )
-from integration.node import volume
+from integration.node import images, volume
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,17 +65,6 @@ def test_a_target_that_cannot_restore_gives_the_pod_back(
     assert left == [pod]
 
 
-@contextmanager
-def full(kubernetes: Cluster, name: str) -> Iterator[None]:
-    """While the block runs, no pod may be made."""
-    meta, spec = {"name": name}, {"hard": {"pods": "0"}}
-    kubernetes.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": spec})
-    try:
-        yield
-    finally:
-        kubernetes.kubectl("delete", "resourcequota", name)
-
-
 def test_a_pod_that_is_not_replaced_in_time_runs_on(kubernetes: Cluster, name: str) -> None:
     pod = started(kubernetes, pods.deployment(pods.counter(name)))
     with full(kubernetes, name):
@@ -86,6 +77,98 @@ def test_a_pod_that_is_not_replaced_in_time_runs_on(kubernetes: Cluster, name: s
     (left,) = living(kubernetes, f"app={name}")
     assert left["metadata"]["name"] == pod
     assert left["metadata"]["ownerReferences"]
+
+
+def test_a_migration_without_time_for_its_checkpoint_leaves_no_pod_held(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    kubernetes.apply(made("Migration", name, podName=pod, timeoutSeconds=1))
+    status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+    assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded"), status
+    assert_runs_on(kubernetes, pod)
+
+
+def test_a_checkpoint_that_is_deleted_while_its_pod_moves_gives_the_pod_back(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    with full(kubernetes, name):
+        kubernetes.apply(made("Checkpoint", name, podName=pod, autoMigration=True))
+        reached(kubernetes, "checkpoint", name, "Submitting")
+        kubernetes.kubectl("delete", "checkpoint", name)
+        assert_runs_on(kubernetes, pod)
+        (left,) = living(kubernetes, f"app={name}")
+        assert left["metadata"]["ownerReferences"]
+
+
+def test_a_restore_that_was_used_is_not_taken_for_a_later_one_of_its_name(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    kubernetes.apply(made("Checkpoint", name, podName=pod))
+    grit.ended(kubernetes, "checkpoint", name, CHECKPOINTED)
+    kubernetes.kubectl("delete", "pod", pod)
+    pod = grit.ended(kubernetes, "restore", name, RESTORED)["targetPod"]
+    kubernetes.kubectl("delete", "checkpoint", name)
+    kubernetes.apply(made("Checkpoint", name, podName=pod, autoMigration=True))
+    status = grit.ended(kubernetes, "checkpoint", name, SUBMITTED)
+    assert (status["phase"], status["reason"]) == ("Failed", "AlreadyExists"), status
+    assert_runs_on(kubernetes, pod)
+
+
+def test_of_a_pod_that_lives_on_no_other_is_made_from_an_older_checkpoint(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    for number in range(2):
+        kubernetes.apply(made("Checkpoint", f"{name}-{number}", podName=pod))
+        grit.ended(kubernetes, "checkpoint", f"{name}-{number}", CHECKPOINTED)
+    kubernetes.kubectl("delete", "pod", pod)
+    first = grit.ended(kubernetes, "restore", f"{name}-1", RESTORED)["targetPod"]
+    kubernetes.kubectl("scale", "deployment", name, "--replicas=2")
+    kubernetes.wait("--for=condition=Available", f"deployment/{name}")
+    (second,) = [
+        one for one in living(kubernetes, f"app={name}") if one["metadata"]["name"] != first
+    ]
+    assert "grit.dev/checkpoint" not in (second["metadata"].get("annotations") or {})
+    assert_goes_on(kubernetes, first)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "migration"])
+def test_a_migration_of_which_something_is_deleted_gives_the_pod_back(
+    kubernetes: Cluster, name: str, kind: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    with full(kubernetes, name):
+        kubernetes.apply(made("Migration", name, podName=pod))
+        reached(kubernetes, "migration", name, "Restoring")
+        kubernetes.kubectl("delete", kind, name, "--cascade=foreground")
+        assert_runs_on(kubernetes, pod)
+        (left,) = living(kubernetes, f"app={name}")
+        assert left["metadata"]["ownerReferences"]
+        if kind == "checkpoint":
+            status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
+            assert f"pod default/{pod} runs on" in status["message"], status
+
+
+def test_a_target_for_which_its_node_has_no_image_gives_the_pod_back(
+    kubernetes: Cluster, name: str
+) -> None:
+    counter = pods.counter(name)
+    (container,) = counter["spec"]["containers"]
+    container["image"] = f"localhost/{name}:1"
+    tag = ["ctr", "-n", "k8s.io", "images", "tag", images.PYTHON, container["image"]]
+    kubernetes.node("node-a").run(tag)
+    with cordoned(kubernetes, "node-b"):
+        pod = started(kubernetes, counter)
+    kubernetes.apply(made("Migration", name, podName=pod))
+    # A pod without containers is ended by a kubelet of 1.20 when it looks at it again.
+    status = grit.ended(kubernetes, "migration", name, timeout_s=2 * grit.TIMEOUT_S)
+    assert status["phase"] == "Failed", status
+    assert "is not restored: container counter: " in status["message"]
+    assert f"localhost/{name}:1" in status["message"]
+    assert_runs_on(kubernetes, pod)
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Checkpointing", "Placing", "Restoring"])
@@ -195,3 +278,34 @@ def test_a_namespace_that_goes_takes_all_with_it(kubernetes: Cluster, name: str)
     kubernetes.apply(migration)
     time.sleep(1)
     kubernetes.kubectl("delete", "namespace", name, timeout_s=150)
+
+
+def test_a_pod_that_a_quota_refuses_leaves_its_state_to_the_next(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    kubernetes.apply(made("Checkpoint", name, podName=pod))
+    grit.ended(kubernetes, "checkpoint", name, CHECKPOINTED)
+    with full(kubernetes, name):
+        kubernetes.kubectl("delete", "pod", pod, "--wait=false")
+        until("a pod was to come", lambda: kubernetes.get("restores")["items"])
+    status = grit.ended(kubernetes, "restore", name, RESTORED)
+    assert status["phase"] == RESTORED, status
+    assert_goes_on(kubernetes, status["targetPod"])
+    (left,) = living(kubernetes, f"app={name}")
+    assert left["metadata"]["name"] == status["targetPod"]
+
+
+def test_a_checkpoint_that_is_made_anew_under_its_name_is_restored(
+    kubernetes: Cluster, name: str
+) -> None:
+    pod = started(kubernetes, pods.deployment(pods.counter(name)))
+    for restore in (name, f"{name}-2"):
+        kubernetes.kubectl("delete", "checkpoint", name, "--ignore-not-found")
+        kubernetes.apply(made("Checkpoint", name, podName=pod))
+        grit.ended(kubernetes, "checkpoint", name, CHECKPOINTED)
+        kubernetes.kubectl("delete", "pod", pod)
+        (new,) = until("there is another", lambda: living(kubernetes, f"app={name}"))
+        pod = new["metadata"]["name"]
+        assert_goes_on(kubernetes, pod)
+        assert grit.ended(kubernetes, "restore", restore, RESTORED)["targetPod"] == pod

@@ -12,6 +12,8 @@ from integration.kubernetes.objects import made, started, taken, until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from integration.kubernetes.cluster import Cluster
     from integration.kubernetes.grit import Manager
 
@@ -42,8 +44,14 @@ def test_each_pod_of_a_schedule_is_checkpointed_and_the_newest_stay(
             == sorted(2 * [pod["metadata"]["name"] for pod in kubernetes.get("pods")["items"]])
         ),
     )
-    now = kubernetes.get("cksched", name)["status"]
-    assert now["lastCheckpoint"] == taken(kubernetes, name)[-1]["metadata"]["name"]
+
+    def status() -> dict[str, Any]:
+        now: dict[str, Any] = kubernetes.get("cksched", name)["status"]
+        return now
+
+    newest = taken(kubernetes, name)[-1]["metadata"]["name"]
+    until("it names the newest", lambda: status()["lastCheckpoint"] == newest)
+    now = status()
     later = datetime.fromisoformat(now["nextTime"]) - datetime.fromisoformat(now["lastTime"])
     assert later == timedelta(hours=1)
     kubernetes.wait("--for=condition=Ready", f"cksched/{name}")

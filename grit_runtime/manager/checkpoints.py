@@ -11,16 +11,14 @@ from grit_runtime import log
 from grit_runtime.errors import (
     DeadlineExceededError,
     GritError,
-    HeldError,
     NotFoundError,
     UnavailableError,
-    one_line,
 )
 from grit_runtime.manager import (
     api,
     carriers,
     claims,
-    fencing,
+    held,
     moves,
     patience,
     pods,
@@ -45,7 +43,6 @@ _OPEN = ("", api.CREATED, api.PENDING, api.CHECKPOINTING)  # nothing is sealed y
 
 _TELL_EVERY_S = 2.0
 _FORGET_S = 120.0  # after which a Checkpoint goes, whatever its node says
-_JOB_ENDS_S = 60.0  # CRIU is given 30 s to let go of a pod
 
 
 async def run(world: World, namespace: str, name: str) -> Object:
@@ -118,9 +115,9 @@ async def _undone(world: World, found: Object, status: Status, error: GritError)
     if status.phase != api.CHECKPOINTING:
         return error
     if spec.get("after", "running") == "running" and not spec.get("autoMigration"):
-        await _cancel(world, *job)
+        await held.cancel(world, *job)
         return error
-    return await rollbacks.undone(partial(_let_run, world, *job), error, status)
+    return await rollbacks.undone(partial(held.let_run, world, *job), error, status)
 
 
 async def _advance_in_time(
@@ -256,7 +253,7 @@ async def forget(world: World, namespace: str, name: str) -> None:
     now = (found or {}).get("status") or {}
     if found is None or not now.get("nodeName"):
         return
-    await _cancel(world, namespace, name, now)
+    await held.cancel(world, namespace, name, now)
     if found["spec"].get("after") == "frozen" or found["spec"].get("autoMigration"):
         try:
             async with asyncio.timeout(_FORGET_S):
@@ -265,8 +262,9 @@ async def forget(world: World, namespace: str, name: str) -> None:
             # Its node may be gone for good: a deletion always works.
             log.warning("a pod may be held still", pod=now["podName"], reason=error)
     try:
-        await _remove(world, api.read(api.Checkpoint, found), found)
-    except GritError as error:
+        async with asyncio.timeout(_FORGET_S):
+            await _remove(world, api.read(api.Checkpoint, found), found)
+    except (GritError, TimeoutError) as error:
         # The node may be gone for good, and then so is the data: a deletion always works.
         log.warning("a checkpoint is left where it is", node=now["nodeName"], reason=error)
 
@@ -283,7 +281,7 @@ async def _give_back(world: World, found: Object) -> None:
     elif life := await _life(world, found):
         log.warning("a pod stays held", pod=now["podName"], reason=f"pod {life} has its state")
     else:
-        await _let_run(world, meta["namespace"], meta["name"], now)
+        await held.let_run(world, meta["namespace"], meta["name"], now)
 
 
 async def _life(world: World, found: Object) -> str:
@@ -344,57 +342,8 @@ async def _remove(world: World, checkpoint: Checkpoint, found: Object) -> None:
         request.sha256 = now.manifest_digest.removeprefix("sha256:")
         request.store = await _store(world, checkpoint, status, agent.node)
     try:
-        await patience.while_busy(lambda: agent.ask("Remove", request, agent_pb2.RemoveReply))
+        # Nobody looks again at what is left there, and it is in the way of the next of its name.
+        asked = partial(agent.ask, "Remove", request, agent_pb2.RemoveReply)
+        await patience.repeated(lambda: patience.while_busy(asked))
     finally:
         await carriers.closed(world.cluster, meta.namespace, meta.uid)
-
-
-async def _let_run(world: World, namespace: str, name: str, now: Object) -> str:
-    """Let a pod run on that is held for the checkpoint of that name, or is about to be, if it is
-    still there. What has become of it, in words; "" if it goes on elsewhere, or nowhere.
-
-    One that is ending, or whose node is lost and fenced, may go on elsewhere. UnavailableError
-    while its node does not answer.
-    """
-    if not now.get("nodeName"):
-        return ""
-    node = await world.cluster.find(kube.NODES, "", now["nodeName"])
-    pod = await world.cluster.find(kube.PODS, namespace, now["podName"])
-    if node is None or (fencing.is_lost(node) and fencing.is_fenced(node)):
-        return ""
-    if pod is None or pod["metadata"]["uid"] != now["podUID"] or pods.is_ending(pod):
-        return ""
-    agent = await world.agents.at(now["nodeName"])
-    await _end_job(agent, namespace, name)
-    request = agent_pb2.ResumeRequest(
-        target=f"{namespace}/{now['podName']}", uid=now["podUID"], checkpoint=name
-    )
-    with suppress(HeldError):  # for another checkpoint
-        await agent.ask("Resume", request, agent_pb2.ResumeReply)
-    return "the pod runs on"
-
-
-async def _cancel(world: World, namespace: str, name: str, now: Object) -> None:
-    """End the job that takes the checkpoint, if its node answers; what it has begun is undone."""
-    try:
-        await _end_job(await world.agents.at(now["nodeName"]), namespace, name)
-    except GritError as error:
-        log.warning("a job is not cancelled", node=now["nodeName"], reason=one_line(error))
-
-
-async def _end_job(agent: Agent, namespace: str, name: str) -> None:
-    """End the job that takes the checkpoint, if there is one, and wait until it has ended."""
-    jobs = await agent.ask("Status", agent_pb2.StatusRequest(), agent_pb2.StatusReply)
-    for job in jobs.jobs:
-        if (job.namespace, job.name) == (namespace, name) and not job.ended:
-            own = agent_pb2.JobRequest(id=job.id)
-            await agent.ask("Cancel", own, agent_pb2.Job)
-            try:
-                async with asyncio.timeout(_JOB_ENDS_S):
-                    async for _ in agent.stream("Follow", own, agent_pb2.Job):
-                        pass
-            except TimeoutError:
-                raise UnavailableError(
-                    f"node {agent.node}: job {job.id} has not ended {_JOB_ENDS_S:g} s after it was "
-                    "cancelled; look at the agent's log"
-                ) from None

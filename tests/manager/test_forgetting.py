@@ -1,0 +1,113 @@
+"""A Checkpoint that is deleted takes its data with it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from grit_runtime import certificates
+from grit_runtime.manager import api, checkpoints, patience
+from grit_runtime.manager.agents import LABEL, SERVICE, Access, Agents
+from grit_runtime.manager.nodes import Nodes
+from grit_runtime.manager.world import World
+from grit_runtime.proto import agent_pb2
+from tests.manager.api_server import NAMESPACE, Server, serving
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+BUSY = grpc.StatusCode.FAILED_PRECONDITION, "FailedPrecondition"
+SLOW = grpc.StatusCode.DEADLINE_EXCEEDED, ""
+AWAY = grpc.StatusCode.UNAVAILABLE, ""
+
+
+class Agent:
+    """An agent that is asked to remove checkpoints, and at first answers with errors."""
+
+    def __init__(self, *errors: tuple[grpc.StatusCode, str]) -> None:
+        self._errors = list(errors)
+        self.removed: list[str] = []
+
+    async def remove(
+        self, request: agent_pb2.RemoveRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agent_pb2.RemoveReply:
+        if self._errors:
+            code, reason = self._errors.pop(0)
+            await context.abort(code, "not now", (("grit-reason", reason),) if reason else ())
+        self.removed.append(f"{request.namespace}/{request.name}")
+        return agent_pb2.RemoveReply()
+
+    async def status(
+        self, _request: agent_pb2.StatusRequest, _context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agent_pb2.StatusReply:
+        return agent_pb2.StatusReply()
+
+    async def serve(self, ca: tuple[bytes, bytes]) -> tuple[grpc.aio.Server, int]:
+        """It as a server of node-a on loopback, and its port."""
+        handlers = {
+            "Remove": grpc.unary_unary_rpc_method_handler(
+                self.remove,
+                agent_pb2.RemoveRequest.FromString,
+                agent_pb2.RemoveReply.SerializeToString,
+            ),
+            "Status": grpc.unary_unary_rpc_method_handler(
+                self.status,
+                agent_pb2.StatusRequest.FromString,
+                agent_pb2.StatusReply.SerializeToString,
+            ),
+        }
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        chain, key = certificates.new_signed(["node-a"], *ca, days=1)
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+        await server.start()
+        return server, port
+
+
+@pytest.mark.parametrize(
+    "errors", [(), (BUSY, BUSY), (SLOW,), (AWAY, BUSY, SLOW)], ids=["", "busy", "slow", "both"]
+)
+def test_what_is_in_the_way_of_a_removal_for_a_while_does_not_leave_it_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[tuple[grpc.StatusCode, str], ...]
+) -> None:
+    monkeypatch.setattr(patience, "_PAUSES_S", (0.1, 0.1, 0.1))
+    monkeypatch.setattr(patience, "_BUSY_PAUSE_S", 0.1)
+    (tmp_path / "token").write_text("token")
+    agent = Agent(*errors)
+
+    async def scenario() -> None:
+        async with serving() as (server, cluster):
+            ca = certificates.new_ca("grit")
+            process, port = await agent.serve(ca)
+            made(server)
+            access = Access("grit-system", port, ca[0], str(tmp_path / "token"))
+            world = World(cluster, Agents(cluster, access), Nodes(cluster), "/mnt/grit-agent")
+            await checkpoints.forget(world, NAMESPACE, "nightly")
+            await process.stop(None)
+
+    asyncio.run(scenario())
+    assert agent.removed == [f"{NAMESPACE}/nightly"]
+
+
+def made(server: Server) -> None:
+    """A Checkpoint on node-a, which has an agent that is ready."""
+    label, value = LABEL.split("=")
+    meta: dict[str, Any] = {"name": "agent", "namespace": "grit-system", "labels": {label: value}}
+    ready = {"conditions": [{"type": "Ready", "status": "True"}], "podIP": "127.0.0.1"}
+    spec: dict[str, Any] = {
+        "nodeName": "node-a",
+        "containers": [{"name": "agent", "image": "grit"}],
+    }
+    server.put("pods", {"metadata": meta, "spec": spec, "status": ready})
+    status = {"phase": api.CHECKPOINTED, "nodeName": "node-a", "podName": "trainer"}
+    meta = {"name": "nightly", "namespace": NAMESPACE, "uid": "nightly-uid"}
+    meta |= {"creationTimestamp": "2026-01-01T00:00:00Z"}
+    spec = {"podName": "trainer"}
+    server.put(
+        "checkpoints", {"kind": "Checkpoint", "metadata": meta, "spec": spec, "status": status}
+    )

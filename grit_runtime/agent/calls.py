@@ -136,13 +136,14 @@ class Calls:
     def remove(self, request: agent_pb2.RemoveRequest) -> agent_pb2.RemoveReply:
         names = _names(request)
         store = _store(request.store, request.sha256) if request.store else None
+        deleted_pod_uid = request.deleted_pod_uid and _uid(request.deleted_pod_uid)
         for job in self._jobs.every():
             if not job.has_ended and (job.namespace, job.name) == names:
                 raise FailedPreconditionError(
                     f"checkpoint {'/'.join(names)} is what job {job.id} works on: remove it when "
                     "that has ended"
                 )
-        copies.remove(self._config.checkpoint_root, *names)
+        copies.remove(self._config.checkpoint_root, *names, deleted_pod_uid)
         if store:
             catalog.remove(store, *names, request.sha256)
         return agent_pb2.RemoveReply()

@@ -84,16 +84,19 @@ def give_way(root: str, namespace: str, name: str) -> None:
             _remove(root, copy, 0.0)
 
 
-def remove(root: str, namespace: str, name: str) -> None:
+def remove(root: str, namespace: str, name: str, deleted_pod_uid: str = "") -> None:
     """Remove this node's checkpoint of that name, brought or taken here; nothing if it has none.
 
-    FailedPreconditionError if something still needs it.
+    FailedPreconditionError if something still needs it, such as a pod that is held for it; of one
+    that is *deleted* the API server knows no more.
     """
     held_pods.drop_gone()
     path = f"{root}/{namespace}/{name}"
     sha256 = ""
     with suppress(FileNotFoundError), closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:
         sha256 = checkpoint_dir.read_manifest(dir_fd, path).sha256
+    if deleted_pod_uid:
+        held_pods.drop_deleted(deleted_pod_uid, sha256)
     copy = Copy(namespace, name, sha256, 0, 0.0)
     if use := _use(root, copy, 0.0) or _remove(root, copy, 0.0):
         raise FailedPreconditionError(f"checkpoint {path} {use}: remove it when that is over")

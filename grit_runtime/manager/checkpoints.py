@@ -34,7 +34,7 @@ from grit_runtime.proto import agent_pb2
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.manager.agents import Agent
-    from grit_runtime.manager.api import Checkpoint
+    from grit_runtime.manager.api import Checkpoint, CheckpointStatus
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.world import World
 
@@ -343,7 +343,16 @@ async def _remove(world: World, checkpoint: Checkpoint, found: Object) -> None:
         request.store = await _store(world, checkpoint, status, agent.node)
     try:
         # Nobody looks again at what is left there, and it is in the way of the next of its name.
-        asked = partial(agent.ask, "Remove", request, agent_pb2.RemoveReply)
+        asked = partial(_ask_to_remove, world.cluster, agent, request, now)
         await patience.repeated(lambda: patience.while_busy(asked))
     finally:
         await carriers.closed(world.cluster, meta.namespace, meta.uid)
+
+
+async def _ask_to_remove(
+    cluster: Cluster, agent: Agent, request: agent_pb2.RemoveRequest, now: CheckpointStatus
+) -> None:
+    pod = await cluster.find(kube.PODS, request.namespace, now.pod_name)
+    if pod is None or pod["metadata"]["uid"] != now.pod_uid:
+        request.deleted_pod_uid = now.pod_uid
+    await agent.ask("Remove", request, agent_pb2.RemoveReply)

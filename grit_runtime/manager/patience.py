@@ -97,7 +97,8 @@ async def while_busy(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
     for _ in range(_BUSY_TRIES):
         try:
             return await attempt()
-        except FailedPreconditionError:
+        except FailedPreconditionError as error:
+            log.info("tried again later", pause_s=_BUSY_PAUSE_S, reason=one_line(error))
             await asyncio.sleep(_BUSY_PAUSE_S)
     return await attempt()
 

@@ -70,12 +70,27 @@ def drop_gone() -> None:
     """Forget the pods that have been deleted: sandbox, logs and volumes are gone."""
     for hold in every():
         traces = (
-            f"{hold.runc_root}/{hold.sandbox_id}",
+            _sandbox(hold),
             f"{paths.POD_LOGS_DIR}/{hold.namespace}_{hold.pod}_{hold.pod_uid}",
             f"{_POD_VOLUMES_DIR}/{hold.pod_uid}",
         )
         if not any(map(os.path.exists, traces)):
             drop(hold.pod_uid)
+
+
+def drop_deleted(pod_uid: str, manifest_sha256: str) -> None:
+    """Forget a pod that was held for this checkpoint, and that its API server has no more.
+
+    Its logs stay for up to a minute after that. While its sandbox is there kubelet has yet to hear.
+    """
+    hold = of(pod_uid)
+    if hold and hold.manifest_sha256 == manifest_sha256 and not os.path.exists(_sandbox(hold)):
+        drop(pod_uid)
+
+
+def _sandbox(hold: Hold) -> str:
+    """What runc keeps of it for as long as it is there."""
+    return f"{hold.runc_root}/{hold.sandbox_id}"
 
 
 @contextmanager

@@ -178,16 +178,18 @@ class ResumeReply(_message.Message):
     def __init__(self) -> None: ...
 
 class RemoveRequest(_message.Message):
-    __slots__ = ("namespace", "name", "store", "sha256")
+    __slots__ = ("namespace", "name", "store", "sha256", "deleted_pod_uid")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    DELETED_POD_UID_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     name: str
     store: str
     sha256: str
-    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., store: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
+    deleted_pod_uid: str
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., store: _Optional[str] = ..., sha256: _Optional[str] = ..., deleted_pod_uid: _Optional[str] = ...) -> None: ...
 
 class RemoveReply(_message.Message):
     __slots__ = ()

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from grit_runtime import paths
 from grit_runtime.agent import copies
+from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.files import arrivals
 from grit_runtime.host import journal
 from grit_runtime.model import outcomes
@@ -97,6 +99,32 @@ def test_what_a_pod_is_held_for_stays(root: Path) -> None:
     held_pods.keep(Hold("2026-11-29T00:00:00Z", *pod, "", sha256, {}, is_whole=True))
     copies.evict(str(root), 0)
     assert names(root) == ["c1", "own"]
+
+
+@pytest.mark.parametrize(
+    ("told", "has_sandbox", "is_removed"),
+    [("", False, False), ("uid-2", False, False), ("uid-1", True, False), ("uid-1", False, True)],
+    ids=["nothing is told", "of another pod", "kubelet has yet to hear", "deleted"],
+)
+def test_a_pod_that_is_deleted_needs_no_checkpoint_whatever_is_left_of_its_logs(
+    root: Path, tmp_path: Path, *, told: str, has_sandbox: bool, is_removed: bool
+) -> None:
+    if has_sandbox:
+        (tmp_path / "runc/sandbox").mkdir(parents=True)
+    logs = tmp_path / f"logs/{made.ROOT}_counter_uid-1"
+    logs.mkdir(parents=True)
+    pod = (made.ROOT, "counter", "uid-1", "sandbox", str(tmp_path / "runc"))
+    hold = Hold("2026-11-29T00:00:00Z", *pod, "", sha256_of("c1"), {}, is_whole=True)
+    held_pods.keep(hold)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "POD_LOGS_DIR", str(logs.parent))
+        if is_removed:
+            copies.remove(str(root), made.ROOT, "c1", told)
+        else:
+            with pytest.raises(FailedPreconditionError, match="is held for"):
+                copies.remove(str(root), made.ROOT, "c1", told)
+    assert ("c1" in names(root)) is not is_removed
+    assert (held_pods.of("uid-1") is None) is is_removed
 
 
 @pytest.mark.parametrize(

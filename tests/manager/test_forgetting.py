@@ -30,7 +30,7 @@ class Agent:
 
     def __init__(self, *errors: tuple[grpc.StatusCode, str]) -> None:
         self._errors = list(errors)
-        self.removed: list[str] = []
+        self.removed: list[agent_pb2.RemoveRequest] = []
 
     async def remove(
         self, request: agent_pb2.RemoveRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -38,7 +38,7 @@ class Agent:
         if self._errors:
             code, reason = self._errors.pop(0)
             await context.abort(code, "not now", (("grit-reason", reason),) if reason else ())
-        self.removed.append(f"{request.namespace}/{request.name}")
+        self.removed.append(request)
         return agent_pb2.RemoveReply()
 
     async def status(
@@ -69,6 +69,26 @@ class Agent:
         return server, port
 
 
+def forgotten(agent: Agent, tmp_path: Path, *, pod_uid: str = "") -> None:
+    """Delete the Checkpoint; there is a pod of its source's name if it has a uid."""
+    (tmp_path / "token").write_text("token")
+
+    async def scenario() -> None:
+        async with serving() as (server, cluster):
+            ca = certificates.new_ca("grit")
+            process, port = await agent.serve(ca)
+            made(server)
+            if pod_uid:
+                meta = {"name": "trainer", "namespace": NAMESPACE, "uid": pod_uid}
+                server.put("pods", {"metadata": meta, "spec": {}, "status": {}})
+            access = Access("grit-system", port, ca[0], str(tmp_path / "token"))
+            world = World(cluster, Agents(cluster, access), Nodes(cluster), "/mnt/grit-agent")
+            await checkpoints.forget(world, NAMESPACE, "nightly")
+            await process.stop(None)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     "errors", [(), (BUSY, BUSY), (SLOW,), (AWAY, BUSY, SLOW)], ids=["", "busy", "slow", "both"]
 )
@@ -77,21 +97,20 @@ def test_what_is_in_the_way_of_a_removal_for_a_while_does_not_leave_it_undone(
 ) -> None:
     monkeypatch.setattr(patience, "_PAUSES_S", (0.1, 0.1, 0.1))
     monkeypatch.setattr(patience, "_BUSY_PAUSE_S", 0.1)
-    (tmp_path / "token").write_text("token")
     agent = Agent(*errors)
+    forgotten(agent, tmp_path)
+    assert [(one.namespace, one.name) for one in agent.removed] == [(NAMESPACE, "nightly")]
 
-    async def scenario() -> None:
-        async with serving() as (server, cluster):
-            ca = certificates.new_ca("grit")
-            process, port = await agent.serve(ca)
-            made(server)
-            access = Access("grit-system", port, ca[0], str(tmp_path / "token"))
-            world = World(cluster, Agents(cluster, access), Nodes(cluster), "/mnt/grit-agent")
-            await checkpoints.forget(world, NAMESPACE, "nightly")
-            await process.stop(None)
 
-    asyncio.run(scenario())
-    assert agent.removed == [f"{NAMESPACE}/nightly"]
+@pytest.mark.parametrize(
+    ("pod_uid", "told"),
+    [("", "trainer-uid"), ("another-uid", "trainer-uid"), ("trainer-uid", "")],
+    ids=["gone", "another", "there"],
+)
+def test_a_node_hears_that_the_pod_is_no_more(tmp_path: Path, pod_uid: str, told: str) -> None:
+    agent = Agent()
+    forgotten(agent, tmp_path, pod_uid=pod_uid)
+    assert [one.deleted_pod_uid for one in agent.removed] == [told]
 
 
 def made(server: Server) -> None:
@@ -105,6 +124,7 @@ def made(server: Server) -> None:
     }
     server.put("pods", {"metadata": meta, "spec": spec, "status": ready})
     status = {"phase": api.CHECKPOINTED, "nodeName": "node-a", "podName": "trainer"}
+    status["podUID"] = "trainer-uid"
     meta = {"name": "nightly", "namespace": NAMESPACE, "uid": "nightly-uid"}
     meta |= {"creationTimestamp": "2026-01-01T00:00:00Z"}
     spec = {"podName": "trainer"}

@@ -87,8 +87,8 @@ def give_way(root: str, namespace: str, name: str) -> None:
 def remove(root: str, namespace: str, name: str, deleted_pod_uid: str = "") -> None:
     """Remove this node's checkpoint of that name, brought or taken here; nothing if it has none.
 
-    FailedPreconditionError if something still needs it, such as a pod that is held for it; of one
-    that is *deleted* the API server knows no more.
+    FailedPreconditionError if something still needs it, such as a pod that is held for it, unless
+    it is *deleted* and its sandbox gone.
     """
     held_pods.drop_gone()
     path = f"{root}/{namespace}/{name}"

@@ -279,7 +279,8 @@ async def _give_back(world: World, found: Object) -> None:
     if phase in api.HOLDING or now.get("phase") == api.SUBMITTING:
         await rollbacks.roll_back(world, moves.of_checkpoint(api.read(api.Checkpoint, found), now))
     elif life := await _life(world, found):
-        log.warning("a pod stays held", pod=now["podName"], reason=f"pod {life} has its state")
+        if await held.is_there(world.cluster, meta["namespace"], now):
+            log.warning("a pod stays held", pod=now["podName"], reason=f"pod {life} has its state")
     else:
         await held.let_run(world, meta["namespace"], meta["name"], now)
 
@@ -353,6 +354,6 @@ async def _ask_to_remove(
     cluster: Cluster, agent: Agent, request: agent_pb2.RemoveRequest, now: CheckpointStatus
 ) -> None:
     pod = await cluster.find(kube.PODS, request.namespace, now.pod_name)
-    if pod is None or pod["metadata"]["uid"] != now.pod_uid:
+    if pod is None or pod["metadata"]["uid"] != now.pod_uid or pods.is_ending(pod):
         request.deleted_pod_uid = now.pod_uid
     await agent.ask("Remove", request, agent_pb2.RemoveReply)

@@ -14,7 +14,7 @@ from grit_runtime.proto import agent_pb2
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.manager.agents import Agent
-    from grit_runtime.manager.cluster import Object
+    from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.world import World
 
 _JOB_ENDS_S = 60.0  # CRIU is given 30 s to let go of a pod
@@ -27,13 +27,7 @@ async def let_run(world: World, namespace: str, name: str, now: Object) -> str:
     One that is ending, or whose node is lost and fenced, may go on elsewhere. UnavailableError
     while its node does not answer.
     """
-    if not now.get("nodeName"):
-        return ""
-    node = await world.cluster.find(kube.NODES, "", now["nodeName"])
-    pod = await world.cluster.find(kube.PODS, namespace, now["podName"])
-    if node is None or (fencing.is_lost(node) and fencing.is_fenced(node)):
-        return ""
-    if pod is None or pod["metadata"]["uid"] != now["podUID"] or pods.is_ending(pod):
+    if not await is_there(world.cluster, namespace, now):
         return ""
     agent = await world.agents.at(now["nodeName"])
     await _end_job(agent, namespace, name)
@@ -43,6 +37,17 @@ async def let_run(world: World, namespace: str, name: str, now: Object) -> str:
     with suppress(HeldError):  # for another checkpoint
         await agent.ask("Resume", request, agent_pb2.ResumeReply)
     return "the pod runs on"
+
+
+async def is_there(cluster: Cluster, namespace: str, now: Object) -> bool:
+    """Whether the pod can run on; not if it is ending, or its node is gone, or lost and fenced."""
+    if not now.get("nodeName"):
+        return False
+    node = await cluster.find(kube.NODES, "", now["nodeName"])
+    pod = await cluster.find(kube.PODS, namespace, now["podName"])
+    if node is None or (fencing.is_lost(node) and fencing.is_fenced(node)):
+        return False
+    return pod is not None and pod["metadata"]["uid"] == now["podUID"] and not pods.is_ending(pod)
 
 
 async def cancel(world: World, namespace: str, name: str, now: Object) -> None:

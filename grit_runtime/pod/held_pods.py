@@ -79,9 +79,10 @@ def drop_gone() -> None:
 
 
 def drop_deleted(pod_uid: str, manifest_sha256: str) -> None:
-    """Forget a pod that was held for this checkpoint, and that its API server has no more.
+    """Forget a pod that was held for this checkpoint, and that somebody has deleted.
 
-    Its logs stay for up to a minute after that. While its sandbox is there kubelet has yet to hear.
+    While its sandbox is there kubelet has yet to hear, and makes no other afterwards. It may take
+    another minute to tell the API server, and to remove logs and volumes.
     """
     hold = of(pod_uid)
     if hold and hold.manifest_sha256 == manifest_sha256 and not os.path.exists(_sandbox(hold)):

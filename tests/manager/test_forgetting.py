@@ -69,8 +69,8 @@ class Agent:
         return server, port
 
 
-def forgotten(agent: Agent, tmp_path: Path, *, pod_uid: str = "") -> None:
-    """Delete the Checkpoint; there is a pod of its source's name if it has a uid."""
+def forgotten(agent: Agent, tmp_path: Path, **pod: str) -> None:
+    """Delete the Checkpoint; there is a *pod* of its source's name if it has any metadata."""
     (tmp_path / "token").write_text("token")
 
     async def scenario() -> None:
@@ -78,8 +78,8 @@ def forgotten(agent: Agent, tmp_path: Path, *, pod_uid: str = "") -> None:
             ca = certificates.new_ca("grit")
             process, port = await agent.serve(ca)
             made(server)
-            if pod_uid:
-                meta = {"name": "trainer", "namespace": NAMESPACE, "uid": pod_uid}
+            if pod:
+                meta = {"name": "trainer", "namespace": NAMESPACE, **pod}
                 server.put("pods", {"metadata": meta, "spec": {}, "status": {}})
             access = Access("grit-system", port, ca[0], str(tmp_path / "token"))
             world = World(cluster, Agents(cluster, access), Nodes(cluster), "/mnt/grit-agent")
@@ -102,14 +102,24 @@ def test_what_is_in_the_way_of_a_removal_for_a_while_does_not_leave_it_undone(
     assert [(one.namespace, one.name) for one in agent.removed] == [(NAMESPACE, "nightly")]
 
 
+ENDING = {"uid": "trainer-uid", "deletionTimestamp": "2026-01-01T00:00:00Z"}
+
+
 @pytest.mark.parametrize(
-    ("pod_uid", "told"),
-    [("", "trainer-uid"), ("another-uid", "trainer-uid"), ("trainer-uid", "")],
-    ids=["gone", "another", "there"],
+    ("pod", "told"),
+    [
+        ({}, "trainer-uid"),
+        ({"uid": "another-uid"}, "trainer-uid"),
+        (ENDING, "trainer-uid"),
+        ({"uid": "trainer-uid"}, ""),
+    ],
+    ids=["gone", "another", "ending", "there"],
 )
-def test_a_node_hears_that_the_pod_is_no_more(tmp_path: Path, pod_uid: str, told: str) -> None:
+def test_a_node_hears_that_the_pod_is_deleted(
+    tmp_path: Path, pod: dict[str, str], told: str
+) -> None:
     agent = Agent()
-    forgotten(agent, tmp_path, pod_uid=pod_uid)
+    forgotten(agent, tmp_path, **pod)
     assert [one.deleted_pod_uid for one in agent.removed] == [told]
 
 

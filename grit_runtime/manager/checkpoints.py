@@ -135,7 +135,7 @@ async def _advance_in_time(
 
 async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None:
     if not status.phase:
-        await status.enter(api.CREATED)
+        status.pass_through(api.CREATED)
     if status.phase == api.CREATED:
         await _look(world, checkpoint, status)
     if status.phase == api.PENDING:

@@ -150,18 +150,15 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     settings.watching.server_timeout = kube.WATCH_S
     settings.watching.client_timeout = kube.SILENT_S
     kopf.on.login(registry=registry, id="login", errors=kopf.ErrorsMode.IGNORED)(_log_in)
-    for kind, plural, run_one, ended in (
-        ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED),
-        ("Restore", "restores", restores.run, restores.ENDED),
-        ("Migration", "migrations", migrations.run, migrations.ENDED),
+    for kind, plural, run_one, ended, forget in (
+        ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED, checkpoints.forget),
+        ("Restore", "restores", restores.run, restores.ENDED, None),
+        ("Migration", "migrations", migrations.run, migrations.ENDED, migrations.forget),
     ):
         work = _daemon(world, told, kind, run_one, ended)
-        _control(registry, plural, plural, _is_open(ended), work)
-    for plural, forget in (
-        ("checkpoints", checkpoints.forget),
-        ("migrations", migrations.forget),
-    ):
-        _on_deletion(registry, plural, world, forget)
+        _control(registry, plural, plural, _is_open(ended, has_end=forget is not None), work)
+        if forget:
+            _on_deletion(registry, plural, world, forget)
     _keep_schedules(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
 
@@ -262,8 +259,18 @@ def _control(
     )(work)
 
 
-def _is_open(ended: tuple[str, ...]) -> Callable[..., bool]:
-    return lambda status, **_: status.get("phase") not in ended
+def _is_open(ended: tuple[str, ...], *, has_end: bool) -> Callable[..., bool]:
+    """Whether an object has not come to one of its ends, and cannot go without its own *end*.
+
+    Until it has the finalizer its deletion would be unheard of, and who adds that is in the way of
+    whoever writes its status.
+    """
+
+    def is_open(status: Any, meta: Any, **_: object) -> bool:
+        is_kept = not has_end or names.FINALIZER in (meta.get("finalizers") or ())
+        return is_kept and status.get("phase") not in ended
+
+    return is_open
 
 
 def _on_deletion(registry: kopf.OperatorRegistry, plural: str, world: World, forget: Run) -> None:

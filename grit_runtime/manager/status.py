@@ -37,6 +37,8 @@ class Status:
         self._object = obj
         self.now: dict[str, Any] = dict(obj.get("status") or {})
         self._version = str(obj["metadata"].get("resourceVersion", ""))
+        self._written_phase = self.phase
+        self._unwritten: Object = {}
 
     @property
     def phase(self) -> str:
@@ -65,11 +67,11 @@ class Status:
 
     def _require(self, now: Object) -> None:
         meta = self._object["metadata"]
-        phase = (now.get("status") or {}).get("phase", "")
-        if (now["metadata"]["uid"], phase) != (meta["uid"], self.phase):
+        phase, expected = (now.get("status") or {}).get("phase", ""), self._written_phase
+        if (now["metadata"]["uid"], phase) != (meta["uid"], expected):
             raise ConflictError(
                 f"{self._object['kind']} {meta['namespace']}/{meta['name']} is {phase or 'another'}"
-                f", expected {self.phase or 'a new one'}: somebody else has gone on with it"
+                f", expected {expected or 'a new one'}: somebody else has gone on with it"
             )
         self._version = str(now["metadata"]["resourceVersion"])
 
@@ -88,6 +90,12 @@ class Status:
         await self._write(phase, why, message, told)
         if not is_first:  # that it is there tells nothing
             self._tell("Normal", why, f"is {phase}")
+
+    def pass_through(self, phase: str) -> None:
+        """Begin a first *phase* that takes no longer than to write it: the next one says it too."""
+        told: dict[str, object] = {"startTime": _seconds(_now())}
+        self._unwritten = self._changed(phase, _REASONS[self._object["kind"]][phase], "", told)
+        self.now |= self._unwritten
 
     async def finish(self, phase: str, **told: object) -> None:
         """Come to the good end *phase*."""
@@ -133,6 +141,21 @@ class Status:
         kopf.event(kopf.Body(cast("Any", self._object)), type=kind, reason=why, message=message)
 
     async def _write(self, phase: str, why: str, message: str, told: dict[str, object]) -> None:
+        new = self._unwritten | self._changed(phase, why, message, told)
+        while True:
+            try:
+                version = {"resourceVersion": self._version}
+                written = await self._patch({"metadata": version, "status": new})
+            except ConflictError:  # it was annotated meanwhile, or somebody has gone on with it
+                await self.confirm()
+            else:
+                self.now |= new
+                self._written_phase, self._unwritten = phase, {}
+                self._require(written)
+                return
+
+    def _changed(self, phase: str, why: str, message: str, told: dict[str, object]) -> Object:
+        """What is new in the status with *phase*."""
         now = _now()
         seconds = dict(self.now.get("durations") or {})
         since = self.now.get("phaseTime")
@@ -145,7 +168,7 @@ class Status:
         reached = conditions.reached(
             self._conditions(), phase, why, text, Moment(_seconds(now), generation)
         )
-        new = {
+        return {
             "phase": phase,
             "reason": why,
             "message": message or None,
@@ -155,16 +178,6 @@ class Status:
             "observedGeneration": generation,
             **{name: None if value in _EMPTY else value for name, value in told.items()},
         }
-        while True:
-            try:
-                version = {"resourceVersion": self._version}
-                written = await self._patch({"metadata": version, "status": new})
-            except ConflictError:  # it was annotated meanwhile, or somebody has gone on with it
-                await self.confirm()
-            else:
-                self.now |= new
-                self._require(written)
-                return
 
     async def _patch(self, patch: Object) -> Object:
         meta = self._object["metadata"]

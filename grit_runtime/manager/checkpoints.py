@@ -155,9 +155,8 @@ async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
     if spec.auto_migration:
         moves.refuse(pod)
     if owner := pods.owner(pod):
-        labels = {"metadata": {"labels": {pods.OWNER: owner["uid"]}}}
-        await world.cluster.patch(kube.CHECKPOINTS, namespace, checkpoint.metadata.name, labels)
-    await status.enter(
+        await status.label(**{pods.OWNER: owner["uid"]})
+    status.pass_through(
         api.PENDING,
         nodeName=pod["spec"]["nodeName"],
         podName=pod["metadata"]["name"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 
 import aiohttp
@@ -53,6 +53,7 @@ SERVES_ON_S = 6.0  # after it is told to end: until no API server asks it any mo
 
 _RETRY_S = 2.0
 _CONNECTIONS = 20  # kopf's: six for its watches
+_WORK_ENDS_S = 10.0
 _FORGET_S = 180.0  # after which an object goes whatever is left of it
 
 
@@ -155,10 +156,11 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
         ("Restore", "restores", restores.run, restores.ENDED, None),
         ("Migration", "migrations", migrations.run, migrations.ENDED, migrations.forget),
     ):
-        work = _daemon(world, told, kind, run_one, ended)
+        running: dict[str, asyncio.Event] = {}
+        work = _daemon(world, told, kind, run_one, ended, running)
         _control(registry, plural, plural, _is_open(ended, has_end=forget is not None), work)
         if forget:
-            _on_deletion(registry, plural, world, forget)
+            _on_deletion(registry, plural, world, forget, running)
     _keep_schedules(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
 
@@ -212,6 +214,7 @@ def _daemon(
     kind: str,
     run_one: Callable[[World, str, str], Awaitable[kube.Object]],
     ended: tuple[str, ...],
+    running: dict[str, asyncio.Event],
 ) -> Callable[..., Awaitable[None]]:
     slots = Slots(AT_ONCE)
 
@@ -221,10 +224,13 @@ def _daemon(
 
         before, now = status.get("phase"), {}
         told.begun(kind)
+        running[meta["uid"]] = over = asyncio.Event()
         try:
             async with slots.one(is_waiting):
                 now = await run_one(world, namespace, name)
         finally:
+            over.set()
+            del running[meta["uid"]]
             if not now and status.get("phase") in ended:  # kopf has seen the end, and cancels
                 now = status
             phase = now.get("phase", "")
@@ -273,8 +279,19 @@ def _is_open(ended: tuple[str, ...], *, has_end: bool) -> Callable[..., bool]:
     return is_open
 
 
-def _on_deletion(registry: kopf.OperatorRegistry, plural: str, world: World, forget: Run) -> None:
-    async def end(name: str, namespace: Any, **_: Any) -> None:
+def _on_deletion(
+    registry: kopf.OperatorRegistry,
+    plural: str,
+    world: World,
+    forget: Run,
+    running: dict[str, asyncio.Event],
+) -> None:
+    async def end(name: str, namespace: Any, uid: Any, **_: Any) -> None:
+        # kopf has cancelled it. What it is about to ask of a node would be asked after the end.
+        if over := running.get(uid):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WORK_ENDS_S):
+                    await over.wait()
         await forget(world, namespace, name)
 
     kopf.on.delete(

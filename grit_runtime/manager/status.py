@@ -54,8 +54,13 @@ class Status:
         wanted = {name: None if value in _EMPTY else value for name, value in told.items()}
         new = {name: value for name, value in wanted.items() if self.now.get(name) != value}
         if new:
-            self._require(await self._patch({"status": new}))
-            self.now |= new
+            await self._put(new)
+
+    async def label(self, **labels: str) -> None:
+        """Give the object labels, by which others find it."""
+        meta = self._object["metadata"]
+        patch = {"metadata": {"labels": labels}}
+        self._require(await self._cluster.patch(self._kind, meta["namespace"], meta["name"], patch))
 
     async def confirm(self) -> None:
         """ConflictError unless the object is as far as is known here.
@@ -87,15 +92,17 @@ class Status:
         is_first = not self.phase
         if is_first:
             told["startTime"] = _seconds(_now())
-        await self._write(phase, why, message, told)
+        await self._put(self._changed(phase, why, message, told))
         if not is_first:  # that it is there tells nothing
             self._tell("Normal", why, f"is {phase}")
 
-    def pass_through(self, phase: str) -> None:
-        """Begin a first *phase* that takes no longer than to write it: the next one says it too."""
-        told: dict[str, object] = {"startTime": _seconds(_now())}
-        self._unwritten = self._changed(phase, _REASONS[self._object["kind"]][phase], "", told)
-        self.now |= self._unwritten
+    def pass_through(self, phase: str, **told: object) -> None:
+        """Begin a *phase* that takes no longer than to write it: what is written next says it."""
+        if not self.phase:
+            told["startTime"] = _seconds(_now())
+        changed = self._changed(phase, _REASONS[self._object["kind"]][phase], "", told)
+        self._unwritten |= changed
+        self.now |= changed
 
     async def finish(self, phase: str, **told: object) -> None:
         """Come to the good end *phase*."""
@@ -105,7 +112,7 @@ class Status:
         """Come to a bad end, for this reason."""
         why, message = reason(error), one_line(error)
         log.warning(f"{self._object['kind']} has failed", name=self.name, reason=message)
-        await self._write(api.FAILED, why, message, self._ended())
+        await self._put(self._changed(api.FAILED, why, message, self._ended()))
         self._tell("Warning", why, message)
 
     async def settle(self, why: str, message: str, *, is_ready: bool) -> None:
@@ -140,8 +147,9 @@ class Status:
         """Post an event, which is what `kubectl describe` shows."""
         kopf.event(kopf.Body(cast("Any", self._object)), type=kind, reason=why, message=message)
 
-    async def _write(self, phase: str, why: str, message: str, told: dict[str, object]) -> None:
-        new = self._unwritten | self._changed(phase, why, message, told)
+    async def _put(self, new: Object) -> None:
+        """Write what is *new*, and what was not worth a request of its own before."""
+        new = self._unwritten | new
         while True:
             try:
                 version = {"resourceVersion": self._version}
@@ -150,7 +158,7 @@ class Status:
                 await self.confirm()
             else:
                 self.now |= new
-                self._written_phase, self._unwritten = phase, {}
+                self._written_phase, self._unwritten = self.phase, {}
                 self._require(written)
                 return
 

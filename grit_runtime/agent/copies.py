@@ -95,14 +95,12 @@ def remove(root: str, namespace: str, name: str, deleted_pod_uid: str = "") -> N
     sha256 = ""
     with suppress(FileNotFoundError), closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:
         sha256 = checkpoint_dir.read_manifest(dir_fd, path).sha256
-    if deleted_pod_uid:
-        held_pods.drop_deleted(deleted_pod_uid, sha256)
     copy = Copy(namespace, name, sha256, 0, 0.0)
-    if use := _use(root, copy, 0.0) or _remove(root, copy, 0.0):
+    if use := _use(root, copy, 0.0, deleted_pod_uid) or _remove(root, copy, 0.0, deleted_pod_uid):
         raise FailedPreconditionError(f"checkpoint {path} {use}: remove it when that is over")
 
 
-def _remove(root: str, copy: Copy, settled_s: float) -> str:
+def _remove(root: str, copy: Copy, settled_s: float, deleted_pod_uid: str = "") -> str:
     """Remove a copy and its record; what uses it after all, "" if it is gone."""
     gone = f".{copy.name}.evicted"
     path = f"{root}/{copy.namespace}/{copy.name}"
@@ -116,7 +114,8 @@ def _remove(root: str, copy: Copy, settled_s: float) -> str:
             if checkpoint_dir.read_manifest(fd, path).sha256 == copy.sha256:
                 confine.remove_tree(parent_fd, gone)
                 os.rename(copy.name, gone, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
-                if use := _use(root, copy, settled_s):  # a restore has opened it in between
+                # A restore may have opened it in between.
+                if use := _use(root, copy, settled_s, deleted_pod_uid):
                     os.rename(gone, copy.name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
                     return use
                 verified.forget(copy.sha256)
@@ -130,12 +129,17 @@ def _forget(copy: Copy) -> None:
         os.unlink(_path(copy.namespace, copy.name))
 
 
-def _use(root: str, copy: Copy, settled_s: float) -> str:
-    """What the copy is in use for, if it is; a restore is over *settled_s* after the start."""
+def _use(root: str, copy: Copy, settled_s: float, deleted_pod_uid: str = "") -> str:
+    """What the copy is in use for, if it is; a restore is over *settled_s* after the start.
+
+    A pod that is deleted has no use for it. Its hold stays: kubelet may not have heard of that, and
+    would start it from its image.
+    """
     if arrivals.of(root, copy.namespace, copy.name):
         return "is on its way to this node"
     for hold in held_pods.every():
-        if hold.manifest_sha256 == copy.sha256:
+        is_meant = hold.manifest_sha256 == copy.sha256
+        if is_meant and not held_pods.is_deleted(hold, deleted_pod_uid):
             return f"is what pod {hold.name} is held for"
     attempts = journal.beneath(journal.PODS_DIR, f"*/*/{lives.ATTEMPT_JOURNAL}")
     for life in lives.of(copy.sha256, but=""):

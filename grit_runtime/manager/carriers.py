@@ -10,7 +10,7 @@ import asyncio
 from contextlib import suppress
 
 from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError
-from grit_runtime.manager import api, events, pods
+from grit_runtime.manager import api, events, pods, storage
 from grit_runtime.manager import cluster as kube
 
 TYPE_CHECKING = False
@@ -55,6 +55,13 @@ async def opened(
     finally:
         telling.cancel()
     return f"volume://{uid}/{store.volume}"
+
+
+async def store_of(world: World, checkpoint: Checkpoint, node: str, status: Status) -> str:
+    """Where the Checkpoint is put to, as the agent of *node* reaches it; as `opened`."""
+    namespace = checkpoint.metadata.namespace
+    found = await storage.store_of(world.cluster, namespace, checkpoint.spec.stored)
+    return await opened(world, checkpoint, found, node, status)
 
 
 async def closed(cluster: Cluster, namespace: str, uid: str) -> None:

@@ -23,6 +23,7 @@ from grit_runtime.manager import (
     patience,
     pods,
     probes,
+    removal,
     rollbacks,
     storage,
 )
@@ -34,7 +35,7 @@ from grit_runtime.proto import agent_pb2
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.manager.agents import Agent
-    from grit_runtime.manager.api import Checkpoint, CheckpointStatus
+    from grit_runtime.manager.api import Checkpoint
     from grit_runtime.manager.cluster import Cluster, Object
     from grit_runtime.manager.world import World
 
@@ -141,7 +142,7 @@ async def _advance(world: World, checkpoint: Checkpoint, status: Status) -> None
     if status.phase == api.PENDING:
         # Before the pod is touched: where it is to go must be there.
         await world.agents.at(status.now["nodeName"])
-        await _store(world, checkpoint, status, status.now["nodeName"])
+        await carriers.store_of(world, checkpoint, status.now["nodeName"], status)
         await status.enter(api.CHECKPOINTING)
     if status.phase == api.CHECKPOINTING:
         await patience.repeated(lambda: _take(world, checkpoint, status))
@@ -156,28 +157,23 @@ async def _look(world: World, checkpoint: Checkpoint, status: Status) -> None:
         moves.refuse(pod)
     if owner := pods.owner(pod):
         await status.label(**{pods.OWNER: owner["uid"]})
-    status.pass_through(
-        api.PENDING,
-        nodeName=pod["spec"]["nodeName"],
-        podName=pod["metadata"]["name"],
-        podUID=pod["metadata"]["uid"],
-        podSpecHash=pod_template.digest(pod),
-        podTemplate=pods.template(pod),
-    )
-
-
-async def _store(world: World, checkpoint: Checkpoint, status: Status, node: str) -> str:
-    """Where it is put to, as the agent of the *node* reaches it."""
-    found = await storage.store_of(
-        world.cluster, checkpoint.metadata.namespace, checkpoint.spec.stored
-    )
-    return await carriers.opened(world, checkpoint, found, node, status)
+    chosen = {
+        "nodeName": pod["spec"]["nodeName"],
+        "podName": pod["metadata"]["name"],
+        "podUID": pod["metadata"]["uid"],
+        "podSpecHash": pod_template.digest(pod),
+        "podTemplate": pods.template(pod),
+    }
+    if spec.stored:  # which may take minutes to be reached
+        await status.enter(api.PENDING, **chosen)
+    else:
+        status.pass_through(api.PENDING, **chosen)
 
 
 async def _take(world: World, checkpoint: Checkpoint, status: Status) -> None:
     meta, spec = checkpoint.metadata, checkpoint.spec
     agent = await world.agents.at(status.now["nodeName"])
-    store = await _store(world, checkpoint, status, agent.node)
+    store = await carriers.store_of(world, checkpoint, agent.node, status)
     if not await _is_taken(agent, meta.uid):
         request = agent_pb2.CheckpointRequest(
             target=f"{meta.namespace}/{status.now['podName']}",
@@ -246,11 +242,13 @@ async def _followed(agent: Agent, job: agent_pb2.Job, status: Status) -> None:
             await status.note(message=f"{now.phase}: {done}")
 
 
-async def forget(world: World, namespace: str, name: str) -> None:
+async def forget(world: World, namespace: str, name: str, uid: str) -> None:
     """What the end of a Checkpoint takes with it: its job, its hold, and its data."""
     found = await world.cluster.find(kube.CHECKPOINTS, namespace, name)
-    now = (found or {}).get("status") or {}
-    if found is None or not now.get("nodeName"):
+    if found is None or found["metadata"]["uid"] != uid:
+        return
+    now = found.get("status") or {}
+    if not now.get("nodeName"):
         return
     await held.cancel(world, namespace, name, now)
     if found["spec"].get("after") == "frozen" or found["spec"].get("autoMigration"):
@@ -261,9 +259,8 @@ async def forget(world: World, namespace: str, name: str) -> None:
             # Its node may be gone for good: a deletion always works.
             log.warning("a pod may be held still", pod=now["podName"], reason=error)
     try:
-        async with asyncio.timeout(_FORGET_S):
-            await _remove(world, api.read(api.Checkpoint, found), found)
-    except (GritError, TimeoutError) as error:
+        await removal.remove(world, api.read(api.Checkpoint, found), found)
+    except GritError as error:
         # The node may be gone for good, and then so is the data: a deletion always works.
         log.warning("a checkpoint is left where it is", node=now["nodeName"], reason=error)
 
@@ -324,35 +321,3 @@ async def _migration(cluster: Cluster, found: Object) -> Object:
             if there and there["metadata"]["uid"] == reference["uid"]:
                 return there
     return {}
-
-
-async def _remove(world: World, checkpoint: Checkpoint, found: Object) -> None:
-    """Remove it from its node, and from its store, which any agent reaches if that node is gone."""
-    meta, now = checkpoint.metadata, checkpoint.status
-    request = agent_pb2.RemoveRequest(namespace=meta.namespace, name=meta.name)
-    is_stored = bool(now.manifest_digest and checkpoint.spec.stored)
-    try:
-        agent = await world.agents.at(now.node_name)
-    except UnavailableError:
-        if not is_stored:
-            raise
-        agent = await world.agents.any()
-    if is_stored:
-        status = Status(world.cluster, kube.CHECKPOINTS, found)
-        request.sha256 = now.manifest_digest.removeprefix("sha256:")
-        request.store = await _store(world, checkpoint, status, agent.node)
-    try:
-        # Nobody looks again at what is left there, and it is in the way of the next of its name.
-        asked = partial(_ask_to_remove, world.cluster, agent, request, now)
-        await patience.repeated(lambda: patience.while_busy(asked))
-    finally:
-        await carriers.closed(world.cluster, meta.namespace, meta.uid)
-
-
-async def _ask_to_remove(
-    cluster: Cluster, agent: Agent, request: agent_pb2.RemoveRequest, now: CheckpointStatus
-) -> None:
-    pod = await cluster.find(kube.PODS, request.namespace, now.pod_name)
-    if pod is None or pod["metadata"]["uid"] != now.pod_uid or pods.is_ending(pod):
-        request.deleted_pod_uid = now.pod_uid
-    await agent.ask("Remove", request, agent_pb2.RemoveReply)

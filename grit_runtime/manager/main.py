@@ -44,9 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any
 
+    from grit_runtime.manager.cluster import Cluster
     from grit_runtime.manager.lease import Lease
 
     Run = Callable[[World, str, str], Awaitable[object]]
+    Forget = Callable[[World, str, str, str], Awaitable[None]]
 
 AT_ONCE = 500  # objects of a kind that are worked on: a Migration waits for its Checkpoint
 SERVES_ON_S = 6.0  # after it is told to end: until no API server asks it any more
@@ -57,6 +59,9 @@ _WORK_ENDS_S = 10.0
 _FORGET_S = 180.0  # after which an object goes whatever is left of it
 
 
+_KEPT_S, _LOOK_S = 5.0, 0.02
+
+
 class Options(NamedTuple):
     namespace: str
     webhook_port: int
@@ -64,6 +69,23 @@ class Options(NamedTuple):
     agent_port: int
     agent_token: str  # a file
     checkpoint_root: str
+
+
+class _Kind(NamedTuple):
+    """How the objects of a kind are worked on, and ended where that takes more than to stop."""
+
+    name: str
+    plural: str
+    run: Callable[[World, str, str], Awaitable[kube.Object]]
+    ended: tuple[str, ...]  # phases
+    forget: Forget | None = None
+
+
+_KINDS = (
+    _Kind("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED, checkpoints.forget),
+    _Kind("Restore", "restores", restores.run, restores.ENDED),
+    _Kind("Migration", "migrations", migrations.run, migrations.ENDED, migrations.forget),
+)
 
 
 async def run(options: Options) -> None:
@@ -151,16 +173,12 @@ async def _operate(world: World, told: metrics.Metrics) -> None:
     settings.watching.server_timeout = kube.WATCH_S
     settings.watching.client_timeout = kube.SILENT_S
     kopf.on.login(registry=registry, id="login", errors=kopf.ErrorsMode.IGNORED)(_log_in)
-    for kind, plural, run_one, ended, forget in (
-        ("Checkpoint", "checkpoints", checkpoints.run, checkpoints.ENDED, checkpoints.forget),
-        ("Restore", "restores", restores.run, restores.ENDED, None),
-        ("Migration", "migrations", migrations.run, migrations.ENDED, migrations.forget),
-    ):
+    for kind in _KINDS:
         running: dict[str, asyncio.Event] = {}
-        work = _daemon(world, told, kind, run_one, ended, running)
-        _control(registry, plural, plural, _is_open(ended, has_end=forget is not None), work)
-        if forget:
-            _on_deletion(registry, plural, world, forget, running)
+        work = _daemon(world, told, kind, running)
+        _control(registry, kind.plural, kind.plural, _is_open(kind.ended), work)
+        if kind.forget:
+            _on_deletion(registry, kind.plural, world, kind.forget, running)
     _keep_schedules(registry, world)
     await kopf.operator(registry=registry, settings=settings, clusterwide=True, standalone=True)
 
@@ -209,36 +227,52 @@ def _standing(world: World, run_one: Run) -> Callable[..., Awaitable[None]]:
 
 
 def _daemon(
-    world: World,
-    told: metrics.Metrics,
-    kind: str,
-    run_one: Callable[[World, str, str], Awaitable[kube.Object]],
-    ended: tuple[str, ...],
-    running: dict[str, asyncio.Event],
+    world: World, told: metrics.Metrics, kind: _Kind, running: dict[str, asyncio.Event]
 ) -> Callable[..., Awaitable[None]]:
     slots = Slots(AT_ONCE)
 
     async def work(name: str, namespace: str, meta: Any, status: Any, **_: object) -> None:
         def is_waiting() -> bool:
-            return kind == "Restore" and _waits(meta)
+            return kind.name == "Restore" and _waits(meta)
 
         before, now = status.get("phase"), {}
-        told.begun(kind)
+        told.begun(kind.name)
         running[meta["uid"]] = over = asyncio.Event()
         try:
+            if kind.forget:
+                await _kept(world.cluster, kind.name, meta)
             async with slots.one(is_waiting):
-                now = await run_one(world, namespace, name)
+                now = await kind.run(world, namespace, name)
         finally:
             over.set()
             del running[meta["uid"]]
-            if not now and status.get("phase") in ended:  # kopf has seen the end, and cancels
-                now = status
+            if not now and status.get("phase") in kind.ended:
+                now = status  # kopf has seen the end, and cancels
             phase = now.get("phase", "")
             begun = datetime.fromisoformat(meta["creationTimestamp"])
             took_s = (datetime.now(UTC) - begun).total_seconds()
-            told.ended(kind, "" if phase == before else phase, now.get("reason", ""), took_s)
+            phase = "" if phase == before else phase
+            told.ended(kind.name, phase, now.get("reason", ""), took_s)
 
     return work
+
+
+async def _kept(cluster: Cluster, kind: str, meta: Any) -> None:
+    """Wait until the object does not go without a word; *meta* is what kopf knows by now.
+
+    kopf adds its finalizer, and whoever writes meanwhile is in its way. After a while it is added
+    here: kopf gives up without telling anybody.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + _KEPT_S
+    while names.FINALIZER not in (there := meta.get("finalizers") or ()):
+        if loop.time() > end_s:
+            new = {"finalizers": [*there, names.FINALIZER], "uid": meta["uid"]}
+            new["resourceVersion"] = meta["resourceVersion"]
+            place = meta["namespace"], meta["name"]
+            await cluster.patch(kube.OF_KIND[kind], *place, {"metadata": new})
+            return
+        await asyncio.sleep(_LOOK_S)
 
 
 def _waits(meta: Any) -> bool:
@@ -265,25 +299,15 @@ def _control(
     )(work)
 
 
-def _is_open(ended: tuple[str, ...], *, has_end: bool) -> Callable[..., bool]:
-    """Whether an object has not come to one of its ends, and cannot go without its own *end*.
-
-    Until it has the finalizer its deletion would be unheard of, and who adds that is in the way of
-    whoever writes its status.
-    """
-
-    def is_open(status: Any, meta: Any, **_: object) -> bool:
-        is_kept = not has_end or names.FINALIZER in (meta.get("finalizers") or ())
-        return is_kept and status.get("phase") not in ended
-
-    return is_open
+def _is_open(ended: tuple[str, ...]) -> Callable[..., bool]:
+    return lambda status, **_: status.get("phase") not in ended
 
 
 def _on_deletion(
     registry: kopf.OperatorRegistry,
     plural: str,
     world: World,
-    forget: Run,
+    forget: Forget,
     running: dict[str, asyncio.Event],
 ) -> None:
     async def end(name: str, namespace: Any, uid: Any, **_: Any) -> None:
@@ -292,7 +316,7 @@ def _on_deletion(
             with suppress(TimeoutError):
                 async with asyncio.timeout(_WORK_ENDS_S):
                     await over.wait()
-        await forget(world, namespace, name)
+        await forget(world, namespace, name, uid)
 
     kopf.on.delete(
         *(api.GROUP, api.VERSION, plural),

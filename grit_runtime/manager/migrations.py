@@ -260,14 +260,16 @@ async def _downtime(world: World, namespace: str, now: Object) -> float | None:
     return downtime.seconds(source, target, digest.removeprefix("sha256:"))
 
 
-async def forget(world: World, namespace: str, name: str) -> None:
+async def forget(world: World, namespace: str, name: str, uid: str) -> None:
     """What the end of a Migration takes with it: a source that is held runs on, unless the target
     has been verified."""
     found = await world.cluster.find(kube.MIGRATIONS, namespace, name)
-    now = (found or {}).get("status") or {}
+    if found is None or found["metadata"]["uid"] != uid:
+        return
+    now = found.get("status") or {}
     if now.get("phase") == api.VERIFIED:
         await moves.end_source(world, namespace, now["sourcePod"], now["sourcePodUID"])
-    if found is not None and now.get("phase") in api.HOLDING:
+    if now.get("phase") in api.HOLDING:
         status = Status(world.cluster, kube.MIGRATIONS, found)
         try:
             migration = api.read(api.Migration, found)

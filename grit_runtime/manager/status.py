@@ -39,6 +39,7 @@ class Status:
         self._version = str(obj["metadata"].get("resourceVersion", ""))
         self._written_phase = self.phase
         self._unwritten: Object = {}
+        self._sent = ""  # the phaseTime of what was written last
 
     @property
     def phase(self) -> str:
@@ -71,9 +72,10 @@ class Status:
         self._require(await self._cluster.get(self._kind, meta["namespace"], meta["name"]))
 
     def _require(self, now: Object) -> None:
-        meta = self._object["metadata"]
-        phase, expected = (now.get("status") or {}).get("phase", ""), self._written_phase
-        if (now["metadata"]["uid"], phase) != (meta["uid"], expected):
+        meta, there = self._object["metadata"], now.get("status") or {}
+        phase, expected = there.get("phase", ""), self._written_phase
+        is_own = phase == expected or there.get("phaseTime") == self._sent  # whose answer was lost
+        if now["metadata"]["uid"] != meta["uid"] or not is_own:
             raise ConflictError(
                 f"{self._object['kind']} {meta['namespace']}/{meta['name']} is {phase or 'another'}"
                 f", expected {expected or 'a new one'}: somebody else has gone on with it"
@@ -150,6 +152,7 @@ class Status:
     async def _put(self, new: Object) -> None:
         """Write what is *new*, and what was not worth a request of its own before."""
         new = self._unwritten | new
+        self._sent = new.get("phaseTime", self._sent)
         while True:
             try:
                 version = {"resourceVersion": self._version}

@@ -78,15 +78,10 @@ def drop_gone() -> None:
             drop(hold.pod_uid)
 
 
-def drop_deleted(pod_uid: str, manifest_sha256: str) -> None:
-    """Forget a pod that was held for this checkpoint, and that somebody has deleted.
-
-    While its sandbox is there kubelet has yet to hear, and makes no other afterwards. It may take
-    another minute to tell the API server, and to remove logs and volumes.
-    """
-    hold = of(pod_uid)
-    if hold and hold.manifest_sha256 == manifest_sha256 and not os.path.exists(_sandbox(hold)):
-        drop(pod_uid)
+def is_deleted(hold: Hold, pod_uid: str) -> bool:
+    """Whether the pod that is held, which somebody has deleted if it has *pod_uid*, is gone but
+    for logs and volumes, which kubelet may keep for another minute."""
+    return hold.pod_uid == pod_uid and not os.path.exists(_sandbox(hold))
 
 
 def _sandbox(hold: Hold) -> str:

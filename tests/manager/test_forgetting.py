@@ -69,8 +69,15 @@ class Agent:
         return server, port
 
 
-def forgotten(agent: Agent, tmp_path: Path, **pod: str) -> None:
-    """Delete the Checkpoint; there is a *pod* of its source's name if it has any metadata."""
+def forgotten(
+    agent: Agent,
+    tmp_path: Path,
+    *,
+    pod: dict[str, str] | None = None,
+    uid: str = "nightly-uid",
+    ready_after_s: float = 0.0,
+) -> None:
+    """Delete the Checkpoint of this uid; its source's name has a *pod* if that has metadata."""
     (tmp_path / "token").write_text("token")
 
     async def scenario() -> None:
@@ -78,12 +85,13 @@ def forgotten(agent: Agent, tmp_path: Path, **pod: str) -> None:
             ca = certificates.new_ca("grit")
             process, port = await agent.serve(ca)
             made(server)
+            asyncio.get_running_loop().call_later(ready_after_s, has_agent, server)
             if pod:
                 meta = {"name": "trainer", "namespace": NAMESPACE, **pod}
                 server.put("pods", {"metadata": meta, "spec": {}, "status": {}})
             access = Access("grit-system", port, ca[0], str(tmp_path / "token"))
             world = World(cluster, Agents(cluster, access), Nodes(cluster), "/mnt/grit-agent")
-            await checkpoints.forget(world, NAMESPACE, "nightly")
+            await checkpoints.forget(world, NAMESPACE, "nightly", uid)
             await process.stop(None)
 
     asyncio.run(scenario())
@@ -119,20 +127,29 @@ def test_a_node_hears_that_the_pod_is_deleted(
     tmp_path: Path, pod: dict[str, str], told: str
 ) -> None:
     agent = Agent()
-    forgotten(agent, tmp_path, **pod)
+    forgotten(agent, tmp_path, pod=pod)
     assert [one.deleted_pod_uid for one in agent.removed] == [told]
 
 
+def test_an_agent_that_is_just_starting_anew_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_PAUSES_S", (0.2,) * 10)
+    agent = Agent()
+    forgotten(agent, tmp_path, ready_after_s=0.5)
+    assert len(agent.removed) == 1
+
+
+def test_a_successor_of_the_name_keeps_its_data(tmp_path: Path) -> None:
+    agent = Agent()
+    forgotten(agent, tmp_path, uid="of an earlier one")
+    assert agent.removed == []
+
+
 def made(server: Server) -> None:
-    """A Checkpoint on node-a, which has an agent that is ready."""
-    label, value = LABEL.split("=")
-    meta: dict[str, Any] = {"name": "agent", "namespace": "grit-system", "labels": {label: value}}
-    ready = {"conditions": [{"type": "Ready", "status": "True"}], "podIP": "127.0.0.1"}
-    spec: dict[str, Any] = {
-        "nodeName": "node-a",
-        "containers": [{"name": "agent", "image": "grit"}],
-    }
-    server.put("pods", {"metadata": meta, "spec": spec, "status": ready})
+    """A Checkpoint on node-a, which is not lost."""
+    healthy = {"conditions": [{"type": "Ready", "status": "True"}]}
+    server.put("nodes", {"metadata": {"name": "node-a"}, "status": healthy})
     status = {"phase": api.CHECKPOINTED, "nodeName": "node-a", "podName": "trainer"}
     status["podUID"] = "trainer-uid"
     meta = {"name": "nightly", "namespace": NAMESPACE, "uid": "nightly-uid"}
@@ -141,3 +158,12 @@ def made(server: Server) -> None:
     server.put(
         "checkpoints", {"kind": "Checkpoint", "metadata": meta, "spec": spec, "status": status}
     )
+
+
+def has_agent(server: Server) -> None:
+    """The node has one that is ready."""
+    label, value = LABEL.split("=")
+    meta: dict[str, Any] = {"name": "agent", "namespace": "grit-system", "labels": {label: value}}
+    ready = {"conditions": [{"type": "Ready", "status": "True"}], "podIP": "127.0.0.1"}
+    spec = {"nodeName": "node-a", "containers": [{"name": "agent", "image": "grit"}]}
+    server.put("pods", {"metadata": meta, "spec": spec, "status": ready})

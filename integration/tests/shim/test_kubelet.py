@@ -340,7 +340,7 @@ def test_containers_that_come_and_go_leave_nothing_in_the_shim(
     nodes: Nodes, run_pod: RunPod
 ) -> None:
     pod = run_pod(nodes.a, shell_pod("transient", "echo gone"))
-    shim_pid = shim_client.shim_pid(nodes.a, pod.container_ids["main"])
+    shim_pid = shim_client.shim_pid(nodes.a, pod.sandbox_id)  # the container may have ended
 
     def replace() -> int:
         pod.wait_exited("main")

@@ -343,9 +343,21 @@ INTERRUPTED = "Interrupted"  # by a signal, or a bug in grit
 SYSTEM_CALL = "SystemCallFailed"
 
 
+class InterruptedTaskError(GritError):
+    """What another process of grit did has ended by a signal, or a bug in grit."""
+
+    reason = INTERRUPTED
+
+
+class SystemCallError(GritError):
+    """A system call of another process of grit has failed; of this one it is an OSError."""
+
+    reason = SYSTEM_CALL
+
+
 def reason(error: BaseException) -> str:
-    """The reason of an error; all failed system calls have the same one."""
-    if isinstance(error, GritError):
+    """The reason of an error, never empty; all failed system calls have the same one."""
+    if isinstance(error, GritError) and error.reason:
         return error.reason
     return SYSTEM_CALL if isinstance(error, OSError) else INTERRUPTED
 

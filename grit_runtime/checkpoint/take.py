@@ -41,6 +41,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.config import Config
     from grit_runtime.model.manifest import Manifest
+    from grit_runtime.pod.running_container import RunningContainer
     from grit_runtime.restore.checks import Case
 
 
@@ -84,6 +85,7 @@ def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: s
         holds.warn(order.pod)
     tool = runc.installed(config.runc_root, token)
     held = holds.begin(order.pod)
+    running: tuple[RunningContainer, ...] = ()
     try:
         outcome = _outcome(order, config, outcomes.FAILED, "the engine was killed")
         held.record(steps.Begin(tool.token, config.runc_root, outcome))
@@ -92,8 +94,14 @@ def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: s
                 running_container.read(tool, c.name, c.id, order.decided) for c in order.pod.running
             )
             sealed = _take(Context(order, config, final_dir, tool, driver, held, timeline, running))
-    except BaseException:
+    except BaseException as error:
+        ended = [c.name for c in running if procfs.is_ending(c.init_pid)]
         holds.undo(held)
+        if ended and isinstance(error, OSError):  # what is asked of a process that is no more
+            raise PodStateError(
+                f"pod {order.pod.namespace}/{order.pod.name}: container {ended[0]} has ended while "
+                f"its checkpoint was taken, expected it to run ({one_line(error)}); take it again"
+            ) from error
         raise
     if order.after == "frozen":
         held.close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import time
 
 import pytest
 
-from integration.pods import checkpoints
+from integration.pods import checkpoints, workload
 from integration.pods.pod_spec import EmptyDir, Security, VolumeMount
 from integration.tests.matrix import cases, single
 
@@ -242,3 +245,20 @@ def test_what_nobody_takes_is_named_without_a_freeze(nodes: Nodes, run_pod: RunP
     assert f"{where} has not accepted a connection of the unix socket /socket that" in done.stderr
     assert f"{where} holds datagrams back (UDP_CORK)" in done.stderr
     assert checkpoints.left_by_checkpoints(nodes.a) == []
+
+
+@pytest.mark.parametrize("after_ms", range(200, 440, 5 if "GRIT_LONG" in os.environ else 40))
+def test_a_container_that_is_killed_meanwhile_is_what_an_error_is_about(
+    nodes: Nodes, run_pod: RunPod, after_ms: int
+) -> None:
+    pod = run_pod(nodes.a, workload.counter_pod(f"killed-{after_ms}"))
+    workload.wait_for_count(pod, 2)
+    pid = pod.pid("counter")
+    argv = ["grit", "checkpoint", f"default/{pod.spec.name}", "--name", f"killed-{after_ms}"]
+    with nodes.a.popen(argv, stderr=subprocess.PIPE) as taken:
+        time.sleep(after_ms / 1000)  # at any moment of it
+        nodes.a.run(["kill", "-KILL", str(pid)])
+        said = taken.communicate(timeout=60)[1]
+    assert taken.returncode in (0, 1)
+    assert "SystemCallFailed" not in said
+    assert "Interrupted" not in said

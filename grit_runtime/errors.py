@@ -339,20 +339,20 @@ class DriverError(CommandError):
     reason = "DriverFailed"
 
 
-INTERRUPTED = "Interrupted"  # by a signal, or a bug in grit
-SYSTEM_CALL = "SystemCallFailed"
-
-
 class InterruptedTaskError(GritError):
     """What another process of grit did has ended by a signal, or a bug in grit."""
 
-    reason = INTERRUPTED
+    reason = "Interrupted"
 
 
 class SystemCallError(GritError):
     """A system call of another process of grit has failed; of this one it is an OSError."""
 
-    reason = SYSTEM_CALL
+    reason = "SystemCallFailed"
+
+
+INTERRUPTED = InterruptedTaskError.reason
+SYSTEM_CALL = SystemCallError.reason
 
 
 def reason(error: BaseException) -> str:

@@ -44,10 +44,9 @@ async def is_there(cluster: Cluster, namespace: str, now: Object) -> bool:
     if not now.get("nodeName"):
         return False
     node = await cluster.find(kube.NODES, "", now["nodeName"])
-    pod = await cluster.find(kube.PODS, namespace, now["podName"])
     if node is None or (fencing.is_lost(node) and fencing.is_fenced(node)):
         return False
-    return pod is not None and pod["metadata"]["uid"] == now["podUID"] and not pods.is_ending(pod)
+    return await pods.living(cluster, namespace, now["podName"], now["podUID"]) is not None
 
 
 async def cancel(world: World, namespace: str, name: str, now: Object) -> None:

@@ -177,7 +177,7 @@ class Matching:
             now, namespace = checkpoint.status, checkpoint.metadata.namespace
             if now.pod_uid in there:
                 continue
-            if await self._there(namespace, now.pod_name, now.pod_uid):
+            if await pods.living(self._cluster, namespace, now.pod_name, now.pod_uid):
                 there.add(now.pod_uid)
             elif not await self._lives_on(
                 namespace, lives.get(now.pod_uid, [])
@@ -195,16 +195,10 @@ class Matching:
             if phase not in restores.ENDED:
                 return True
             name, uid = now.get("targetPod", ""), now.get("targetPodUID", "")
-            pod = await self._there(namespace, name, uid) if uid else None
+            pod = await pods.living(self._cluster, namespace, name, uid) if uid else None
             if pod and (phase == api.RESTORED or not _has_ended(pod)):
                 return True
         return False
-
-    async def _there(self, namespace: str, name: str, uid: str) -> Object | None:
-        """The pod, unless it is gone or ending."""
-        pod = await self._cluster.find(kube.PODS, namespace, name)
-        is_there = pod and pod["metadata"]["uid"] == uid and not pods.is_ending(pod)
-        return pod if is_there else None
 
     async def _is_reached(self, checkpoint: Checkpoint) -> bool:
         """Whether a pod could go on from it now: a node that is lost may run its pod still.

@@ -102,6 +102,14 @@ def is_ending(pod: Object) -> bool:
     return "deletionTimestamp" in pod["metadata"]
 
 
+async def living(cluster: Cluster, namespace: str, name: str, uid: str) -> Object | None:
+    """The very pod with this uid, unless it is gone or ending."""
+    pod = await cluster.find(kube.PODS, namespace, name)
+    if pod is None or pod["metadata"]["uid"] != uid or is_ending(pod):
+        return None
+    return pod
+
+
 def came_from(pod: Object) -> str | None:
     """The digest of the checkpoint that the pod goes on from; None if it has none."""
     annotations: dict[str, str] = pod["metadata"].get("annotations") or {}

@@ -37,8 +37,8 @@ async def remove(world: World, checkpoint: Checkpoint, found: Object) -> None:
         request.store = await carriers.store_of(world, checkpoint, agent.node, status)
 
     async def ask() -> None:
-        pod = await world.cluster.find(kube.PODS, meta.namespace, now.pod_name)
-        if pod is None or pod["metadata"]["uid"] != now.pod_uid or pods.is_ending(pod):
+        pod = now.pod_name, now.pod_uid
+        if not await pods.living(world.cluster, meta.namespace, *pod):
             request.deleted_pod_uid = now.pod_uid
         ready = await world.agents.at(agent.node)  # it may have another address by now
         await ready.ask("Remove", request, agent_pb2.RemoveReply)

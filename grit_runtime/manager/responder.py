@@ -89,8 +89,8 @@ async def _respond(cluster: Cluster, namespace: str, name: str) -> None:
 async def _answer(cluster: Cluster, namespace: str, target: Object) -> tuple[bool, str]:
     """Whether we are done with the pod, and what has become of it."""
     wanted = target.get("pod") or {}
-    pod = await cluster.find(kube.PODS, namespace, wanted.get("name", ""))
-    if pod is None or pod["metadata"]["uid"] != wanted["uid"] or pods.is_ending(pod):
+    pod = await pods.living(cluster, namespace, wanted.get("name", ""), wanted.get("uid", ""))
+    if pod is None:
         return True, "the pod has gone"
     try:
         warnings = await evictions.review(

@@ -43,8 +43,7 @@ async def roll_back(world: World, move: Move) -> str:
     for target in found:
         await _end(world, target)
     where = f"pod {move.namespace}/{move.pod}"
-    pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
-    if pod is None or pod["metadata"]["uid"] != move.uid or pods.is_ending(pod):
+    if not await _is_there(world, move):
         return f"{where} is gone; its state is in Checkpoint {move.checkpoint}"
     request = agent_pb2.ResumeRequest(
         target=f"{move.namespace}/{move.pod}", uid=move.uid, checkpoint=move.checkpoint
@@ -94,8 +93,7 @@ def cause(now: Object) -> GritError | None:
 
 async def _is_there(world: World, move: Move) -> bool:
     """Whether the source is: it may not have been deleted yet."""
-    pod = await world.cluster.find(kube.PODS, move.namespace, move.pod)
-    return pod is not None and pod["metadata"]["uid"] == move.uid and not pods.is_ending(pod)
+    return await pods.living(world.cluster, move.namespace, move.pod, move.uid) is not None
 
 
 async def _end(world: World, target: Object) -> None:

@@ -135,6 +135,13 @@ def assert_goes_on(kubernetes: Cluster, pod: str, *container: str) -> None:
     assert {status["restartCount"] for status in statuses} == {0}, statuses
 
 
+def assert_goes_on_alone(kubernetes: Cluster, app: str, pod: str) -> None:
+    """The pod goes on from another's count, and its app has no other that lives."""
+    assert_goes_on(kubernetes, pod)
+    (left,) = living(kubernetes, f"app={app}")
+    assert left["metadata"]["name"] == pod
+
+
 def assert_counts_on(kubernetes: Cluster, pod: str, *container: str) -> None:
     """The pod goes on from another's count, however often kubelet has tried that."""
     words = [f"--container={name}" for name in container]

@@ -11,9 +11,8 @@ import pytest
 from grit_runtime.manager.api import CHECKPOINTED, FAILED, SUCCEEDED
 from integration.kubernetes import grit, pods
 from integration.kubernetes.objects import (
-    assert_goes_on,
+    assert_goes_on_alone,
     assert_runs_on,
-    living,
     made,
     started,
     until,
@@ -77,9 +76,7 @@ def test_of_two_migrations_of_a_pod_one_moves_it(kubernetes: Cluster, name: str)
     ends = [grit.ended(kubernetes, "migration", one, SUCCEEDED) for one in both]
     assert sorted(end["phase"] for end in ends) == [FAILED, SUCCEEDED], ends
     (target,) = (end["targetPod"] for end in ends if end["phase"] == SUCCEEDED)
-    assert_goes_on(kubernetes, target)
-    (left,) = living(kubernetes, f"app={name}")
-    assert left["metadata"]["name"] == target
+    assert_goes_on_alone(kubernetes, name, target)
 
 
 @pytest.fixture

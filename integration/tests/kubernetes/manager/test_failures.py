@@ -13,6 +13,7 @@ from grit_runtime.manager.api import CHECKPOINTED, RESTORED, SUBMITTED, SUCCEEDE
 from integration.kubernetes import grit, pods
 from integration.kubernetes.objects import (
     assert_goes_on,
+    assert_goes_on_alone,
     assert_runs_on,
     cordoned,
     full,
@@ -291,9 +292,7 @@ def test_a_pod_that_a_quota_refuses_leaves_its_state_to_the_next(
         until("a pod was to come", lambda: kubernetes.get("restores")["items"])
     status = grit.ended(kubernetes, "restore", name, RESTORED)
     assert status["phase"] == RESTORED, status
-    assert_goes_on(kubernetes, status["targetPod"])
-    (left,) = living(kubernetes, f"app={name}")
-    assert left["metadata"]["name"] == status["targetPod"]
+    assert_goes_on_alone(kubernetes, name, status["targetPod"])
 
 
 def test_a_checkpoint_that_is_made_anew_under_its_name_is_restored(

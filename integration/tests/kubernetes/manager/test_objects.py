@@ -6,7 +6,14 @@ import pytest
 
 from grit_runtime.manager.api import RESTORED, SUBMITTED, SUCCEEDED
 from integration.kubernetes import grit, pods
-from integration.kubernetes.objects import assert_goes_on, living, made, started, until
+from integration.kubernetes.objects import (
+    assert_goes_on,
+    assert_goes_on_alone,
+    living,
+    made,
+    started,
+    until,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +82,4 @@ def test_a_checkpoint_with_auto_migration_replaces_its_pod(kubernetes: Cluster, 
     status = grit.ended(kubernetes, "checkpoint", name, SUBMITTED)
     assert status["phase"] == SUBMITTED, status
     restore = grit.ended(kubernetes, "restore", name, RESTORED)
-    assert_goes_on(kubernetes, restore["targetPod"])
-    (left,) = living(kubernetes, f"app={name}")
-    assert left["metadata"]["name"] == restore["targetPod"]
+    assert_goes_on_alone(kubernetes, name, restore["targetPod"])

@@ -6,7 +6,12 @@ import json
 
 from grit_runtime.manager.api import CHECKPOINTED, SUCCEEDED
 from integration.kubernetes import grit, pods
-from integration.kubernetes.objects import assert_goes_on, living, made, started, until
+from integration.kubernetes.objects import (
+    assert_goes_on_alone,
+    made,
+    started,
+    until,
+)
 from integration.pods import workload
 
 TYPE_CHECKING = False
@@ -48,9 +53,7 @@ def test_a_pod_that_its_probes_kill_meanwhile_has_moved(kubernetes: Cluster, nam
     kubernetes.apply(made("Migration", name, podName=pod))
     status = grit.ended(kubernetes, "migration", name, SUCCEEDED)
     assert status["phase"] == SUCCEEDED, status
-    assert_goes_on(kubernetes, status["targetPod"])
-    (left,) = living(kubernetes, f"app={name}")
-    assert left["metadata"]["name"] == status["targetPod"]
+    assert_goes_on_alone(kubernetes, name, status["targetPod"])
 
 
 def test_a_held_pod_that_its_probes_have_killed_goes_on_from_its_checkpoint(

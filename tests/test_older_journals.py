@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -250,6 +252,18 @@ def test_a_held_pod_stays_held_until_it_is_resumed(node: Node) -> None:
     holds.undo(held)
     assert node.called() == ["resume c1 "]
     assert [hold.pod_uid for hold in held_pods.every()] == ["uid-7"]
+
+
+def test_a_held_pod_that_is_deleted_while_another_looks_at_it_is_forgotten(node: Node) -> None:
+    path = node.write("pods/5a1e/checkpoint.journal", HELD)
+    looking = journal.adopt(path, checkpoint_steps.STEPS)
+    assert looking is not None
+    with ThreadPoolExecutor() as beside:
+        deleting = beside.submit(holds.forget_pod, f"{node.path}/pods/5a1e")
+        wait_until_it_waits(os.getpid())
+        looking.close()
+        deleting.result(PATIENCE_S)
+    assert not (node.path / "pods/5a1e").exists()
 
 
 def test_a_stop_that_had_begun_is_completed(node: Node) -> None:

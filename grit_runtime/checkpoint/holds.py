@@ -20,7 +20,6 @@ from grit_runtime.errors import (
     GritError,
     HeldError,
     InvalidArgumentError,
-    NotFoundError,
     PodStateError,
     SecondLifeError,
     SourceLostError,
@@ -56,7 +55,7 @@ def begin(pod: Pod) -> Journal[steps.Step]:
     """The pod's journal, with the supervisor watching it."""
     _refuse_awaited(pod)
     path = _journal_path(pod)
-    left = journal.adopt(path, steps.STEPS)
+    left = _adopt(path)
     if left is not None:
         if is_pod_held(left.path):
             left.close()
@@ -155,7 +154,7 @@ def keep(
     held.record(steps.Hold(pod.uid))
     held_pods.keep(hold)
     for name, container_id in hold.containers.items():
-        if not _is_alive(tool, container_id):
+        if not runc.is_alive(tool, container_id):
             raise PodStateError(
                 f"pod {hold.name}: container {name} was killed while its checkpoint was taken; "
                 "take it again"
@@ -180,16 +179,16 @@ def resume(target: str) -> list[str]:
                 f"checkpoint {hold.checkpoint}; delete one of them"
             )
     tool = runc.installed(hold.runc_root, process.new_token())
-    killed = [name for name in hold.containers if not _is_alive(tool, hold.containers[name])]
+    killed = [name for name in hold.containers if not runc.is_alive(tool, hold.containers[name])]
     if killed:
         _require_checkpoint(hold, killed[0])
     path = f"{journal.PODS_DIR}/{hold.sandbox_id}/{journal.CHECKPOINT}"
-    held = journal.adopt(path, steps.STEPS)
+    held = _adopt(path)
     if held is not None:
         undo(held)
     elif os.path.exists(path):
         raise UnavailableError(f"pod {hold.name}: another grit command works on it; try again")
-    ran_on = [name for name in hold.containers if _is_alive(tool, hold.containers[name])]
+    ran_on = [name for name in hold.containers if runc.is_alive(tool, hold.containers[name])]
     hold = hold._replace(
         is_resumed=True,
         ran_on=tuple(ran_on),
@@ -212,9 +211,17 @@ def forget_pod(pod_dir: str) -> None:
 
     The pod stays held, because it may get another sandbox.
     """
-    held = journal.adopt(f"{pod_dir}/{journal.CHECKPOINT}", steps.STEPS)
+    held = _adopt(f"{pod_dir}/{journal.CHECKPOINT}")
     if held is not None:
         _forget(held)
+
+
+def _adopt(path: str) -> Journal[steps.Step] | None:
+    """The journal at *path* if its writer is dead; that of a held pod, once it is not looked at.
+
+    The supervisor, and whoever kills a container, lock it for as long as they look.
+    """
+    return journal.adopt(path, steps.STEPS, wait=is_pod_held(path))
 
 
 def _forget(held: Journal[steps.Step]) -> None:
@@ -358,13 +365,6 @@ def _find(target: str) -> Hold:
     if not matches:
         raise HeldError(f"pod {target} is not held frozen by a checkpoint")
     return matches[0]
-
-
-def _is_alive(tool: Runc, container_id: str) -> bool:
-    try:
-        return runc.state(tool, container_id).status != "stopped"
-    except NotFoundError:
-        return False
 
 
 def _require_checkpoint(hold: Hold, container: str) -> None:

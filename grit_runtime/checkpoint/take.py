@@ -19,6 +19,7 @@ from grit_runtime.errors import (
     AlreadyExistsError,
     GritError,
     NotDumpableError,
+    NotFoundError,
     PodStateError,
     SourceLostError,
     one_line,
@@ -40,9 +41,14 @@ from grit_runtime.tasks import readback
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from grit_runtime.config import Config
+    from grit_runtime.host.runc import Runc
     from grit_runtime.model.manifest import Manifest
     from grit_runtime.pod.running_container import RunningContainer
     from grit_runtime.restore.checks import Case
+
+
+# What the kernel, or runc, answers when it is asked for what is no more.
+_OF_NOTHING = (OSError, NotFoundError)
 
 
 class Result(NamedTuple):
@@ -90,18 +96,13 @@ def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: s
         outcome = _outcome(order, config, outcomes.FAILED, "the engine was killed")
         held.record(steps.Begin(tool.token, config.runc_root, outcome))
         with suspension.opened_driver(tool.token) as driver:
-            running = tuple(
-                running_container.read(tool, c.name, c.id, order.decided) for c in order.pod.running
-            )
+            running = _running(tool, order)
             sealed = _take(Context(order, config, final_dir, tool, driver, held, timeline, running))
     except BaseException as error:
         ended = [c.name for c in running if procfs.is_ending(c.init_pid)]
         holds.undo(held)
-        if ended and isinstance(error, OSError):  # what is asked of a process that is no more
-            raise PodStateError(
-                f"pod {order.pod.namespace}/{order.pod.name}: container {ended[0]} has ended while "
-                f"its checkpoint was taken, expected it to run ({one_line(error)}); take it again"
-            ) from error
+        if ended and isinstance(error, _OF_NOTHING):
+            raise _ended_meanwhile(order, ended[0], error) from error
         raise
     if order.after == "frozen":
         held.close()
@@ -113,6 +114,24 @@ def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: s
             "pod"
         )
     return sealed
+
+
+def _running(tool: Runc, order: Order) -> tuple[RunningContainer, ...]:
+    """The running containers as runc knows them."""
+    found = []
+    for container in order.pod.running:
+        try:
+            found.append(running_container.read(tool, container.name, container.id, order.decided))
+        except _OF_NOTHING as error:
+            raise _ended_meanwhile(order, container.name, error) from error
+    return tuple(found)
+
+
+def _ended_meanwhile(order: Order, container: str, error: Exception) -> PodStateError:
+    return PodStateError(
+        f"pod {order.pod.namespace}/{order.pod.name}: container {container} has ended while "
+        f"its checkpoint was taken, expected it to run ({one_line(error)}); take it again"
+    )
 
 
 def _preflight(order: Order, config: Config) -> str:

@@ -74,6 +74,14 @@ def state(runc: Runc, container_id: str) -> State:
     return State(answer["status"], answer["pid"], answer["bundle"])
 
 
+def is_alive(runc: Runc, container_id: str) -> bool:
+    """Whether a container runs, or is paused."""
+    try:
+        return state(runc, container_id).status != "stopped"
+    except NotFoundError:
+        return False
+
+
 def runs_of_pod(runc: Runc, pod_uid: str) -> bool:
     """Whether a container of the pod runs, paused or not; its sandbox does not count.
 

@@ -39,12 +39,13 @@ PROBES = ("livenessProbe", "readinessProbe")
 
 
 def probed(name: str) -> dict[str, Any]:
-    """A counter that is killed as soon as it does not answer once."""
+    """A counter that is killed as soon as it does not answer once, after it has begun to."""
     pod = pods.counter(name, annotations={"grit.dev/tcp": "close"})
     (container,) = pod["spec"]["containers"]
     container["command"][2] = ANSWERS
     probe = {"httpGet": {"port": 8080}, "periodSeconds": 1, "timeoutSeconds": 5}
     container |= {kind: probe | {"failureThreshold": 1} for kind in PROBES}
+    container["startupProbe"] = probe | {"failureThreshold": 60}
     return pod
 
 

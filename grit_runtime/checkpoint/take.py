@@ -17,6 +17,7 @@ from grit_runtime.checkpoint.order import Context, Order
 from grit_runtime.dump import link_remaps
 from grit_runtime.errors import (
     AlreadyExistsError,
+    CommandError,
     GritError,
     NotDumpableError,
     NotFoundError,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     from grit_runtime.restore.checks import Case
 
 
-# What the kernel, or runc, answers when it is asked for what is no more.
-_OF_NOTHING = (OSError, NotFoundError)
+# What the kernel, runc or CRIU may answer when a process is no more.
+_OF_NOTHING = (OSError, NotFoundError, CommandError)
 
 
 class Result(NamedTuple):

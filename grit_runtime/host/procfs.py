@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 from contextlib import suppress
 
@@ -26,7 +27,9 @@ _UNSTOPPABLE = {
 }
 
 
-_PF_EXITING = 4  # include/linux/sched.h, among the flags of proc_pid_stat(5)
+# In the flags and the signals of proc_pid_stat(5). The kernel gives each thread its own SIGKILL.
+_PF_EXITING = 4  # include/linux/sched.h
+_SIGKILL_PENDING = 1 << (signal.SIGKILL - 1)
 
 
 class UsedFile(NamedTuple):
@@ -43,9 +46,12 @@ def names() -> dict[int, str]:
 
 
 def is_ending(pid: int) -> bool:
-    """Whether a process has begun to end, or has gone. Its descriptors are closed after that."""
+    """Whether a process was killed, has begun to end, or has gone.
+
+    Its descriptors are closed after that; a frozen one that was killed ends once it is thawed.
+    """
     fields = _stat(pid)
-    return not fields or bool(int(fields[6]) & _PF_EXITING)
+    return not fields or bool(int(fields[6]) & _PF_EXITING or int(fields[28]) & _SIGKILL_PENDING)
 
 
 def started_ticks(pid: int) -> int | None:

@@ -259,6 +259,4 @@ def test_a_container_that_is_killed_meanwhile_is_what_an_error_is_about(
         time.sleep(after_ms / 1000)  # at any moment of it
         nodes.a.run(["kill", "-KILL", str(pid)])
         said = taken.communicate(timeout=60)[1]
-    assert taken.returncode in (0, 1)
-    assert "SystemCallFailed" not in said
-    assert "Interrupted" not in said
+    assert taken.returncode == 0 or "(PodNotReady)" in said, said

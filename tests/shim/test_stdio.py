@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import signal
 import struct
 import termios
 from contextlib import suppress
@@ -116,11 +117,13 @@ def test_a_process_whom_nobody_reads_still_ends(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         streams = Streams(Names("", out, "", terminal=False))
-        assert await live(streams, Children("token"), "sleep 1000 & exit 0") == 0
+        left = f"sleep 1000 & echo $! >{tmp_path}/pid"
+        assert await live(streams, Children("token"), left) == 0
         await streams.drain(0.05)
         await streams.close()
 
     run(scenario())
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 def test_a_file_takes_both_outputs_and_is_appended_to(tmp_path: Path) -> None:

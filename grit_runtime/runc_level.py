@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grit_runtime import log, paths
-from grit_runtime.checkpoint import holds
+from grit_runtime.checkpoint import standstill, undoing
 from grit_runtime.dump import images, readback_images
 from grit_runtime.errors import CommandError
 from grit_runtime.files import confine
@@ -67,18 +67,18 @@ def checkpoint(call: Call, *, leave_running: bool) -> int | None:
     if not suspension.has_users(container):
         return None
     pod_dir = f"{journal.PODS_DIR}/{call.container_id}"
-    pod_journal = journal.begin(f"{pod_dir}/{journal.CHECKPOINT}", steps.STEPS)
+    path = f"{pod_dir}/{journal.CHECKPOINT}"
+    pod_journal = undoing.begin(path, f"container {call.container_id}")
     try:
         pod_journal.record(steps.Begin(call.runc.token, call.runc.root))
         status = _suspended(call, container, pod_journal)
     except BaseException:
-        holds.undo(pod_journal)
+        undoing.undo(pod_journal)
         raise
     if status == 0 and not leave_running:
-        pod_journal.end()
-        os.rmdir(pod_dir)
+        undoing.end(pod_journal)
     else:
-        holds.undo(pod_journal)
+        undoing.undo(pod_journal)
     return status
 
 
@@ -189,9 +189,9 @@ def _suspended(call: Call, container: RunningContainer, pod_journal: Journal[ste
         kept = survey.kept_pids if survey else []
         if survey and (survey.running_pids or kept):
             suspension.refuse_unrestorable(survey, [container])
-            pod_journal.record(steps.Gpu(tuple(survey.running_pids)))
+            standstill.record_taken(pod_journal, survey)
             if kept:
-                pod_journal.record(steps.Standing(tuple(kept)))
+                standstill.record_standing(pod_journal, kept)
             token = call.runc.token
             holder, _ = suspension.suspend(survey, [container], token, log.Timeline())
             with threads.until_frozen(holder, kept):

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyroute2
 import pytest
 
-from grit_runtime.checkpoint import holds
+from grit_runtime.checkpoint import undoing
 from grit_runtime.errors import INTERRUPTED
-from grit_runtime.host import journal, process, records
+from grit_runtime.host import journal, process
 from grit_runtime.model import checkpoint_steps, outcomes
 from grit_runtime.pod import held_pods, volumes
 from grit_runtime.restore import attempts
 from tests.model.test_hold import HOLD
+from tests.plain_node import PATIENCE_S, wait_until_it_waits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.plain_node import Node
 
 REPO = Path(__file__).parent.parent
 
@@ -97,13 +96,6 @@ VOLUMES = """\
 """
 LOOPBACK = '{"step": "hold", "path": "DIR/netns", "pid": 4194304}\n'
 
-RUNC = """\
-#!/bin/sh
-echo "$2 $3 $4" >>DIR/called
-[ "$2" != state ] || { echo container does not exist >&2; exit 1; }
-"""
-
-
 # Takes a checkpoint as far as the steps that it is given, once it is told to begin.
 ENGINE = """\
 import json, sys
@@ -118,32 +110,6 @@ for number, line in enumerate(sys.stdin):
     journal.record(STEPS.read(json.loads(line)))
     print("recorded", flush=True)
 """
-PATIENCE_S = 30
-
-
-class Node:
-    """A node that an older version has left so: its directory, with a runc that notes its calls."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        (path / "bin").mkdir()
-        self.write("bin/runc", RUNC)
-        (path / "bin/runc").chmod(0o755)
-
-    def write(self, name: str, text: str) -> str:
-        """A file, of text in which DIR is the node's directory; its path."""
-        file = self.path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text.replace("DIR", str(self.path)))
-        return str(file)
-
-    def called(self) -> list[str]:
-        """What runc was told."""
-        return (self.path / "called").read_text().splitlines()
-
-    def outcomes(self) -> list[tuple[str, str]]:
-        """What became of the pod, with the reasons of failures."""
-        return [(one.outcome, one.error) for one in records.of_pod("5f0c")]
 
 
 class Installed:
@@ -203,23 +169,6 @@ class Installed:
         assert process.wait_exit(int(supervisor), timeout_s=PATIENCE_S)
 
 
-def wait_until_it_waits(pid: int) -> None:
-    """Wait until the process *pid* waits for a lock."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not re.search(rf"-> FLOCK .* {pid} ", Path("/proc/locks").read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    monkeypatch.setattr(journal, "PODS_DIR", str(tmp_path / "pods"))
-    monkeypatch.setattr(records, "DIR", str(tmp_path / "records"))
-    monkeypatch.setattr(held_pods, "DIR", str(tmp_path / "held"))
-    return Node(tmp_path)
-
-
 @pytest.fixture
 def installed(node: Node) -> Iterator[Installed]:
     node.write("staging/0", "")
@@ -234,7 +183,7 @@ def test_a_checkpoint_in_the_middle_is_undone(node: Node) -> None:
     link = node.write("rootfs/tmp/link_remap.7", "")
     node.write("staging/0", "")
     held_pods.keep(HOLD._replace(pod_uid="uid-7"))
-    holds.supervise(path)
+    undoing.supervise(path)
     assert node.called() == ["resume c1 ", "pause c2 "]
     assert not any((node.path / name).exists() for name in (link, "staging", "pods/5a1e"))
     assert held_pods.every() == []
@@ -245,29 +194,17 @@ def test_a_held_pod_stays_held_until_it_is_resumed(node: Node) -> None:
     path = node.write("pods/5a1e/checkpoint.journal", HELD)
     node.write("runc/5a1e/state.json", "")
     held_pods.keep(HOLD._replace(pod_uid="uid-7"))
-    holds.supervise(path)
-    assert holds.is_pod_held(path)
+    undoing.supervise(path)
+    assert undoing.is_pod_held(path)
     held = journal.adopt(path, checkpoint_steps.STEPS)
     assert held is not None
-    holds.undo(held)
+    undoing.undo(held, resuming=True)
     assert node.called() == ["resume c1 "]
     assert [hold.pod_uid for hold in held_pods.every()] == ["uid-7"]
 
 
-def test_a_held_pod_that_is_deleted_while_another_looks_at_it_is_forgotten(node: Node) -> None:
-    path = node.write("pods/5a1e/checkpoint.journal", HELD)
-    looking = journal.adopt(path, checkpoint_steps.STEPS)
-    assert looking is not None
-    with ThreadPoolExecutor() as beside:
-        deleting = beside.submit(holds.forget_pod, f"{node.path}/pods/5a1e")
-        wait_until_it_waits(os.getpid())
-        looking.close()
-        deleting.result(PATIENCE_S)
-    assert not (node.path / "pods/5a1e").exists()
-
-
 def test_a_stop_that_had_begun_is_completed(node: Node) -> None:
-    holds.supervise(node.write("pods/5a1e/checkpoint.journal", STOPPED))
+    undoing.supervise(node.write("pods/5a1e/checkpoint.journal", STOPPED))
     assert node.called() == ["state c1 "]
     assert not (node.path / "pods/5a1e").exists()
 

@@ -194,10 +194,10 @@ def resume(wanted: dict[str, Any], config: Config) -> None:
 
 
 def recover(*_: object) -> None:
-    from grit_runtime.checkpoint import holds
+    from grit_runtime.checkpoint import undoing
     from grit_runtime.restore import attempts
 
-    holds.recover()
+    undoing.recover()
     attempts.recover()
 
 

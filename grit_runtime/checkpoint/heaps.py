@@ -81,7 +81,7 @@ def _held(
     A thread that is only frozen may be in a system call, and write to memory when it is thawed. If
     the block fails, they are held until that is undone.
     """
-    context.journal.record(steps.Kept(tuple(pids)))
+    context.journal.record(steps.Kept(tuple(pids), procfs.all_started_ticks(pids)))
     holder = ptrace_agent.keep(pids, (), are_frozen=True)
     try:
         with _thawed(context, frozen, pids, holder):

@@ -22,7 +22,7 @@ def empty(
 
     With *huge_pages* they get these, if the node has any, for what is written there later.
     """
-    started = tuple(procfs.started_ticks(file.pid) for file in saved)
+    started = procfs.all_started_ticks(file.pid for file in saved)
     held.record(steps.Memory(tuple(saved), started))
     moved_memory.empty(saved, perform, huge_pages=huge_pages)
 

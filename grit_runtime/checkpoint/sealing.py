@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 from contextlib import contextmanager
 
 from grit_runtime import log
@@ -11,6 +11,7 @@ from grit_runtime.checkpoint.dumping import Dumps, exited
 from grit_runtime.files import checkpoint_dir
 from grit_runtime.host import criu, linux, runc
 from grit_runtime.host import node as this_node
+from grit_runtime.model import checkpoint_steps as steps
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model.manifest import Manifest
 
@@ -89,17 +90,22 @@ def _sign(manifest: Manifest, staging_dir: str, signing_key: str) -> None:
 
 
 def seal(context: Context, manifest: Manifest) -> None:
-    """Write the manifest last and give the directory its name; synced if the source ends."""
+    """Write the manifest last and give the directory its name; synced if the source ends.
+
+    Until the caller has recorded that the checkpoint is final, an undo takes the name back, and
+    what had it before is in the staging directory.
+    """
     staging_dir, final_dir = context.staging_dir, context.final_dir
     is_last = context.order.after == "stopped"
     _sign(manifest, staging_dir, context.config.signing_key)
+    data = manifests.dump(manifest)
     with open(f"{staging_dir}/{manifests.FILE_NAME}", "xb") as file:
-        file.write(manifests.dump(manifest))
+        file.write(data)
     if is_last:
         linux.sync_filesystem(staging_dir)
-    if os.path.lexists(final_dir):
+    context.journal.record(steps.Sealing(final_dir, staging_dir, hashlib.sha256(data).hexdigest()))
+    if context.order.replace and os.path.lexists(final_dir):
         linux.exchange(staging_dir, final_dir)
-        shutil.rmtree(staging_dir)
     else:
         os.rename(staging_dir, final_dir)
     if is_last:

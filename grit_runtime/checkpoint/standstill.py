@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 from grit_runtime import log
-from grit_runtime.checkpoint import freezing, holds, memory
+from grit_runtime.checkpoint import freezing, holds, memory, undoing
 from grit_runtime.dump import moved_memory
 from grit_runtime.errors import (
     DriverError,
     NotFoundError,
 )
-from grit_runtime.host import huge_pages, process, runc
+from grit_runtime.host import huge_pages, process, procfs, runc
 from grit_runtime.model import checkpoint_steps as steps
 from grit_runtime.nvidia import driver_calls, suspension, threads
 from grit_runtime.pod import running_container
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from grit_runtime.checkpoint.order import Context
     from grit_runtime.config import Config
     from grit_runtime.host.containerd import Pod
+    from grit_runtime.host.journal import Journal
     from grit_runtime.model.memory_range import MemoryFile
     from grit_runtime.nvidia.gpu_driver import Driver
     from grit_runtime.pod.running_container import RunningContainer
@@ -65,15 +66,26 @@ def suspend_gpus(pod: Pod, config: Config) -> int:
         ):
             survey = _survey_running(driver, containers, pod)
             suspension.refuse_unrestorable(survey, containers)
-            held.record(steps.Gpu(tuple(survey.running_pids)))
+            record_taken(held, survey)
             suspended = suspension.suspend(survey, containers, token, log.Timeline())
             if suspended.holder:
                 suspended.holder.close()  # it stays until the GPUs are back
     except BaseException:
-        holds.undo(held)
+        undoing.undo(held)
         raise
-    holds.end(held)
+    undoing.end(held)
     return survey.size_bytes
+
+
+def record_taken(held: Journal[steps.Step], survey: suspension.Survey) -> None:
+    """Record that the GPUs of a pod's processes are about to be taken."""
+    pids = survey.running_pids
+    held.record(steps.Gpu(tuple(pids), procfs.all_started_ticks(pids)))
+
+
+def record_standing(held: Journal[steps.Step], kept: list[int]) -> None:
+    """Record that processes which `grit gpu` held are about to be frozen."""
+    held.record(steps.Standing(tuple(kept), procfs.all_started_ticks(kept)))
 
 
 def _survey_running(
@@ -97,9 +109,9 @@ def suspend(context: Context, survey: suspension.Survey | None, thawed: list[str
     left: list[str] = []
     kept = survey.kept_pids
     if kept:
-        held.record(steps.Standing(tuple(kept)))
+        record_standing(held, kept)
     for attempt in range(2):
-        held.record(steps.Gpu(tuple(survey.running_pids)))
+        record_taken(held, survey)
         prefix = f"{context.memory_dir}/{attempt}"
         saved, frozen = _suspend_once(context, survey, thawed, kept, prefix)
         left = suspension.not_suspended(context.containers)

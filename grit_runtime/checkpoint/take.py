@@ -1,6 +1,6 @@
 """Taking a checkpoint of a pod: freeze, dump, copy, seal, and the undoing of each.
 
-Every step with an effect is recorded in the pod's journal before it is taken; holds.py undoes it.
+Every step with an effect is recorded in the pod's journal before it is taken; undoing.py undoes it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,18 @@ import hashlib
 import os
 import shutil
 import time
+from contextlib import ExitStack
 
 from grit_runtime import log
-from grit_runtime.checkpoint import early_push, heaps, holds, preflight, sealing, standstill
+from grit_runtime.checkpoint import (
+    early_push,
+    heaps,
+    holds,
+    preflight,
+    sealing,
+    standstill,
+    undoing,
+)
 from grit_runtime.checkpoint.dumping import NEWER_FLAGS, Dumps, dump
 from grit_runtime.checkpoint.order import Context, Order
 from grit_runtime.dump import link_remaps
@@ -41,11 +50,23 @@ from grit_runtime.tasks import readback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from grit_runtime.config import Config
     from grit_runtime.host.runc import Runc
     from grit_runtime.model.manifest import Manifest
     from grit_runtime.pod.running_container import RunningContainer
     from grit_runtime.restore.checks import Case
+
+
+class Taken(NamedTuple):
+    """A checkpoint that is final, and what is needed to leave its source as ordered."""
+
+    context: Context
+    sealed: Result
+    suspended: standstill.Suspended
+    early: Callable[[], str]
+    beside: ExitStack
 
 
 # What the kernel, runc or CRIU may answer when a process is no more.
@@ -67,26 +88,29 @@ def checkpoint(order: Order, config: Config) -> Result:
     Blocks for as long as the dump takes. GritError says what went wrong; either way is recorded.
     """
     timeline, token = log.Timeline(), process.new_token()
+    outcome = _outcome(order, config, outcomes.FAILED, "interrupted")
     try:
         with log.about(pod=f"{order.pod.namespace}/{order.pod.name}", attempt=token):
-            sealed = _take_or_undo(order, config, timeline, token)
+            taken = _take_or_undo(order, config, timeline, token)
+            outcome = outcome._replace(
+                outcome=outcomes.SEALED,
+                reason="",
+                manifest_sha256=hashlib.sha256(manifests.dump(taken.sealed.manifest)).hexdigest(),
+                warnings=tuple(map(losses.line, taken.sealed.manifest.warnings)),
+            )
+            return _finish(taken)
     except BaseException as error:
-        outcome = outcomes.LOST if isinstance(error, SourceLostError) else outcomes.FAILED
-        text = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
-        failed = _outcome(order, config, outcome, text)
-        records.append(failed._replace(error=reason(error), timeline=tuple(timeline.phases)))
+        if isinstance(error, SourceLostError):
+            outcome = outcome._replace(outcome=outcomes.LOST)
+        if outcome.outcome != outcomes.SEALED:
+            text = one_line(error) if isinstance(error, GritError | OSError) else "interrupted"
+            outcome = outcome._replace(reason=text, error=reason(error))
         raise
-    records.append(
-        _outcome(order, config, outcomes.SEALED, "")._replace(
-            manifest_sha256=hashlib.sha256(manifests.dump(sealed.manifest)).hexdigest(),
-            warnings=tuple(map(losses.line, sealed.manifest.warnings)),
-            timeline=tuple(timeline.phases),
-        )
-    )
-    return sealed
+    finally:
+        records.append(outcome._replace(time=log.rfc3339(), timeline=tuple(timeline.phases)))
 
 
-def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: str) -> Result:
+def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: str) -> Taken:
     final_dir = _preflight(order, config)
     if order.after == "frozen":
         holds.warn(order.pod)
@@ -96,23 +120,49 @@ def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: s
     try:
         outcome = _outcome(order, config, outcomes.FAILED, "the engine was killed")
         held.record(steps.Begin(tool.token, config.runc_root, outcome))
-        with suspension.opened_driver(tool.token) as driver:
-            running = _running(tool, order)
-            sealed = _take(Context(order, config, final_dir, tool, driver, held, timeline, running))
+        with ExitStack() as beside:
+            with suspension.opened_driver(tool.token) as driver:
+                running = _running(tool, order)
+                context = Context(order, config, final_dir, tool, driver, held, timeline, running)
+                taken = _take(context, beside)
+            return taken._replace(beside=beside.pop_all())
     except BaseException as error:
         ended = [c.name for c in running if procfs.is_ending(c.init_pid)]
-        holds.undo(held)
+        undoing.undo(held)
         if ended and isinstance(error, _OF_NOTHING):
             raise _ended_meanwhile(order, ended[0], error) from error
         raise
-    if order.after == "frozen":
-        held.close()
-    else:
-        holds.end(held)
-    if sealed.lost:
+
+
+def _finish(taken: Taken) -> Result:
+    """Leave the source as ordered; nothing of the checkpoint but itself is left.
+
+    Whatever fails or interrupts it, what was ordered is completed: there is no way back.
+    """
+    context, sealed = taken.context, taken.sealed
+    held, after, lost = context.journal, context.order.after, sealed.lost
+    with taken.beside:
+        try:
+            if after == "frozen":
+                lost = _go_on(context, taken.suspended)
+            if after == "stopped":
+                with context.timeline.phase("stop"):
+                    for container in context.containers:
+                        runc.stop(context.tool, container.id)
+        except BaseException:
+            taken.beside.close()
+            undoing.undo(held)
+            raise
+        if after == "frozen":  # and others may have the pod while memory is sent
+            held.close()
+        sealed = sealed._replace(begun=taken.early())
+    for path in (context.staging_dir, context.memory_dir, context.work_dir):
+        shutil.rmtree(path, ignore_errors=True)
+    if after != "frozen":
+        undoing.end(held)
+    if lost:
         raise SourceLostError(
-            f"{sealed.lost}; its checkpoint {sealed.path} is sealed: restore that, and delete the "
-            "pod"
+            f"{lost}; its checkpoint {sealed.path} is sealed: restore that, and delete the pod"
         )
     return sealed
 
@@ -124,7 +174,12 @@ def _running(tool: Runc, order: Order) -> tuple[RunningContainer, ...]:
         try:
             found.append(running_container.read(tool, container.name, container.id, order.decided))
         except _OF_NOTHING as error:
-            raise _ended_meanwhile(order, container.name, error) from error
+            known = [
+                os.path.exists(f"{tool.root}/{i}") for i in (order.pod.sandbox_id, container.id)
+            ]
+            if known == [True, False]:
+                raise _ended_meanwhile(order, container.name, error) from error
+            raise
     return tuple(found)
 
 
@@ -162,7 +217,8 @@ def _preflight(order: Order, config: Config) -> str:
     return final_dir
 
 
-def _take(context: Context) -> Result:
+def _take(context: Context, beside: ExitStack) -> Taken:
+    """The pod's checkpoint, sealed and final; *beside* it, memory is on its way to a store."""
     for path in (context.staging_dir, context.memory_dir, context.work_dir):
         context.journal.record(steps.Directory(path))
         os.makedirs(path, mode=0o700)
@@ -175,15 +231,11 @@ def _take(context: Context) -> Result:
     preflight.check_room(context, chosen, gpu_bytes=survey.size_bytes if survey else 0)
     begin = time.monotonic()
     suspended = heaps.move_out(context, standstill.suspend(context, survey, thawed))
-    with early_push.begun(context, suspended.saved) as early:
-        preflight.tell_losses(context, suspended.frozen.losses)
-        _silence(context, looked.tcp)
-        sealed = _dump_and_seal(context, looked, suspended, begin)
-        _leave_source(context)
-        sealed = sealed._replace(begun=early())
-    for path in (context.memory_dir, context.work_dir):  # an undo needed the memory until now
-        shutil.rmtree(path)
-    return sealed
+    early = beside.enter_context(early_push.begun(context, suspended.saved))
+    preflight.tell_losses(context, suspended.frozen.losses)
+    _silence(context, looked.tcp)
+    sealed = _dump_and_seal(context, looked, suspended, begin)
+    return Taken(context, sealed, suspended, early, beside)
 
 
 def _dump_and_seal(
@@ -209,8 +261,7 @@ def _dump_and_seal(
             data = manifests.dump(manifest)
             holds.keep(context.order.pod, context.tool, context.journal, context.final_dir, data)
         sealing.seal(context, manifest)
-    if is_held:  # whoever carries the checkpoint away need not wait for the source's memory
-        lost = _go_on(context, suspended)
+        context.journal.record(undoing.COMMITTED[context.order.after])
     return Result(context.final_dir, manifest, lost)
 
 
@@ -256,17 +307,6 @@ def _checked(dumped: Case) -> manifests.Container:
     ):
         checks.check(dumped)
     return dumped.container
-
-
-def _leave_source(context: Context) -> None:
-    """After sealing, hold the source frozen or stop it, if that is ordered."""
-    if context.order.after == "frozen":
-        context.journal.record(steps.Frozen())
-    if context.order.after == "stopped":
-        context.journal.record(steps.Stop())
-        with context.timeline.phase("stop"):
-            for container in context.containers:
-                runc.stop(context.tool, container.id)
 
 
 def _silence(context: Context, tcp: dict[str, connections.DumpOptions]) -> None:

@@ -4,7 +4,7 @@ from typing import cast
 import click
 
 from grit_runtime import config
-from grit_runtime.checkpoint import holds, standstill, take
+from grit_runtime.checkpoint import standstill, take, undoing
 from grit_runtime.checkpoint.order import After, Order
 from grit_runtime.cli import store as pushing
 from grit_runtime.host.containerd import Containerd
@@ -75,7 +75,7 @@ def checkpoint(
     or is interrupted, the source runs on as before and no half-written directory is left.
     """
     settings = config.load()
-    holds.recover()
+    undoing.recover()
     attempts.recover()
     with Containerd(settings.containerd_address) as containerd:
         pod = containerd.find(target)

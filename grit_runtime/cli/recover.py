@@ -3,7 +3,7 @@ import os
 import click
 
 from grit_runtime import log, paths
-from grit_runtime.checkpoint import holds
+from grit_runtime.checkpoint import undoing
 from grit_runtime.files import digest
 from grit_runtime.pod import network
 from grit_runtime.restore import attempts
@@ -29,8 +29,10 @@ def recover(journal: str | None, log_json: bool) -> None:
         log.to_file(f"{paths.LOG_DIR}/supervisor.log")
         if log_json:
             log.as_json()
-        holds.supervise(journal)
+        undoing.supervise(journal)
         return
-    for path in holds.recover():
+    undone, failed = undoing.recover()
+    for path in undone:
         click.echo(f"undone: {path}")
-    attempts.recover()
+    for error in failed + attempts.recover():
+        raise error

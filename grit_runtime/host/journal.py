@@ -83,16 +83,26 @@ def begin(path: str, kinds: Steps[Step]) -> Journal[Step]:
     FailedPreconditionError if one is there, whether its writer lives or not: the caller adopts and
     undoes a dead one first.
     """
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except FileExistsError:
-        raise FailedPreconditionError(
-            f"journal {path} exists: another operation holds it"
-        ) from None
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return Journal(path, kinds, fd)
+    directory = os.path.dirname(path)
+    while True:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        fd = -1
+        try:
+            # Locked before it has a name: whoever finds it unlocked takes its writer for dead.
+            fd = os.open(directory, os.O_RDWR | os.O_APPEND | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # Given a descriptor, os.link follows links, as it is said to.
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+        except FileNotFoundError:  # another has just removed the directory, which was empty
+            if fd >= 0:
+                os.close(fd)
+        except FileExistsError:
+            os.close(fd)
+            raise FailedPreconditionError(
+                f"journal {path} exists: another operation holds it"
+            ) from None
+        else:
+            return Journal(path, kinds, fd)
 
 
 def read(path: str, kinds: Steps[Step]) -> list[Step]:

@@ -60,6 +60,11 @@ def started_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def all_started_ticks(pids: Iterable[int]) -> tuple[int | None, ...]:
+    """As `started_ticks`, of each."""
+    return tuple(map(started_ticks, pids))
+
+
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped a process (SIGSTOP, SIGTSTP), and none has continued it."""
     return _stat(pid)[:1] == ["T"]

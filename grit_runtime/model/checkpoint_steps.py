@@ -48,18 +48,21 @@ class Gpu(NamedTuple):
     """The GPUs are taken from processes."""
 
     pids: tuple[int, ...]
+    started: tuple[int | None, ...] = ()  # at these ticks of the clock, if that is known
 
 
 class Standing(NamedTuple):
     """Processes that `grit gpu` held are frozen; they must not run when they are thawed."""
 
     pids: tuple[int, ...]
+    started: tuple[int | None, ...] = ()  # at these ticks of the clock, if that is known
 
 
 class Kept(NamedTuple):
     """Processes stand, frozen or not, until their memory is back or they are frozen again."""
 
     pids: tuple[int, ...]
+    started: tuple[int | None, ...] = ()  # at these ticks of the clock, if that is known
 
 
 class Memory(NamedTuple):
@@ -96,6 +99,18 @@ class Hold(NamedTuple):
     pod_uid: str
 
 
+class Sealing(NamedTuple):
+    """The directory *staging_dir* gets the name *path*, and becomes a checkpoint."""
+
+    path: str
+    staging_dir: str
+    manifest_sha256: str
+
+
+class Sealed(NamedTuple):
+    """The checkpoint is final, and the pod runs."""
+
+
 class Frozen(NamedTuple):
     """Sealed: the pod stays frozen, and its journal kept, until it is resumed."""
 
@@ -117,6 +132,8 @@ Step = (
     | Silence
     | Link
     | Hold
+    | Sealing
+    | Sealed
     | Frozen
     | Stop
 )

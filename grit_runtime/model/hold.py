@@ -37,6 +37,7 @@ class Hold(NamedTuple):
     manifest_sha256: str
     containers: dict[str, str]  # those that were frozen: ids by names
     is_whole: bool  # all of the pod is held, not one container alone
+    is_resuming: bool = False  # it is about to run, or runs already
     is_resumed: bool = False
     ran_on: tuple[str, ...] = ()  # once resumed: those that were alive
     awaited: tuple[str, ...] = ()  # once resumed: those that were killed, until they are restored
@@ -44,6 +45,10 @@ class Hold(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.namespace}/{self.pod}"
+
+    @property
+    def may_run(self) -> bool:
+        return self.is_resuming or self.is_resumed
 
     @property
     def is_over(self) -> bool:

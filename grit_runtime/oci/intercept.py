@@ -126,7 +126,7 @@ def _start(argv: list[str], at: int, _runc: str) -> int | None:
 
 
 def _delete(argv: list[str], at: int, _runc: str) -> None:
-    from grit_runtime.checkpoint import holds
+    from grit_runtime.checkpoint import undoing
     from grit_runtime.pod import held_pods
     from grit_runtime.restore import attempts
 
@@ -136,7 +136,7 @@ def _delete(argv: list[str], at: int, _runc: str) -> None:
     for path in journal.dirs_of(container_id):
         if path == f"{journal.PODS_DIR}/{container_id}":
             attempts.forget_pod(path)
-            holds.forget_pod(path)
+            undoing.forget_pod(path)
         else:
             attempts.forget(path)
 
@@ -156,12 +156,12 @@ def _kill(argv: list[str], at: int, runc: str) -> int | None:
     if not journal.checkpoints_with(container_id) and not _outlives_its_pod(named):
         return None
 
-    from grit_runtime.checkpoint import holds  # seldom needed
+    from grit_runtime.checkpoint import undoing  # seldom needed
     from grit_runtime.host import process
     from grit_runtime.host.runc import resume, stop
 
-    holds.recover_gone()
-    if not any(holds.is_pod_held(path) for path in journal.checkpoints_with(container_id)):
+    undoing.recover_gone()
+    if not any(undoing.is_pod_held(path) for path in journal.checkpoints_with(container_id)):
         return None
     tool = _callers_runc(argv, at, runc)
     if stop(tool, container_id):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from grit_runtime import log, paths
-from grit_runtime.errors import INTERRUPTED
+from grit_runtime.errors import INTERRUPTED, GritError
 from grit_runtime.host import cgroup, huge_pages, journal, overlay, process, records, runc
 from grit_runtime.host.runc import Runc
 from grit_runtime.model import outcomes
@@ -107,7 +107,7 @@ def claim_start(attempt_dir: str) -> bool:
     A `start` shows that the caller has seen `create` succeed, so the restore becomes final here:
     from now on this pod does not restore this container from this checkpoint again.
     """
-    held = journal.adopt(f"{attempt_dir}/{JOURNAL}", STEPS)
+    held = _adopt(f"{attempt_dir}/{JOURNAL}")
     if held is None:
         return False
     steps = held.steps()
@@ -126,20 +126,42 @@ def sweep(pod_dir: str, *, starting: str | None = None) -> None:
     never started, the caller has not seen that succeed, and it is undone too.
     """
     for path in journal.beneath(pod_dir, f"*/{JOURNAL}"):
+        if _is_settled(_read(path), starting):
+            continue
         held = journal.adopt(path, STEPS)
         if held is None:
             continue
-        steps = held.steps()
-        restored = last(steps, Restored)
-        if restored and (has(steps, Started) or restored.outcome.container != starting):
+        if _is_settled(held.steps(), starting):
             held.close()
         else:
             _undo_dead(held)
 
 
+def _is_settled(steps: list[Step], starting: str | None) -> bool:
+    restored = last(steps, Restored)
+    if restored is None:
+        return False
+    return has(steps, Started) or restored.outcome.container != starting
+
+
+def _adopt(path: str) -> Journal[Step] | None:
+    """The journal of an attempt whose writer is dead, or has restored the container.
+
+    Then a sweep may lock it still, for a moment.
+    """
+    return journal.adopt(path, STEPS, wait=has(_read(path), Restored))
+
+
+def _read(path: str) -> list[Step]:
+    try:
+        return journal.read(path, STEPS)
+    except FileNotFoundError:  # it has just ended
+        return []
+
+
 def forget(attempt_dir: str) -> None:
     """Drop the attempt of a container that is being deleted; undo it if it has died."""
-    held = journal.adopt(f"{attempt_dir}/{JOURNAL}", STEPS)
+    held = _adopt(f"{attempt_dir}/{JOURNAL}")
     if held is None:
         return
     if has(held.steps(), Started):
@@ -160,11 +182,19 @@ def forget_pod(pod_dir: str) -> None:
         os.rmdir(pod_dir)
 
 
-def recover() -> None:
-    """Undo the dead attempts of every pod."""
+def recover() -> list[GritError | OSError]:
+    """Undo the dead attempts of every pod. What fails is logged and returned; the others go on."""
+    failed: list[GritError | OSError] = []
     for pod_dir in journal.beneath(journal.PODS_DIR, "*"):
-        sweep(pod_dir)
-        loopback.recover(pod_dir)
+        try:
+            sweep(pod_dir)
+            loopback.recover(pod_dir)
+        except (GritError, OSError) as error:
+            log.error(
+                "attempts to restore a pod could not be undone", pod_dir=pod_dir, reason=error
+            )
+            failed.append(error)
+    return failed
 
 
 def undo(attempt: Journal[Step]) -> None:

@@ -66,7 +66,7 @@ def _first(tool: Runc, identity: Identity, sealed: Checkpoint, path: str) -> str
     source = sealed.manifest.pod
     if source.uid and source.uid != identity.pod_uid:
         hold = held_pods.of(source.uid) if "/" not in source.uid else None
-        if (hold is None or hold.is_resumed) and runc.runs_of_pod(tool, source.uid):
+        if (hold is None or hold.may_run) and runc.runs_of_pod(tool, source.uid):
             return (
                 f"pod {source.namespace}/{source.name}, of which checkpoint {path} was taken, runs "
                 "on this node and is not held"

@@ -1,3 +1,4 @@
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,23 @@ def test_a_journal_is_its_writers_for_as_long_as_it_lives(tmp_path: Path) -> Non
     assert adopted is not None
     adopted.end()
     assert journal.adopt(held.path, STEPS) is None
+
+
+def test_a_journal_is_locked_from_its_first_moment_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{tmp_path}/j"
+    lock = fcntl.flock
+    adopted: list[object] = []
+
+    def others_look_first(fd: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        adopted.append(journal.adopt(path, STEPS))
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", others_look_first)
+    journal.begin(path, STEPS)
+    assert adopted == [None]
 
 
 def test_the_journal_of_a_killed_process_can_be_adopted(tmp_path: Path) -> None:

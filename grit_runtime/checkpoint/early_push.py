@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import ExitStack, contextmanager
 
 from grit_runtime import log
-from grit_runtime.errors import CommandError
+from grit_runtime.errors import CommandError, GritError, one_line
 from grit_runtime.host import process
 from grit_runtime.model.manifest import File
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def begun(context: Context, saved: list[MemoryFile]) -> Iterator[Callable[[], str]]:
-    """Send what was *saved* to the order's store, by a child, while the block runs.
+    """Send what was *saved* to the order's store, by another process, while the block runs.
 
     The block gets a function that waits until all is sent and returns what `push` wants to know;
     "" if nothing was sent. That it could not be sent is no failure of the checkpoint.
@@ -30,24 +32,42 @@ def begun(context: Context, saved: list[MemoryFile]) -> Iterator[Callable[[], st
         return
 
     size_bytes = sum(file.size_bytes for file in saved)
-
-    def send() -> str:
-        from grit_runtime.store import push, records  # few checkpoints are pushed at once
-        from grit_runtime.store.backend import open_store
-
-        key = records.file_key(context.config.store_key)
-        files = [File(os.path.basename(m.path), m.size_bytes, m.digest) for m in saved]
-        store = open_store(context.order.store, make=True)
-        return push.begin(context.memory_dir, files, store, key)
-
-    with process.beside(send) as sent:
+    asked = {
+        "directory": context.memory_dir,
+        "files": [(os.path.basename(m.path), m.size_bytes, m.digest) for m in saved],
+        "store": context.order.store,
+        "key": context.config.store_key,
+    }
+    # Not by fork: a library of stores that this process has used has threads, which a child lacks.
+    argv = process.python(__name__, json.dumps(asked))
+    child = process.start(argv, token=context.tool.token)
+    with ExitStack() as unheard:
+        for fd in (child.out_fd, child.err_fd):
+            unheard.callback(os.close, fd)
+        unheard.callback(process.kill, child.pid)
 
         def wait() -> str:
+            unheard.pop_all()
             try:
                 with context.timeline.phase("early push", size_bytes=size_bytes):
-                    return str(sent())
+                    return process.output(child).decode()
             except CommandError as error:
                 log.warning("memory is sent when the checkpoint is pushed", reason=error)
                 return ""
 
         yield wait
+
+
+def main(argument: str) -> None:
+    """What the process does: it prints how the names of the packs that it has sent begin."""
+    from grit_runtime.store import push, records
+    from grit_runtime.store.backend import open_store
+
+    asked = json.loads(argument)
+    files = [File(*fields) for fields in asked["files"]]
+    try:
+        store = open_store(asked["store"], make=True)
+        sent = push.begin(asked["directory"], files, store, records.file_key(asked["key"]))
+    except (GritError, OSError) as error:
+        sys.exit(one_line(error))
+    sys.stdout.write(sent)

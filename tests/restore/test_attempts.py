@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
+
     from tests.plain_node import Node
 
 OUTCOME = outcomes.Outcome(

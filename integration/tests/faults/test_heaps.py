@@ -18,6 +18,7 @@ from integration.node import images, rootfs
 from integration.node.cri import CriError
 from integration.pods import checkpoints, kubelet, workload
 from integration.pods.pod_spec import ContainerSpec, PodSpec
+from integration.stores import rclone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,6 +132,22 @@ def test_a_heap_is_sent_to_a_store_while_the_rest_is_dumped(nodes: Nodes, run_po
     moved = run_pod(nodes.a, spec("pulled", ("grit.dev/restore-name", "sent")))
     assert_goes_on(moved)
     nodes.a.run(["rm", "-r", "/mnt/heaps"])
+
+
+def test_a_heap_is_sent_to_a_bucket_while_the_rest_is_dumped(
+    nodes: Nodes, run_pod: RunPod, tmp_path: Path
+) -> None:
+    pod = run_pod(nodes.a, spec("bucket"))
+    pod.wait_for_log("main", "\n2 ")
+    enter = ("nsenter", "--net", f"--target={nodes.a.pid}", "--")
+    with rclone.serving(tmp_path / "s3", enter=enter) as server:
+        environment = [f"{name}={value}" for name, value in server.environment.items()]
+        words = ["grit", "checkpoint", "default/bucket", *TO_END, "--push", f"s3://{rclone.BUCKET}"]
+        taken = nodes.a.run(["env", *environment, *words])
+    assert 'msg="early push"' in taken.stderr
+    assert "memory is sent when" not in taken.stderr
+    sent_bytes = int(taken.stderr.splitlines()[-1].partition(" bytes sent")[0].split()[-1])
+    assert sent_bytes < HEAP_BYTES // 2
 
 
 # Brings a checkpoint as an agent does, but waits for a line before it brings memory.

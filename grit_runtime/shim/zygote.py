@@ -23,9 +23,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-# The launcher knows these names, and the signals that end it.
+# The launcher knows these names, and the signals: one says that its request is being done, the others
+# end it.
 FIFO = f"{paths.RUN_DIR}/zygote"
 NAME = "grit-zygote"
+TAKEN = signal.SIGURG
 ANSWERED = signal.SIGUSR1
 FAILED = signal.SIGUSR2
 REFUSED = signal.SIGHUP
@@ -82,6 +84,7 @@ def _answer(pid: int) -> NoReturn:
         _tell(caller_fd, REFUSED)
         os._exit(1)
     out_fd = os.open(f"/proc/{pid}/fd/{request.LAUNCHER_STDOUT}", os.O_WRONLY)
+    _tell(caller_fd, TAKEN)
     listener = None
     try:
         call = request.of_launcher(pid)

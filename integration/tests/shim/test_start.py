@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
+from grit_runtime.model.runtime_options import RuntimeOptions
 from grit_runtime.proto import runc_options_pb2
+from grit_runtime.shim import bundle
 from grit_runtime.wire.well_known import pack
 from integration.node import rootfs
 
@@ -265,8 +267,26 @@ def test_the_description_has_runcs_features(shims: Shims) -> None:
 def test_delete_of_what_has_left_nothing_says_that_it_was_killed(shims: Shims, zygote: int) -> None:
     del zygote
     shims.start("gone")
-    script = f"cd {BUNDLES}/gone && {SHIM} -namespace test -id gone -bundle . delete | od -An -tx1"
-    done = shims.node.run(["sh", "-c", script])
+    assert_deleted_as_killed(shims, "gone")
+
+
+def test_a_delete_that_takes_long_is_done_once(shims: Shims, zygote: int) -> None:
+    del zygote
+    shims.start("slow")
+    (pid,) = shims.pids("slow")
+    shims.node.run(["kill", "-KILL", str(pid)])
+    program = shims.node.path(BUNDLES) / "runtime"
+    program.write_text(f"#!/bin/sh\necho called >>{BUNDLES}/calls\nsleep 7\n")
+    program.chmod(0o755)
+    options = RuntimeOptions(binary_name=f"{BUNDLES}/runtime")
+    bundle.write_options(str(shims.node.path(BUNDLES / "slow")), options)
+    assert_deleted_as_killed(shims, "slow")
+    assert (shims.node.path(BUNDLES) / "calls").read_text() == "called\n"
+
+
+def assert_deleted_as_killed(shims: Shims, name: str) -> None:
+    script = f"cd {BUNDLES}/{name} && {SHIM} -namespace test -id {name} -bundle . delete"
+    done = shims.node.run(["sh", "-c", f"{script} | od -An -tx1"])
     assert done.stdout.split()[:3] == ["10", "89", "01"]  # exit_status 137
     assert done.stderr == ""
 

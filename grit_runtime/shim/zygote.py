@@ -23,8 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-# The launcher knows these names, and the signals: one says that its request is being done, the others
-# end it.
+# The launcher knows these names, and the signals: the first says that its request is being done,
+# the others end it.
 FIFO = f"{paths.RUN_DIR}/zygote"
 NAME = "grit-zygote"
 TAKEN = signal.SIGURG

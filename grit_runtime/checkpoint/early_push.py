@@ -40,7 +40,7 @@ def begun(context: Context, saved: list[MemoryFile]) -> Iterator[Callable[[], st
     }
     # Not by fork: a library of stores that this process has used has threads, which a child lacks.
     argv = process.python(__name__, json.dumps(asked))
-    child = process.start(argv, token=context.tool.token)
+    child = process.start(argv, token=token(context.tool.token))
     with ExitStack() as unheard:
         for fd in (child.out_fd, child.err_fd):
             unheard.callback(os.close, fd)
@@ -56,6 +56,11 @@ def begun(context: Context, saved: list[MemoryFile]) -> Iterator[Callable[[], st
                 return ""
 
         yield wait
+
+
+def token(operation: str) -> str:
+    """What the process carries in a checkpoint with the token *operation*, which it may outlast."""
+    return f"{operation}.early"
 
 
 def main(argument: str) -> None:

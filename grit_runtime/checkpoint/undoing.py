@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 
 from grit_runtime import log
-from grit_runtime.checkpoint import memory, older_holds
+from grit_runtime.checkpoint import early_push, memory, older_holds
 from grit_runtime.dump import link_remaps
 from grit_runtime.errors import (
     INTERRUPTED,
@@ -143,9 +143,10 @@ def undo(held: Journal[steps.Step], *, resuming: bool = False) -> None:
 
 def hold_on(held: Journal[steps.Step]) -> None:
     """Leave a pod frozen whose checkpoint is sealed: with its memory, and nothing besides it."""
+    begun = last(held.steps(), steps.Begin)
     if lost := memory.give_back_recorded(held):
         log.error("the held pod cannot go on here", reason=lost)
-    else:
+    elif not (begun and process.carrying(early_push.token(begun.token))):  # which reads it still
         _drop_directories(held)
     held.close()
 

@@ -8,12 +8,14 @@ import random
 import shutil
 import signal
 import subprocess
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from grit_runtime.host import procfs
 from grit_runtime.wire import criu_image
 from grit_runtime.wire.criu_image import Pages
 from integration.fakes import fake_gpu
@@ -34,6 +36,7 @@ from integration.tests.gpu.test_gpu import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from subprocess import Popen
 
     from grit_runtime.wire.criu_image import Image
     from integration.pods.kubelet import Pod
@@ -159,6 +162,49 @@ def test_a_frozen_source_needs_nothing_of_its_checkpoint(gpus: Gpus, source: Pod
     checkpoints.take(source, "gone", "--after", "frozen")
     assert gpus.a.used_bytes() == [0]
     shutil.rmtree(checkpoints.directory(gpus.a.node, "gone"))
+    gpus.a.node.run(["grit", "resume", "default/large"])
+    assert_undisturbed(source)
+
+
+@contextmanager
+def being_sent(source: Pod, name: str) -> Iterator[Popen[str]]:
+    """A checkpoint for which *source* is held, whose memory is on its way until the block ends."""
+    node = source.node
+    with checkpoints.taking(source, name, "--after", "frozen", "--push", "/mnt/sent") as taken:
+        engine = checkpoints.started(taken)
+        while not (found := [pid for pid in procfs.children(engine) if is_sending(pid)]):
+            assert taken.poll() is None
+            time.sleep(kubelet.POLL_S / 10)
+        os.kill(found[0], signal.SIGSTOP)
+        path = node.path(Path(checkpoints.journal(source)))
+        while '"frozen"' not in path.read_text():
+            assert taken.poll() is None
+            time.sleep(kubelet.POLL_S / 10)
+        try:
+            yield taken
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(found[0], signal.SIGCONT)
+    shutil.rmtree(checkpoints.directory(node, name))
+    node.run(["rm", "-r", "/mnt/sent"])
+
+
+def is_sending(pid: int) -> bool:
+    return "early_push" in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_held_pod_can_be_resumed_while_its_memory_is_sent(gpus: Gpus, source: Pod) -> None:
+    with being_sent(source, "sent") as taken:
+        gpus.a.node.run(["grit", "resume", "default/large"])
+    assert taken.returncode == 0
+    assert_undisturbed(source)
+
+
+def test_an_interruption_while_memory_is_sent_leaves_the_pod_held(gpus: Gpus, source: Pod) -> None:
+    with being_sent(source, "interrupted") as taken:
+        os.kill(gpus.a.node.command_pid(taken), signal.SIGINT)
+        taken.wait()
+    assert [one["outcome"] for one in checkpoints.outcomes(source)[-2:]] == ["sealed", "held"]
     gpus.a.node.run(["grit", "resume", "default/large"])
     assert_undisturbed(source)
 

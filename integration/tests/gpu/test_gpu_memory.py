@@ -167,9 +167,9 @@ def test_a_frozen_source_needs_nothing_of_its_checkpoint(gpus: Gpus, source: Pod
 
 
 @contextmanager
-def being_sent(source: Pod, name: str) -> Iterator[Popen[str]]:
+def being_sent(gpus: Gpus, source: Pod, name: str) -> Iterator[Popen[str]]:
     """A checkpoint for which *source* is held, whose memory is on its way until the block ends."""
-    node = source.node
+    node = gpus.a.node
     with checkpoints.taking(source, name, "--after", "frozen", "--push", "/mnt/sent") as taken:
         engine = checkpoints.started(taken)
         while not (found := [pid for pid in procfs.children(engine) if is_sending(pid)]):
@@ -194,14 +194,14 @@ def is_sending(pid: int) -> bool:
 
 
 def test_a_held_pod_can_be_resumed_while_its_memory_is_sent(gpus: Gpus, source: Pod) -> None:
-    with being_sent(source, "sent") as taken:
+    with being_sent(gpus, source, "sent") as taken:
         gpus.a.node.run(["grit", "resume", "default/large"])
     assert taken.returncode == 0
     assert_undisturbed(source)
 
 
 def test_an_interruption_while_memory_is_sent_leaves_the_pod_held(gpus: Gpus, source: Pod) -> None:
-    with being_sent(source, "interrupted") as taken:
+    with being_sent(gpus, source, "interrupted") as taken:
         os.kill(gpus.a.node.command_pid(taken), signal.SIGINT)
         taken.wait()
     assert [one["outcome"] for one in checkpoints.outcomes(source)[-2:]] == ["sealed", "held"]

@@ -45,8 +45,7 @@ _STDERR = 2
 def take(progress: Progress, checkpoint_root: str) -> None:
     """Take the job's checkpoint. Blocks; a job that is to stop has what was begun undone.
 
-    Unless that is too late: a pod that runs on has a sealed checkpoint then, as was asked for. One
-    that was to be held runs on, and is not.
+    Unless that is too late: then the checkpoint is sealed, and its pod as was asked for.
     """
     job = progress.job
     names = (
@@ -63,7 +62,10 @@ def take(progress: Progress, checkpoint_root: str) -> None:
     )
     wanted = {name: getattr(job, name) for name in names}
     status, _ = _called("perform", wanted, progress.killing)
-    if status is None or (job.after == "running" and _is_sealed(job, checkpoint_root)):
+    # What a killed engine has sealed is not final yet, if its pod was not to run on.
+    if status is None or (
+        (status >= 0 or job.after == "running") and _is_sealed(job, checkpoint_root)
+    ):
         return
     progress.check()  # it ends so when it is told to
     raise CommandError(f"the engine of checkpoint {job.name} ended with status {status}")

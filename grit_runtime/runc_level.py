@@ -57,9 +57,10 @@ class PidFile(NamedTuple):
     inode_before: int
 
 
-def checkpoint(call: Call, *, leave_running: bool) -> int | None:
+def checkpoint(call: Call, criu_dir: str, *, leave_running: bool) -> int | None:
     """runc's exit status, or None if the container has no CUDA process: then runc is enough.
 
+    *criu_dir* is where the caller has CRIU write its log.
     A container that the caller has paused is thawed for the driver, which needs its threads, and
     paused again for the dump and afterwards.
     """
@@ -70,7 +71,7 @@ def checkpoint(call: Call, *, leave_running: bool) -> int | None:
     path = f"{pod_dir}/{journal.CHECKPOINT}"
     pod_journal = undoing.begin(path, f"container {call.container_id}")
     try:
-        pod_journal.record(steps.Begin(call.runc.token, call.runc.root))
+        pod_journal.record(steps.Begin(call.runc.token, call.runc.root, criu_dir=criu_dir))
         status = _suspended(call, container, pod_journal)
     except BaseException:
         undoing.undo(pod_journal)

@@ -13,7 +13,6 @@ from grit_runtime.errors import (
     InvalidArgumentError,
     PodStateError,
     SecondLifeError,
-    SourceLostError,
     UnavailableError,
     one_line,
 )
@@ -87,16 +86,18 @@ def resume(target: str) -> list[str]:
         raise InvalidArgumentError("no pod or container is named; expected NAMESPACE/POD or an id")
     older_holds.keep()
     hold = _find(target)
-    tool = runc.installed(hold.runc_root, process.new_token())
-    killed = [name for name in hold.containers if not runc.is_alive(tool, hold.containers[name])]
-    if killed:
-        _require_checkpoint(hold, killed[0])
-    _let_go(hold)
+    held = _adopted(hold)
     try:
-        _give_back(hold)
-    except (SourceLostError, UnavailableError):  # it does not run
-        held_pods.keep(hold)
+        hold = _find(hold.pod_uid)  # as it is now
+        tool = runc.installed(hold.runc_root, process.new_token())
+        _require_sealed(tool, hold)
+        _let_go(hold)
+    except BaseException:
+        if held is not None:
+            held.close()
         raise
+    if held is not None:
+        undoing.undo(held, resuming=True)
     ran_on = [name for name in hold.containers if runc.is_alive(tool, hold.containers[name])]
     hold = hold._replace(
         is_resumed=True,
@@ -120,13 +121,13 @@ def _let_go(hold: Hold) -> None:
         held_pods.keep(hold._replace(is_resuming=True))
 
 
-def _give_back(hold: Hold) -> None:
+def _adopted(hold: Hold) -> Journal[steps.Step] | None:
+    """What is to be given back to the pod; None if its containers are gone, and that with them."""
     path = f"{journal.PODS_DIR}/{hold.sandbox_id}/{journal.CHECKPOINT}"
     held = undoing.adopt(path)
-    if held is not None:
-        undoing.undo(held, resuming=True)
-    elif os.path.exists(path):
+    if held is None and os.path.exists(path):
         raise UnavailableError(f"pod {hold.name}: another grit command works on it; try again")
+    return held
 
 
 def _refuse_awaited(pod: Pod) -> None:
@@ -157,8 +158,11 @@ def _find(target: str) -> Hold:
     return matches[0]
 
 
-def _require_checkpoint(hold: Hold, container: str) -> None:
-    """Refuse without the checkpoint, since the state of a killed container is nowhere else."""
+def _require_sealed(tool: Runc, hold: Hold) -> None:
+    """Refuse without the checkpoint, if the state of a killed container is nowhere else."""
+    killed = [name for name in hold.containers if not runc.is_alive(tool, hold.containers[name])]
+    if not killed:
+        return
     directory, name = os.path.split(hold.checkpoint)
     try:
         with closing_fd(checkpoint_dir.open_named(directory, (name,))) as dir_fd:
@@ -168,6 +172,6 @@ def _require_checkpoint(hold: Hold, container: str) -> None:
         reason = one_line(error)
     if reason:
         raise HeldError(
-            f"pod {hold.name}: container {container} was killed and is in checkpoint "
+            f"pod {hold.name}: container {killed[0]} was killed and is in checkpoint "
             f"{hold.checkpoint} only: {reason}; put it back, or delete the pod"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 
+from grit_runtime import log
+from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.host import journal
 from grit_runtime.model import checkpoint_steps as steps
 from grit_runtime.model import manifest as manifests
@@ -19,6 +21,9 @@ def keep() -> None:
         try:
             taken = journal.read(path, steps.STEPS)
         except FileNotFoundError:  # it has just ended
+            continue
+        except FailedPreconditionError as error:
+            log.warning("a journal is passed over", journal=path, reason=error)
             continue
         begin = last(taken, steps.Begin)
         if begin is None or begin.outcome is None:

@@ -60,26 +60,28 @@ if TYPE_CHECKING:
 
 
 class Taken(NamedTuple):
-    """A checkpoint that is final, and what is needed to leave its source as ordered."""
+    """What was dumped, and what is needed to leave its source as ordered."""
 
     context: Context
-    sealed: Result
+    manifest: Manifest
+    lost: str  # why the source could not go on, if it was to
     suspended: standstill.Suspended
-    early: Callable[[], str]
+    early: Callable[[], str]  # memory on its way to a store, as long as *beside* is open
     beside: ExitStack
 
+
+_LOST = SourceLostError.reason
 
 # What the kernel, runc or CRIU may answer when a process is no more.
 _OF_NOTHING = (OSError, NotFoundError, CommandError)
 
 
 class Result(NamedTuple):
-    """A sealed checkpoint; *lost* says why its source could not go on as ordered."""
+    """A sealed checkpoint."""
 
     path: str
     manifest: Manifest
-    lost: str = ""
-    begun: str = ""  # what was sent to the order's store already, for the push
+    begun: str  # what was sent to the order's store already, for the push
 
 
 def checkpoint(order: Order, config: Config) -> Result:
@@ -95,10 +97,11 @@ def checkpoint(order: Order, config: Config) -> Result:
             outcome = outcome._replace(
                 outcome=outcomes.SEALED,
                 reason="",
-                manifest_sha256=hashlib.sha256(manifests.dump(taken.sealed.manifest)).hexdigest(),
-                warnings=tuple(map(losses.line, taken.sealed.manifest.warnings)),
+                manifest_sha256=hashlib.sha256(manifests.dump(taken.manifest)).hexdigest(),
+                warnings=tuple(map(losses.line, taken.manifest.warnings)),
             )
-            return _finish(taken)
+            if lost := _leave_source(taken):
+                outcome = outcome._replace(outcome=outcomes.LOST, reason=lost, error=_LOST)
     except BaseException as error:
         if isinstance(error, SourceLostError):
             outcome = outcome._replace(outcome=outcomes.LOST)
@@ -108,6 +111,10 @@ def checkpoint(order: Order, config: Config) -> Result:
         raise
     finally:
         records.append(outcome._replace(time=log.rfc3339(), timeline=tuple(timeline.phases)))
+    result = _finish(taken)
+    if lost:
+        raise SourceLostError(lost)
+    return result
 
 
 def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: str) -> Taken:
@@ -125,6 +132,7 @@ def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: s
                 running = _running(tool, order)
                 context = Context(order, config, final_dir, tool, driver, held, timeline, running)
                 taken = _take(context, beside)
+            _seal(context, taken.manifest)
             return taken._replace(beside=beside.pop_all())
     except BaseException as error:
         ended = [c.name for c in running if procfs.is_ending(c.init_pid)]
@@ -134,37 +142,45 @@ def _take_or_undo(order: Order, config: Config, timeline: log.Timeline, token: s
         raise
 
 
-def _finish(taken: Taken) -> Result:
-    """Leave the source as ordered; nothing of the checkpoint but itself is left.
+def _leave_source(taken: Taken) -> str:
+    """Leave the source as ordered, with its memory; why it is lost, if it is.
 
-    Whatever fails or interrupts it, what was ordered is completed: there is no way back.
+    Whatever fails or interrupts this, what was ordered is completed: there is no way back.
     """
-    context, sealed = taken.context, taken.sealed
-    held, after, lost = context.journal, context.order.after, sealed.lost
-    with taken.beside:
-        try:
-            if after == "frozen":
-                lost = _go_on(context, taken.suspended)
-            if after == "stopped":
-                with context.timeline.phase("stop"):
-                    for container in context.containers:
-                        runc.stop(context.tool, container.id)
-        except BaseException:
-            taken.beside.close()
-            undoing.undo(held)
-            raise
-        if after == "frozen":  # and others may have the pod while memory is sent
-            held.close()
-        sealed = sealed._replace(begun=taken.early())
-    for path in (context.staging_dir, context.memory_dir, context.work_dir):
-        shutil.rmtree(path, ignore_errors=True)
-    if after != "frozen":
-        undoing.end(held)
-    if lost:
-        raise SourceLostError(
-            f"{lost}; its checkpoint {sealed.path} is sealed: restore that, and delete the pod"
-        )
-    return sealed
+    context, lost = taken.context, taken.lost
+    try:
+        if context.order.after == "frozen":
+            lost = _go_on(context, taken.suspended)
+        if context.order.after == "stopped":
+            with context.timeline.phase("stop"):
+                for container in context.containers:
+                    runc.stop(context.tool, container.id)
+    except BaseException:
+        taken.beside.close()
+        undoing.undo(context.journal)
+        raise
+    if not lost:
+        return ""
+    path = context.final_dir
+    return f"{lost}; its checkpoint {path} is sealed: restore that, and delete the pod"
+
+
+def _finish(taken: Taken) -> Result:
+    """Wait until memory is sent that is on its way; nothing is left but the checkpoint."""
+    context = taken.context
+    is_held = context.order.after == "frozen"
+    shutil.rmtree(context.work_dir)
+    if is_held:  # others may have the pod from now on
+        context.journal.close()
+    try:
+        with taken.beside:
+            begun = taken.early()
+    finally:
+        for path in (context.staging_dir, context.memory_dir):
+            shutil.rmtree(path, ignore_errors=True)
+    if not is_held:
+        undoing.end(context.journal)
+    return Result(context.final_dir, taken.manifest, begun)
 
 
 def _running(tool: Runc, order: Order) -> tuple[RunningContainer, ...]:
@@ -218,7 +234,7 @@ def _preflight(order: Order, config: Config) -> str:
 
 
 def _take(context: Context, beside: ExitStack) -> Taken:
-    """The pod's checkpoint, sealed and final; *beside* it, memory is on its way to a store."""
+    """Dump the pod; *beside* that, its memory is on its way to a store."""
     for path in (context.staging_dir, context.memory_dir, context.work_dir):
         context.journal.record(steps.Directory(path))
         os.makedirs(path, mode=0o700)
@@ -234,35 +250,37 @@ def _take(context: Context, beside: ExitStack) -> Taken:
     early = beside.enter_context(early_push.begun(context, suspended.saved))
     preflight.tell_losses(context, suspended.frozen.losses)
     _silence(context, looked.tcp)
-    sealed = _dump_and_seal(context, looked, suspended, begin)
-    return Taken(context, sealed, suspended, early, beside)
+    manifest, lost = _dump(context, looked, suspended, begin)
+    return Taken(context, manifest, lost, suspended, early, beside)
 
 
-def _dump_and_seal(
+def _dump(
     context: Context, looked: preflight.Looked, suspended: standstill.Suspended, begin: float
-) -> Result:
-    """Dump a pod that has stood since *begin*, let it go on as ordered, and seal the checkpoint."""
+) -> tuple[Manifest, str]:
+    """Dump a pod that has stood since *begin*, and let it go on if ordered; why it could not."""
     dumps = _dumps(context, looked, suspended)
     dumped = [dump(dumps, container) for container in context.order.pod.running]
     with context.timeline.phase("volumes"):
         captured = volumes.save(dumps.chosen, context.staging_dir)
     link_remaps.drop(step for step in context.journal.steps() if isinstance(step, steps.Link))
-    is_held = context.order.after == "frozen"
-    lost = "" if is_held else _go_on(context, suspended)
+    lost = "" if context.order.after == "frozen" else _go_on(context, suspended)
     if context.order.after == "running":
         context.timeline.add("paused", seconds=time.monotonic() - begin)
 
     with context.timeline.phase("check"):
         described = [*map(_checked, dumped), *sealing.ended(dumps)]
     with sealing.written_back(context):
-        manifest = sealing.manifest(dumps, looked, suspended, captured, described)
+        return sealing.manifest(dumps, looked, suspended, captured, described), lost
+
+
+def _seal(context: Context, manifest: Manifest) -> None:
+    """Seal the checkpoint; when this returns it is final."""
     with context.timeline.phase("seal"):
-        if is_held:
+        if context.order.after == "frozen":
             data = manifests.dump(manifest)
             holds.keep(context.order.pod, context.tool, context.journal, context.final_dir, data)
         sealing.seal(context, manifest)
         context.journal.record(undoing.COMMITTED[context.order.after])
-    return Result(context.final_dir, manifest, lost)
 
 
 def _go_on(context: Context, suspended: standstill.Suspended) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from contextlib import suppress
 
@@ -39,7 +38,7 @@ from grit_runtime.tasks import ptrace_agent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from grit_runtime.checkpoint.order import After
     from grit_runtime.host.journal import Journal
@@ -87,9 +86,8 @@ def begin(path: str, name: str) -> Journal[steps.Step]:
         raise PodStateError(
             f"{name}: another grit is checkpointing it, or undoing that; wait until it has ended"
         ) from None
-    recovery = [sys.executable, "-m", "grit_runtime.cli.main", "recover", "--wait", path]
-    recovery += ["--log-json"] if log.is_json() else []
-    process.spawn_apart(recovery, os.environ)
+    options = ["--log-json"] if log.is_json() else []
+    process.spawn_apart(process.grit("recover", "--wait", path, *options), os.environ)
     return held
 
 
@@ -110,45 +108,54 @@ def undo(held: Journal[steps.Step], *, resuming: bool = False) -> None:
     """Take back what the journal records, newest first; what is committed is completed.
 
     A pod that is held stays so, unless it is *resuming*. If a step fails the others are taken back
-    all the same, and the first error is raised; the journal stays then for the next undo, but for
-    SourceLostError.
+    all the same, and the first error is raised; the journal stays then for the next undo, unless
+    all that failed is lost.
     """
     taken = held.steps()
-    if has(taken, steps.Frozen) and not resuming:
-        hold_on(held)
-        return
     failures: list[GritError | OSError] = []
-    begun = last(taken, steps.Begin)
-    if begun:
-        tool = runc.installed(begun.runc_root, begun.token)
-        criu_dir = f"{os.path.dirname(held.path)}/{journal.DUMP}"
-        process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S, criu_dir=criu_dir)
-        stopping = has(taken, steps.Stop)
-        # Before any of the processes runs again.
-        lost = None if stopping else memory.give_back_recorded(held)
-        stopping |= bool(lost) and has(taken, steps.Kept)  # or they would run on with empty heaps
-        stay = _staying(taken, stopping=stopping, lost=bool(lost))
-        undone = [step for step in taken if not isinstance(step, stay)]
-        failures = _undo_steps(tool, undone, stopping=stopping)
-        if lost:
-            failures.insert(0, SourceLostError(f"source lost: {lost}; delete the pod"))
-    losses = [error for error in failures if isinstance(error, SourceLostError)]
-    if failures and not losses:
+    stays_held = has(taken, steps.Frozen) and not resuming
+    try:
+        if stays_held:
+            _hold_on(held)
+        elif begun := last(taken, steps.Begin):
+            failures = _taken_back(held, taken, begun)
+    except BaseException:
+        held.close()
+        raise
+    if stays_held or not all(isinstance(error, SourceLostError) for error in failures):
         held.close()
     else:
         end(held)
     if failures:
-        raise (losses + failures)[0]
+        raise failures[0]
 
 
-def hold_on(held: Journal[steps.Step]) -> None:
+def _taken_back(
+    held: Journal[steps.Step], taken: list[steps.Step], begun: steps.Begin
+) -> list[GritError | OSError]:
+    """Take back the steps that were *taken*; what has failed."""
+    tool = runc.installed(begun.runc_root, begun.token)
+    criu_dir = begun.criu_dir or f"{os.path.dirname(held.path)}/{journal.DUMP}"
+    process.wait_gone(tool.token, deadline_s=_CRIU_LETS_GO_S, criu_dir=criu_dir)
+    stopping = has(taken, steps.Stop)
+    # Before any of the processes runs again.
+    lost = None if stopping else memory.give_back_recorded(held)
+    stopping |= bool(lost) and has(taken, steps.Kept)  # or they would run on with empty heaps
+    stay = _staying(taken, stopping=stopping, lost=bool(lost))
+    undone = [step for step in taken if not isinstance(step, stay)]
+    failures = _undo_steps(tool, undone, stopping=stopping)
+    if lost:
+        failures.insert(0, SourceLostError(f"source lost: {lost}; delete the pod"))
+    return failures
+
+
+def _hold_on(held: Journal[steps.Step]) -> None:
     """Leave a pod frozen whose checkpoint is sealed: with its memory, and nothing besides it."""
     begun = last(held.steps(), steps.Begin)
     if lost := memory.give_back_recorded(held):
         log.error("the held pod cannot go on here", reason=lost)
     elif not (begun and process.carrying(early_push.token(begun.token))):  # which reads it still
         _drop_directories(held)
-    held.close()
 
 
 def recover() -> Recovered:
@@ -156,12 +163,12 @@ def recover() -> Recovered:
     huge_pages.recover()
     older_holds.keep()
     held_pods.drop_gone()
-    return _recover_each(journal.checkpoints())
+    return _recover_each(_recover_one)
 
 
 def recover_gone() -> None:
     """End the journals of pods that were deleted while they were held."""
-    _recover_each(path for path in journal.checkpoints() if is_pod_held(path))
+    _recover_each(lambda path: is_pod_held(path) and _recover_one(path))
 
 
 def supervise(path: str) -> None:
@@ -210,6 +217,8 @@ def _staying(
     taken: list[steps.Step], *, stopping: bool, lost: bool
 ) -> tuple[type[steps.Step], ...]:
     """The steps that are not taken back."""
+    if has(taken, steps.Sealed):  # it runs, and may be as others have made it since
+        return tuple({type(step) for step in taken} - {steps.Directory})
     stay: set[type[steps.Step]] = set()
     if stopping:
         stay |= {steps.Thaw, steps.Gpu, steps.Silence, steps.Kept}
@@ -225,8 +234,13 @@ def _staying(
 def _undo_steps(
     tool: Runc, taken: list[steps.Step], *, stopping: bool
 ) -> list[GritError | OSError]:
-    """Undo steps, newest first; CUDA processes do not run before their GPUs are back."""
+    """Undo steps, newest first; CUDA processes do not run before their GPUs are back.
+
+    What has failed: where a container could not be thawed, what needs that is left for the next
+    undo.
+    """
     failures: list[GritError | OSError] = []
+    is_stuck = False
     if not stopping and (before := last(taken, steps.Standing)):
         suspension.stand_again(tool.token, _same(before))
     if kept := last(taken, steps.Kept):
@@ -234,10 +248,13 @@ def _undo_steps(
     pids = {pid for step in taken if isinstance(step, steps.Gpu) for pid in _same(step)}
     with suspension.standing(tool.token, sorted(pids)):
         for step in reversed(taken):
+            if is_stuck and isinstance(step, steps.Gpu | steps.Thaw):
+                continue
             try:
                 _undo_step(tool, step, stopping=stopping)
             except (GritError, OSError) as error:
                 failures.append(error)
+                is_stuck |= isinstance(step, steps.Freeze)
     return failures
 
 
@@ -297,11 +314,11 @@ def _take_name_back(step: steps.Sealing) -> None:
         os.rename(step.path, step.staging_dir)
 
 
-def _recover_each(paths: Iterable[str]) -> Recovered:
+def _recover_each(recover_one: Callable[[str], bool]) -> Recovered:
     recovered = Recovered([], [])
-    for path in paths:
+    for path in journal.checkpoints():
         try:
-            if _recover_one(path):
+            if recover_one(path):
                 recovered.undone.append(path)
         except (GritError, OSError) as error:
             log.error("a checkpoint could not be undone", journal=path, reason=error)
@@ -314,12 +331,7 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
     if held is None:
         return False
     if is_pod_held(held.path):
-        if not _is_sandbox_gone(held):
-            hold_on(held)
-            return False
-        _forget(held)
-        held_pods.drop_gone()
-        return True
+        return _recover_held(held)
     begun = last(held.steps(), steps.Begin)
     outcome = _outcome(held.steps())
     whose = outcomes.whose(outcome) if outcome else {}
@@ -334,6 +346,30 @@ def _recover_one(path: str, *, wait: bool = False) -> bool:
         if outcome:
             records.append(outcome)
     return True
+
+
+def _recover_held(held: Journal[steps.Step]) -> bool:
+    """Complete the hold of a pod whose engine has died; whether the pod, and this, is gone."""
+    try:
+        if not _is_sandbox_gone(held):
+            _hold_on(held)
+            outcome = _outcome(held.steps())
+            if outcome and outcome.outcome == outcomes.SEALED and not _is_recorded(outcome):
+                records.append(outcome)
+        if _is_sandbox_gone(held):  # it may have been deleted meanwhile
+            _forget(held)
+            held_pods.drop_gone()
+            return True
+    except BaseException:
+        held.close()
+        raise
+    held.close()
+    return False
+
+
+def _is_recorded(outcome: Outcome) -> bool:
+    past = records.readable(outcome.pod_uid)
+    return any(one.manifest_sha256 == outcome.manifest_sha256 for one in past)
 
 
 def _outcome(taken: list[steps.Step]) -> Outcome | None:

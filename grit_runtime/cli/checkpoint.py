@@ -72,7 +72,8 @@ def checkpoint(
     All containers are frozen before the first is dumped. The checkpoint is written to
     CHECKPOINT_ROOT/NAMESPACE/NAME (the root is /mnt/grit-agent unless configured otherwise). Its
     path is printed when it is sealed, progress is logged to standard error. If the checkpoint fails
-    or is interrupted, the source runs on as before and no half-written directory is left.
+    or is interrupted before, the source runs on as before and no half-written directory is left;
+    from then on the source is as --after says, whatever happens.
     """
     settings = config.load()
     undoing.recover()

@@ -137,6 +137,18 @@ def spawn_apart(argv: list[str], environment: Mapping[str, str], *streams: int) 
     )
 
 
+def grit(*words: str) -> list[str]:
+    """The command line of `grit` with these words, for whichever of grit's programs this one is."""
+    code = f"import sys; sys.path.append({_PACKAGE_DIR!r}); "
+    return [
+        sys.executable,
+        "-P",
+        "-c",
+        f"{code}from grit_runtime.cli.main import main; main()",
+        *words,
+    ]
+
+
 def python(module: str, argument: object) -> list[str]:
     """The command line of a process that calls ``main(argument)`` of a module of grit's."""
     code = f"import sys; sys.path.append({_PACKAGE_DIR!r}); "

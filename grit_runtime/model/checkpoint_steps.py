@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 
 class Begin(NamedTuple):
-    """The operation's token, runc's state directory, and the record if the engine is killed."""
+    """The operation's token, runc's state directory, and the record if the engine is killed.
+
+    CRIU works in *criu_dir*, if it is not the pod's.
+    """
 
     token: str
     runc_root: str
     outcome: Outcome | None = None
+    criu_dir: str | None = None
 
     @staticmethod
     def from_json(outcome: dict[str, Any] | None = None, **fields: str) -> Begin:

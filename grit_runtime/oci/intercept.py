@@ -192,7 +192,9 @@ def _checkpoint(argv: list[str], at: int, runc: str) -> int | None:
     bundle_dir = state(tool, operands[0]).bundle_dir
     call = runc_level.Call(argv, operands[0], tool, config_json.read(bundle_dir))
     criu.prefer(config.load().criu)
-    return runc_level.checkpoint(call, leave_running="leave-running" in named)
+    # runc's and CRIU's defaults (runc checkpoint.go, CRIU's work_dir in rpc.proto)
+    criu_dir = os.path.abspath(named.get("work-path") or named.get("image-path") or "checkpoint")
+    return runc_level.checkpoint(call, criu_dir, leave_running="leave-running" in named)
 
 
 def _restore(argv: list[str], at: int, runc: str) -> int | None:

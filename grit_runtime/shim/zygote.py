@@ -95,11 +95,12 @@ def _answer(pid: int) -> NoReturn:
                 start.adopt_caller_context(call)
         else:
             answer = actions.answer(call)
-    except Exception as error:  # noqa: BLE001  containerd shows its user whatever is said here
-        os.write(out_fd, f"containerd-shim-grit-v1: {error}\n".encode())
+        os.write(out_fd, answer)
+    except BaseException as error:  # noqa: BLE001  containerd shows its user whatever is said here
+        with suppress(OSError):  # or it is no longer there to read it
+            os.write(out_fd, f"containerd-shim-grit-v1: {error}\n".encode())
         _tell(caller_fd, FAILED)
         os._exit(1)
-    os.write(out_fd, answer)
     _tell(caller_fd, ANSWERED)
     os.close(out_fd)
     os.close(caller_fd)

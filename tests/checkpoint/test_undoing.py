@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from grit_runtime.checkpoint import holds, undoing
-from grit_runtime.errors import GpuError, SecondLifeError, SourceLostError
+from grit_runtime.errors import (
+    CommandError,
+    GpuError,
+    SecondLifeError,
+    SourceLostError,
+    UnavailableError,
+)
 from grit_runtime.files import checkpoint_dir
 from grit_runtime.host import journal, linux
 from grit_runtime.host.descriptor import closing_fd
@@ -19,6 +25,7 @@ from grit_runtime.model import outcomes, restore_steps
 from grit_runtime.nvidia import suspension
 from grit_runtime.pod import held_pods, lives
 from tests.model.test_hold import HOLD
+from tests.plain_node import RUNC
 from tests.store import made
 
 TYPE_CHECKING = False
@@ -204,3 +211,55 @@ def test_a_pod_is_not_let_run_beside_its_second_life(node: Node) -> None:
         holds.resume(HOLD.pod_uid)
     assert not held_pods.every()[0].may_run
     assert undoing.is_pod_held(held.path)
+
+
+def test_what_is_not_thawed_is_not_asked_for_its_gpus_and_stays_for_the_next_undo(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(suspension, "bring_back_pids", lambda *call: asked.append(call))
+    node.write("bin/runc", "#!/bin/sh\necho out of memory >&2\nexit 1\n")
+    held = begun(node)
+    held.record(steps.Gpu((os.getpid(),)))
+    held.record(steps.Freeze("c1"))
+    with pytest.raises(CommandError, match="out of memory"):
+        undoing.undo(held)
+    assert asked == []
+    node.write("bin/runc", RUNC)
+    assert undoing.recover().undone == [held.path]
+    assert len(asked) == 1
+
+
+def test_a_pod_that_runs_on_from_a_final_checkpoint_is_left_as_others_have_made_it(
+    node: Node,
+) -> None:
+    held = begun(node)
+    (node.path / ".nightly").mkdir()
+    held.record(steps.Thaw("c1"))
+    held.record(steps.Sealed())
+    held.close()
+    undoing.supervise(held.path)
+    assert not (node.path / "called").exists()
+    assert not (node.path / ".nightly").exists()
+
+
+def test_a_pod_whose_engine_was_killed_once_it_was_held_is_recorded_as_sealed_once(
+    node: Node,
+) -> None:
+    held = begun(node)
+    hold(node, held)
+    held.record(steps.Sealing(f"{node.path}/nightly", f"{node.path}/.nightly", "ab" * 32))
+    held.record(steps.Frozen())
+    held.close()
+    for _ in range(2):
+        undoing.supervise(held.path)
+    assert node.outcomes() == [(outcomes.SEALED, "")]
+    assert undoing.is_pod_held(held.path)
+
+
+def test_a_resume_that_finds_another_at_work_changes_nothing(node: Node) -> None:
+    held = begun(node)
+    hold(node, held)
+    with pytest.raises(UnavailableError, match="another grit command works on it"):
+        holds.resume(HOLD.pod_uid)
+    assert not held_pods.every()[0].may_run

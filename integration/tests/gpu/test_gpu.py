@@ -628,6 +628,27 @@ def test_a_checkpoint_at_runc_level_carries_gpu_memory(gpus: Gpus, *, paused: bo
         container.remove()
 
 
+def test_a_checkpoint_at_runc_level_that_is_killed_is_undone(gpus: Gpus) -> None:
+    node = gpus.a.node
+    container = ByHand(node)
+    container.prepare(fake_gpu.device_paths(gpus.a.cards[1:]))
+    path = node.path(Path("/run/grit/pods/counter/checkpoint.journal"))
+    argv = ["grit-runtime", "checkpoint", "--image-path", "/run/by-hand/images", "counter"]
+    try:
+        with container.run("run") as process:
+            count = read_until(process, 3)
+            with fake_gpu.paced(gpus.a.directory, 20), node.popen(argv) as taken:
+                while not path.exists() or '"gpu"' not in path.read_text():
+                    assert taken.poll() is None
+                    time.sleep(kubelet.POLL_S / 10)
+                os.kill(node.command_pid(taken), signal.SIGKILL)
+            read_until(process, count + 10)
+            node.run(["sh", "-c", "until ! [ -e /run/grit/pods/counter ]; do sleep 0.02; done"])
+            assert gpus.a.used_bytes()[1] > 0
+    finally:
+        container.remove()
+
+
 # grit gpu
 
 

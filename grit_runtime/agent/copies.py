@@ -16,7 +16,7 @@ from contextlib import suppress
 from grit_runtime import log, paths
 from grit_runtime.errors import FailedPreconditionError
 from grit_runtime.files import arrivals, checkpoint_dir, confine, verified
-from grit_runtime.host import journal
+from grit_runtime.host import durable, journal
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model.restore_steps import STEPS, Started
 from grit_runtime.model.steps import has
@@ -43,12 +43,13 @@ class Copy(NamedTuple):
 
 
 def note(namespace: str, name: str, sha256: str, size_bytes: int) -> None:
-    """Record that the agent has brought a checkpoint, or was asked for it again."""
+    """Record that the agent has brought a checkpoint, or was asked for it again.
+
+    It is on the medium when this returns.
+    """
     path = _path(namespace, name)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump({"sha256": sha256, "size_bytes": size_bytes}, file)
-    os.replace(f"{path}.new", path)
+    durable.write(path, {"sha256": sha256, "size_bytes": size_bytes})
 
 
 def known(namespace: str, name: str, sha256: str) -> bool:
@@ -57,7 +58,7 @@ def known(namespace: str, name: str, sha256: str) -> bool:
 
 
 def every() -> list[Copy]:
-    """All, the least recently used first."""
+    """All, the least recently used first; a record that means nothing is passed over."""
     return sorted(_read(), key=lambda copy: copy.used_s)
 
 
@@ -160,11 +161,22 @@ def _is_new(path: str, settled_s: float) -> bool:
 def _read() -> Iterator[Copy]:
     for path in journal.beneath(DIR, "*/*.json"):
         *_, namespace, file_name = path.split("/")
+        name = file_name.removesuffix(".json")
         with suppress(FileNotFoundError), open(path, "rb") as file:
-            fields = json.load(file)
-            name = file_name.removesuffix(".json")
             used_s = os.fstat(file.fileno()).st_mtime
-            yield Copy(namespace, name, fields["sha256"], fields["size_bytes"], used_s)
+            match _fields(file.read()):
+                case {"sha256": str(sha256), "size_bytes": int(size_bytes)}:
+                    yield Copy(namespace, name, sha256, size_bytes, used_s)
+                case _:
+                    text = "the record of a copy means nothing: it is passed over; remove it"
+                    log.warning(text, path=path)
+
+
+def _fields(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:  # it was cut, as an older grit's could be
+        return None
 
 
 def _path(namespace: str, name: str) -> str:

@@ -164,3 +164,18 @@ def test_a_copy_gives_way_to_a_checkpoint_that_is_taken_and_what_was_taken_does_
         copies.give_way(str(root), made.ROOT, name)
     assert names(root) == ["c0", "c2", "own"]
     assert {copy.name for copy in copies.every()} == {"c0", "c2"}
+
+
+@pytest.mark.parametrize("text", ["", '{"sha256": "', "[]", '{"sha256": "ab", "size_bytes": "1"}'])
+def test_a_record_that_was_cut_is_in_nobody_s_way_and_is_named(
+    root: Path, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = f"{copies.DIR}/{made.ROOT}/c0.json"
+    with open(record, "w") as file:
+        file.write(text)
+    copies.give_way(str(root), made.ROOT, "c1")
+    copies.evict(str(root), 0)
+    assert names(root) == ["c0", "own"]
+    assert record in capfd.readouterr().err
+    copies.note(made.ROOT, "c0", "ab" * 32, 1000)
+    assert [copy.name for copy in copies.every()] == ["c0"]

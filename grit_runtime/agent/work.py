@@ -9,7 +9,12 @@ from weakref import WeakValueDictionary
 from grit_runtime import log
 from grit_runtime.agent import copies, engine, job, moving
 from grit_runtime.agent.jobs import journalled
-from grit_runtime.errors import DeadlineExceededError, UnavailableError, one_line
+from grit_runtime.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    UnavailableError,
+    one_line,
+)
 from grit_runtime.files import arrivals, checkpoint_dir
 from grit_runtime.store import records
 
@@ -84,6 +89,7 @@ class Work:
         path = f"{self._config.checkpoint_root}/{wanted.namespace}/{wanted.name}"
         with checkpoint_dir.opened(path) as (_, sealed):
             size_bytes = sealed.manifest.size_bytes
+        _require(wanted.sha256, sealed.sha256, path)
         self._note(progress, sha256=sealed.sha256)
 
         def told(done_bytes: int, moved_bytes: int) -> None:
@@ -92,7 +98,8 @@ class Work:
 
         def push() -> None:
             with self._moving(progress, slots, size_bytes):
-                remote.push(wanted.namespace, wanted.name, told)
+                pushed = remote.push(wanted.namespace, wanted.name, told)
+            _require(sealed.sha256, pushed.entry.sha256, path)
 
         self._until_lost(progress, push)
 
@@ -152,3 +159,12 @@ class Work:
 
     def _note(self, progress: Progress, **fields: object) -> None:
         journalled(self._directory, progress, **fields)
+
+
+def _require(wanted: str, found: str, path: str) -> None:
+    """FailedPreconditionError unless what is pushed has the *wanted* manifest, if that is known."""
+    if wanted not in {"", found}:
+        raise FailedPreconditionError(
+            f"checkpoint {path} is another one now: its manifest is sha256:{found}, expected "
+            f"{wanted}, as it was when the push was asked for; push it again"
+        )

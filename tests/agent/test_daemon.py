@@ -22,6 +22,7 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    StoreBusyError,
     UnavailableError,
 )
 from grit_runtime.host import records
@@ -229,6 +230,48 @@ def test_what_is_pushed_to_a_peer_is_pulled_by_its_agent(source: Node, target: N
         assert came(target, source)
         (there,) = client.status(source.socket)
         assert (there.kind, there.url) == ("prepare", f"peer://node-b:{target.port}")
+
+
+def test_a_push_is_of_the_checkpoint_that_was_there_when_it_was_asked_for(
+    source: Node, target: Node, peer: str, tmp_path: Path
+) -> None:
+    checkpoint(source)
+    checkpoint(target, "two", 1)
+    request = agent_pb2.PushRequest(namespace=made.ROOT, name="two", target=str(tmp_path / "store"))
+    with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:
+        before = prepare(target, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+        job = asked(target, "Push", request)  # which waits for its turn
+        made.checkpoint(target.root, "two", {"main/pages": b"taken since"})
+        with pytest.raises(StoreBusyError, match=f"default/two: job {job.id} is of the one"):
+            asked(target, "Push", request)
+        gate.open()
+        ended(target, before)
+        job = ended(target, job)
+    assert (job.state, job.reason) == ("failed", "FailedPrecondition")
+    assert "default/two is another one now" in job.text
+
+
+def test_a_push_to_a_peer_that_just_brings_another_of_the_name_is_refused(
+    source: Node, target: Node, tmp_path: Path
+) -> None:
+    made.checkpoint(tmp_path / "c", "one", {"main/pages": made.noise(64 * made.MIB)})
+    checkpoint(target, size_mib=1)
+    with (
+        nodes.serving(tmp_path / "c", source.own, "localhost") as address,
+        nodes.Gate(address.port, 16 << 20) as gate,
+        nodes.agent(source),
+        nodes.agent(target),
+    ):
+        brought = prepare(source, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+        url = f"peer://localhost:{source.port}"
+        request = agent_pb2.PushRequest(namespace=made.ROOT, name="one", target=url)
+        job = ended(target, asked(target, "Push", request))
+        gate.open()
+        ended(source, brought)
+    assert (job.state, job.reason) == ("failed", "StoreBusy")
+    assert f"job {brought.id} is of the one" in job.text
 
 
 def test_a_push_to_a_peer_fails_with_the_reason_of_its_agent(source: Node, target: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from weakref import WeakValueDictionary
 
@@ -62,9 +63,12 @@ class Work:
         names = wanted.namespace, wanted.name
         remote = self._remote(progress)
         root = self._config.checkpoint_root
-        entry, size_bytes = remote.find(*names, wanted.sha256)
-        self._note(progress, sha256=entry.sha256)
-        with arrivals.announced(root, *names, entry.sha256, size_bytes, wanted.url) as announced:
+        found = cache(lambda: remote.find(*names, wanted.sha256))
+        if not wanted.size_bytes:  # or the agent was started again: its peer may be, too
+            entry, size_bytes = found()
+            self._note(progress, sha256=entry.sha256, size_bytes=size_bytes)
+        sha256, size_bytes = progress.job.sha256, progress.job.size_bytes
+        with arrivals.announced(root, *names, sha256, size_bytes, wanted.url) as announced:
             lock = Lock()
 
             def told(done_bytes: int, moved_bytes: int) -> None:
@@ -75,9 +79,10 @@ class Work:
 
             def pull() -> None:
                 with self._moving(progress, slots, size_bytes):
+                    entry, _ = found()
                     pulled = remote.pull(entry, told, announced=announced)
-                if not pulled.was_here or copies.known(*names, entry.sha256):
-                    copies.note(*names, entry.sha256, pulled.size_bytes)
+                if not pulled.was_here or copies.known(*names, sha256):
+                    copies.note(*names, sha256, pulled.size_bytes)
 
             self._until_lost(progress, pull)
         if self._config.agent_quota_bytes:

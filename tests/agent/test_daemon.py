@@ -188,6 +188,35 @@ def test_an_agent_that_ends_takes_its_job_up_again(
     assert came(source, target)
 
 
+def test_an_agent_that_is_started_again_waits_for_its_peer(source: Node, target: Node) -> None:
+    checkpoint(source)
+    with nodes.Gate(source.port, 24 << 20) as gate:
+        with nodes.agent(source), nodes.agent(target):
+            job = prepare(target, f"peer://localhost:{gate.port}")
+            assert gate.is_full.wait(30)
+        gate.open()
+        with nodes.agent(target):
+            now = waiting(target, job)
+            assert (now.state, now.reason) == ("queued", "Unavailable")
+            path = target.directory / "run/arrivals" / made.ROOT / "one/announcement.json"
+            assert json.loads(path.read_bytes())["failed"] == ""
+            with nodes.agent(source):
+                done = ended(target, job)
+    assert (done.state, done.text) == ("done", "")
+    assert 0 < done.moved_bytes < 60 << 20
+    assert came(source, target)
+
+
+def test_a_peer_that_does_not_answer_at_the_beginning_is_not_waited_for(
+    source: Node, target: Node
+) -> None:
+    request = agent_pb2.PrepareRequest(namespace=made.ROOT, name="one", sha256="ab" * 32)
+    request.source = f"peer://localhost:{source.port}"
+    with nodes.agent(target):
+        job = ended(target, asked(target, "Prepare", request))
+    assert (job.state, job.reason) == ("failed", "Unavailable")
+
+
 def test_a_second_request_joins_the_first(source: Node, target: Node, peer: str) -> None:
     checkpoint(source)
     with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:

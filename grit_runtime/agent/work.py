@@ -68,6 +68,7 @@ class Work:
             entry, size_bytes = found()
             self._note(progress, sha256=entry.sha256, size_bytes=size_bytes)
         sha256, size_bytes = progress.job.sha256, progress.job.size_bytes
+        copies.make_way(root, *names, sha256)  # before a restore waits for it
         with arrivals.announced(root, *names, sha256, size_bytes, wanted.url) as announced:
             lock = Lock()
 

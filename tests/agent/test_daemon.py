@@ -118,6 +118,29 @@ def test_a_checkpoint_is_announced_while_it_comes(source: Node, target: Node, pe
         assert ended(target, job).state == "done"
 
 
+def announcements(node: Node) -> list[str]:
+    return [path.name for path in (node.directory / "run/arrivals").glob("*/*")]
+
+
+def test_an_older_copy_gives_way_and_what_was_taken_here_does_not(
+    source: Node, target: Node, peer: str
+) -> None:
+    for name in ("one", "own"):
+        made.checkpoint(source.root, name, {"main/pages": b"of last night"})
+    own = made.checkpoint(target.root, "own", {"main/pages": b"taken here"})
+    record = target.directory / "state/agent/copies" / made.ROOT / "one.json"
+    with nodes.agent(target):
+        assert ended(target, prepare(target, peer)).state == "done"
+        os.utime(record, (0, 0))
+        made.checkpoint(source.root, "one", {"main/pages": b"of this night"})
+        assert ended(target, prepare(target, peer)).state == "done"
+        assert came(source, target)
+        refused = ended(target, prepare(target, peer, "own"))
+    assert (refused.state, refused.reason) == ("failed", "AlreadyExists")
+    assert (own / "main/pages").read_bytes() == b"taken here"
+    assert announcements(target) == []
+
+
 def waiting(node: Node, job: agent_pb2.Job) -> agent_pb2.Job:
     """The job, once it waits for a peer that is lost."""
     return next(now for now in client.followed(job.id, node.socket) if now.reason)
@@ -167,6 +190,7 @@ def test_a_job_that_waits_for_a_peer_is_cancelled(source: Node, target: Node) ->
         job = waiting(target, lost_in_the_middle(source, target, gate))
         *_, last = client.cancelled(job.id, target.socket)
         assert (last.state, last.text, last.reason) == ("cancelled", "", "")
+        assert announcements(target) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])

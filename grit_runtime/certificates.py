@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
+from contextlib import suppress
 
 from grit_runtime.errors import FailedPreconditionError, InvalidArgumentError
 
@@ -40,7 +42,7 @@ def new_ca(name: str, days: float = CA_DAYS) -> tuple[bytes, bytes]:
 def new_signed(
     names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: float
 ) -> tuple[bytes, bytes]:
-    """A certificate for the DNS *names*, and its key, as PEM."""
+    """A certificate for the *names*, which `alternative` describes, and its key, as PEM."""
     key = new_key()
     return sign(key.public_key(), names, ca_pem, ca_key_pem, days), pem(key)
 
@@ -48,7 +50,7 @@ def new_signed(
 def sign(
     public_key: Any, names: Sequence[str], ca_pem: bytes, ca_key_pem: bytes, days: float
 ) -> bytes:
-    """A certificate of the CA for a key's owner, who serves and calls as the DNS *names*.
+    """A certificate of the CA for a key's owner, who serves and calls as the *names*.
 
     ValueError if the CA's certificate or key means nothing.
     """
@@ -60,12 +62,25 @@ def sign(
     builder = _builder(subject, ca.subject, public_key, days)
     for extension, is_critical in (
         (x509.BasicConstraints(ca=False, path_length=None), True),
-        (x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), True),
+        (x509.SubjectAlternativeName(alternative(names)), True),
         (x509.ExtendedKeyUsage(usages), False),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False),
     ):
         builder = builder.add_extension(extension, critical=is_critical)
     return pem(_sign(builder, ca_key))
+
+
+def alternative(names: Sequence[str]) -> list[Any]:
+    """The *names* as subjectAltName has them: as DNS names, and an address as such too.
+
+    Whoever dials a node by its address compares that with addresses alone (RFC 9525).
+    """
+    x509, _ = cryptography()
+    found = [x509.DNSName(name) for name in names]
+    for name in names:
+        with suppress(ValueError):  # it is no address
+            found.append(x509.IPAddress(ipaddress.ip_address(name)))
+    return found
 
 
 def requested(csr_pem: bytes) -> tuple[tuple[str, ...], Any]:

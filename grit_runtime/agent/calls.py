@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from grit_runtime.agent.jobs import Jobs
     from grit_runtime.config import Config
+    from grit_runtime.files.checkpoint_dir import Checkpoint
     from grit_runtime.store.backend import Backend
 
     IsThere = Callable[[], bool]
@@ -88,7 +89,8 @@ class Calls:
         return _message(self._jobs.submit(job))
 
     def push(self, request: agent_pb2.PushRequest) -> agent_pb2.Job:
-        job = Job("", jobs.PUSH, *_names(request), url=_url(request.target))
+        names, url = _names(request), _url(request.target)
+        job = Job("", jobs.PUSH, *names, url=url, sha256=self._sealed(names).sha256)
         return _message(self._jobs.submit(job))
 
     def status(self, _request: agent_pb2.StatusRequest) -> agent_pb2.StatusReply:
@@ -109,10 +111,7 @@ class Calls:
         )
 
     def describe(self, request: agent_pb2.CheckpointRef) -> agent_pb2.Description:
-        names = _names(request)
-        root = self._config.checkpoint_root
-        with closing_fd(checkpoint_dir.open_named(root, names)) as dir_fd:
-            sealed = checkpoint_dir.read_manifest(dir_fd, "/".join((root, *names)))
+        sealed = self._sealed(_names(request))
         manifest = sealed.manifest
         reply = agent_pb2.Description(
             sha256=sealed.sha256,
@@ -165,6 +164,12 @@ class Calls:
                 if not request.follow:
                     return
                 changes.wait(_LOOK_EVERY_S)
+
+    def _sealed(self, names: tuple[str, str]) -> Checkpoint:
+        """This node's checkpoint of that name."""
+        root = self._config.checkpoint_root
+        with closing_fd(checkpoint_dir.open_named(root, names)) as dir_fd:
+            return checkpoint_dir.read_manifest(dir_fd, "/".join((root, *names)))
 
 
 def _names(

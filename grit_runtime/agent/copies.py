@@ -14,9 +14,9 @@ import time
 from contextlib import suppress
 
 from grit_runtime import log, paths
-from grit_runtime.errors import FailedPreconditionError
+from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError
 from grit_runtime.files import arrivals, checkpoint_dir, confine, verified
-from grit_runtime.host import journal
+from grit_runtime.host import durable, journal
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model.restore_steps import STEPS, Started
 from grit_runtime.model.steps import has
@@ -43,12 +43,13 @@ class Copy(NamedTuple):
 
 
 def note(namespace: str, name: str, sha256: str, size_bytes: int) -> None:
-    """Record that the agent has brought a checkpoint, or was asked for it again."""
+    """Record that the agent has brought a checkpoint, or was asked for it again.
+
+    It is on the medium when this returns.
+    """
     path = _path(namespace, name)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump({"sha256": sha256, "size_bytes": size_bytes}, file)
-    os.replace(f"{path}.new", path)
+    durable.write(path, {"sha256": sha256, "size_bytes": size_bytes})
 
 
 def known(namespace: str, name: str, sha256: str) -> bool:
@@ -57,7 +58,7 @@ def known(namespace: str, name: str, sha256: str) -> bool:
 
 
 def every() -> list[Copy]:
-    """All, the least recently used first."""
+    """All, the least recently used first; a record that means nothing is passed over."""
     return sorted(_read(), key=lambda copy: copy.used_s)
 
 
@@ -68,9 +69,7 @@ def evict(root: str, quota_bytes: int) -> None:
     for copy in copies:
         if over_bytes <= 0:
             return
-        if time.time() - copy.used_s < _RECENT_S or _use(root, copy, _RECENT_S):
-            continue
-        if not _remove(root, copy, _RECENT_S):
+        if not (_recent_use(copy) or _remove(root, copy, _RECENT_S)):
             log.info("a copy is removed", name=copy.name, size_bytes=copy.size_bytes)
             over_bytes -= copy.size_bytes
     if over_bytes > 0:
@@ -80,8 +79,27 @@ def evict(root: str, quota_bytes: int) -> None:
 def give_way(root: str, namespace: str, name: str) -> None:
     """Remove a copy of that name, unless something needs it: one that is taken here may have it."""
     for copy in every():
-        if (copy.namespace, copy.name) == (namespace, name) and not _use(root, copy, 0.0):
+        if (copy.namespace, copy.name) == (namespace, name) and not _use(copy, 0.0):
             _remove(root, copy, 0.0)
+
+
+def make_way(root: str, namespace: str, name: str, sha256: str) -> None:
+    """Remove a copy of that name which is another than the one with that manifest.
+
+    AlreadyExistsError if it is none of the agent's, or `evict` would not remove it.
+    """
+    here = _sha256_of(root, namespace, name)
+    if here in {"", sha256}:
+        return
+    why = "was not brought by this node's agent"
+    for copy in every():
+        if copy[:3] == (namespace, name, here):
+            why = _recent_use(copy) or _remove(root, copy, _RECENT_S)
+    if why:
+        raise AlreadyExistsError(
+            f"checkpoint {root}/{namespace}/{name} exists and is another one, sha256:{here}, which "
+            f"{why}; remove it when nothing needs it, or choose another name"
+        )
 
 
 def remove(root: str, namespace: str, name: str, deleted_pod_uid: str = "") -> None:
@@ -92,11 +110,8 @@ def remove(root: str, namespace: str, name: str, deleted_pod_uid: str = "") -> N
     """
     held_pods.drop_gone()
     path = f"{root}/{namespace}/{name}"
-    sha256 = ""
-    with suppress(FileNotFoundError), closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:
-        sha256 = checkpoint_dir.read_manifest(dir_fd, path).sha256
-    copy = Copy(namespace, name, sha256, 0, 0.0)
-    if use := _use(root, copy, 0.0, deleted_pod_uid) or _remove(root, copy, 0.0, deleted_pod_uid):
+    copy = Copy(namespace, name, _sha256_of(root, namespace, name), 0, 0.0)
+    if use := _use(copy, 0.0, deleted_pod_uid) or _remove(root, copy, 0.0, deleted_pod_uid):
         raise FailedPreconditionError(f"checkpoint {path} {use}: remove it when that is over")
 
 
@@ -115,7 +130,7 @@ def _remove(root: str, copy: Copy, settled_s: float, deleted_pod_uid: str = "") 
                 confine.remove_tree(parent_fd, gone)
                 os.rename(copy.name, gone, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
                 # A restore may have opened it in between.
-                if use := _use(root, copy, settled_s, deleted_pod_uid):
+                if use := _use(copy, settled_s, deleted_pod_uid):
                     os.rename(gone, copy.name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
                     return use
                 verified.forget(copy.sha256)
@@ -124,18 +139,32 @@ def _remove(root: str, copy: Copy, settled_s: float, deleted_pod_uid: str = "") 
     return ""
 
 
+def _sha256_of(root: str, namespace: str, name: str) -> str:
+    """Of the manifest of what is in a checkpoint's place; "" if there is nothing."""
+    with suppress(FileNotFoundError), closing_fd(confine.open_dir(root, namespace, name)) as dir_fd:
+        return checkpoint_dir.read_manifest(dir_fd, f"{root}/{namespace}/{name}").sha256
+    return ""
+
+
 def _forget(copy: Copy) -> None:
     with suppress(FileNotFoundError):  # it was taken here, not brought
         os.unlink(_path(copy.namespace, copy.name))
 
 
-def _use(root: str, copy: Copy, settled_s: float, deleted_pod_uid: str = "") -> str:
+def _recent_use(copy: Copy) -> str:
+    """What it is in use for, or was until a while ago."""
+    if time.time() - copy.used_s < _RECENT_S:
+        return "was brought or asked for within the last ten minutes"
+    return _use(copy, _RECENT_S)
+
+
+def _use(copy: Copy, settled_s: float, deleted_pod_uid: str = "") -> str:
     """What the copy is in use for, if it is; a restore is over *settled_s* after the start.
 
     A pod that is deleted has no use for it. Its hold stays: kubelet may not have heard of that, and
     would start it from its image.
     """
-    if arrivals.of(root, copy.namespace, copy.name):
+    if arrivals.is_alive(copy.namespace, copy.name):
         return "is on its way to this node"
     for hold in held_pods.every():
         is_meant = hold.manifest_sha256 == copy.sha256
@@ -160,11 +189,22 @@ def _is_new(path: str, settled_s: float) -> bool:
 def _read() -> Iterator[Copy]:
     for path in journal.beneath(DIR, "*/*.json"):
         *_, namespace, file_name = path.split("/")
+        name = file_name.removesuffix(".json")
         with suppress(FileNotFoundError), open(path, "rb") as file:
-            fields = json.load(file)
-            name = file_name.removesuffix(".json")
             used_s = os.fstat(file.fileno()).st_mtime
-            yield Copy(namespace, name, fields["sha256"], fields["size_bytes"], used_s)
+            match _fields(file.read()):
+                case {"sha256": str(sha256), "size_bytes": int(size_bytes)}:
+                    yield Copy(namespace, name, sha256, size_bytes, used_s)
+                case _:
+                    text = "the record of a copy means nothing: it is passed over; remove it"
+                    log.warning(text, path=path)
+
+
+def _fields(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:  # it was cut, as an older grit's could be
+        return None
 
 
 def _path(namespace: str, name: str) -> str:

@@ -93,7 +93,7 @@ def _renew(directory: str, node: str, api: ApiServer, ended: Event) -> None:
 def _request(key: Any, node: str) -> bytes:
     builder = x509.CertificateSigningRequestBuilder()
     builder = builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)]))
-    names = x509.SubjectAlternativeName([x509.DNSName(node)])
+    names = x509.SubjectAlternativeName(certificates.alternative((node,)))
     signed = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.PEM)
 
@@ -165,8 +165,8 @@ def _own(directory: str, node: str) -> x509.Certificate | None:
 
 def _is_for(certificate: x509.Certificate, node: str) -> bool:
     with suppress(x509.ExtensionNotFound):
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        return node in names.value.get_values_for_type(x509.DNSName)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return set(certificates.alternative((node,))) <= set(names)
     return False
 
 

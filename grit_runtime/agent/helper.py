@@ -14,6 +14,7 @@ from grit_runtime.agent.identity import Identity
 from grit_runtime.agent.peers import Address, PeerSource
 from grit_runtime.agent.serving import Server
 from grit_runtime.errors import GritError, one_line, reason
+from grit_runtime.files import room
 from grit_runtime.model.manifest import File
 from grit_runtime.proto import agent_pb2, peer_pb2
 from grit_runtime.store import receiving
@@ -59,7 +60,11 @@ def _receive(asked: dict[str, Any]) -> None:
         fd = os.open(asked["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         into = Into(fd, asked["is_awaited"])
         address, entry = Address(**asked["peer"]), Entry(**asked["entry"])
-        with PeerSource(address, Identity(asked["identity"]), entry) as source, open(0) as orders:
+        with (
+            room.named_if_full(f"checkpoint {entry.namespace}/{entry.name}"),
+            PeerSource(address, Identity(asked["identity"]), entry) as source,
+            open(0) as orders,
+        ):
             for order in orders:
                 run = [
                     Wanted(File(path, size_bytes, ""), number, chunk_bytes, b"")

@@ -131,10 +131,12 @@ def name_in(certificate: dict[str, Any] | None) -> str:
 
 
 def write(path: str, data: bytes) -> str:
-    """Write a new file for root alone; its path."""
+    """Write a new file for root alone, which is on the medium when this returns; its path."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     return path
 
 

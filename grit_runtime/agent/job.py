@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 
 from grit_runtime import log
-from grit_runtime.host import journal
+from grit_runtime.host import durable, journal
 from grit_runtime.startup import named
 from grit_runtime.startup.named import NamedTuple
 
@@ -69,17 +69,7 @@ class Job(NamedTuple):
 
 def write(directory: str, job: Job) -> None:
     """Write the job's file; it is on the medium when this returns."""
-    path = f"{directory}/{job.id}.json"
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(job._asdict(), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    durable.write(f"{directory}/{job.id}.json", job._asdict())
 
 
 def read(directory: str) -> list[Job]:

@@ -15,6 +15,7 @@ from grit_runtime.errors import (
     GritError,
     NotFoundError,
     ResourceExhaustedError,
+    StoreBusyError,
     UnavailableError,
     one_line,
     reason,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _MAX_UNFINISHED = 256
 _FOLLOW_EVERY_S = 0.5
+_NEWEST = "whichever is the newest"
 
 
 class Jobs:
@@ -72,7 +74,11 @@ class Jobs:
                     self._start(one._replace(state=jobs.QUEUED))
 
     def submit(self, job: Job) -> Job:
-        """Begin the job, or join the one of its kind and checkpoint that has not ended."""
+        """Begin the job, or join the one of its kind and checkpoint that has not ended.
+
+        AlreadyExistsError if that is of another pod; StoreBusyError if it is of another manifest
+        than the job names, or puts the checkpoint elsewhere.
+        """
         with self._changed:
             if self._is_stopping:
                 raise UnavailableError("the agent ends: it takes no new jobs; ask again later")
@@ -186,10 +192,22 @@ def _named(job: Job) -> dict[str, str]:
 
 def _joined(running: Job, asked: Job) -> Job:
     """The job that is *running*, for who has *asked* for the same."""
+    checkpoint = f"checkpoint {asked.namespace}/{asked.name}"
     if running.pod != asked.pod:
         raise AlreadyExistsError(
-            f"checkpoint {asked.namespace}/{asked.name} is just being taken of another pod, by job "
-            f"{running.id}; choose another name, or wait for that"
+            f"{checkpoint} is just being taken of another pod, by job {running.id}; choose another "
+            "name, or wait for that"
+        )
+    does = ""
+    if asked.sha256 not in {"", running.sha256}:
+        own = f"the one that is sha256:{running.sha256}" if running.sha256 else _NEWEST
+        does = f"is of {own}, expected sha256:{asked.sha256}"
+    elif asked.url not in {"", running.url} and running.kind != jobs.PREPARE:
+        does = f"puts it {f'to {running.url}' if running.url else 'nowhere'}, expected {asked.url}"
+    if does:
+        raise StoreBusyError(
+            f"{checkpoint}: job {running.id} {does}; wait until that has ended, or cancel it (grit "
+            f"agent cancel {running.id}), and ask again"
         )
     return running
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from weakref import WeakValueDictionary
 
 from grit_runtime import log
 from grit_runtime.agent import copies, engine, job, moving
 from grit_runtime.agent.jobs import journalled
-from grit_runtime.errors import DeadlineExceededError, UnavailableError, one_line
+from grit_runtime.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    UnavailableError,
+    one_line,
+)
 from grit_runtime.files import arrivals, checkpoint_dir
 from grit_runtime.store import records
 
@@ -57,9 +63,13 @@ class Work:
         names = wanted.namespace, wanted.name
         remote = self._remote(progress)
         root = self._config.checkpoint_root
-        entry, size_bytes = remote.find(*names, wanted.sha256)
-        self._note(progress, sha256=entry.sha256)
-        with arrivals.announced(root, *names, entry.sha256, size_bytes, wanted.url) as announced:
+        found = cache(lambda: remote.find(*names, wanted.sha256))
+        if not wanted.size_bytes:  # or the agent was started again: its peer may be, too
+            entry, size_bytes = found()
+            self._note(progress, sha256=entry.sha256, size_bytes=size_bytes)
+        sha256, size_bytes = progress.job.sha256, progress.job.size_bytes
+        copies.make_way(root, *names, sha256)  # before a restore waits for it
+        with arrivals.announced(root, *names, sha256, size_bytes, wanted.url) as announced:
             lock = Lock()
 
             def told(done_bytes: int, moved_bytes: int) -> None:
@@ -70,9 +80,10 @@ class Work:
 
             def pull() -> None:
                 with self._moving(progress, slots, size_bytes):
+                    entry, _ = found()
                     pulled = remote.pull(entry, told, announced=announced)
-                if not pulled.was_here or copies.known(*names, entry.sha256):
-                    copies.note(*names, entry.sha256, pulled.size_bytes)
+                if not pulled.was_here or copies.known(*names, sha256):
+                    copies.note(*names, sha256, pulled.size_bytes)
 
             self._until_lost(progress, pull)
         if self._config.agent_quota_bytes:
@@ -84,6 +95,7 @@ class Work:
         path = f"{self._config.checkpoint_root}/{wanted.namespace}/{wanted.name}"
         with checkpoint_dir.opened(path) as (_, sealed):
             size_bytes = sealed.manifest.size_bytes
+        _require(wanted.sha256, sealed.sha256, path)
         self._note(progress, sha256=sealed.sha256)
 
         def told(done_bytes: int, moved_bytes: int) -> None:
@@ -92,7 +104,8 @@ class Work:
 
         def push() -> None:
             with self._moving(progress, slots, size_bytes):
-                remote.push(wanted.namespace, wanted.name, told)
+                pushed = remote.push(wanted.namespace, wanted.name, told)
+            _require(sealed.sha256, pushed.entry.sha256, path)
 
         self._until_lost(progress, push)
 
@@ -152,3 +165,12 @@ class Work:
 
     def _note(self, progress: Progress, **fields: object) -> None:
         journalled(self._directory, progress, **fields)
+
+
+def _require(wanted: str, found: str, path: str) -> None:
+    """FailedPreconditionError unless what is pushed has the *wanted* manifest, if that is known."""
+    if wanted not in {"", found}:
+        raise FailedPreconditionError(
+            f"checkpoint {path} is another one now: its manifest is sha256:{found}, expected "
+            f"{wanted}, as it was when the push was asked for; push it again"
+        )

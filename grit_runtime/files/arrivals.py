@@ -15,7 +15,13 @@ import time
 from contextlib import contextmanager, suppress
 
 from grit_runtime import log, paths
-from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError, one_line, printable
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    CancelledError,
+    FailedPreconditionError,
+    one_line,
+    printable,
+)
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import arrival as model
 from grit_runtime.model.arrival import Arrival
@@ -83,9 +89,9 @@ def announced(
 
     The block publishes it, sealed, by a rename, before it ends. A restore that the block keeps
     waiting takes nothing but the manifest with this digest (hex; "" if there will be none). If the
-    block fails, the announcement stays and says why, for a day or until the next one; if this
-    process is killed, it stays without its lock. AlreadyExistsError while another process announces
-    the same.
+    block fails, the announcement stays and says why, for a day or until the next one, unless that
+    is a CancelledError; if this process is killed, it stays without its lock. AlreadyExistsError
+    while another process announces the same.
     """
     checkpoint = f"{checkpoint_root}/{namespace}/{name}"
     own_dir = directory(namespace, name)
@@ -114,11 +120,13 @@ def announced(
         told = Announcement(own_dir, arrival)
         try:
             yield told
+        except CancelledError:
+            _withdraw(own_dir)
+            raise
         except Exception as error:
             told.fail(one_line(error) or type(error).__name__)
             raise
-        with _locked():
-            _remove(own_dir)
+        _withdraw(own_dir)
 
 
 def of(checkpoint_root: str, namespace: str, name: str) -> Arrival | None:
@@ -173,6 +181,11 @@ def _is_locked(own_dir: str) -> bool:
 
 def _open(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _withdraw(own_dir: str) -> None:
+    with _locked():
+        _remove(own_dir)
 
 
 def _drop_old() -> None:

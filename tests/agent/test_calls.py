@@ -17,6 +17,7 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    StoreBusyError,
 )
 from grit_runtime.host import records
 from grit_runtime.model import compatibility, outcomes
@@ -177,18 +178,49 @@ def test_volumes_that_cannot_be_captured_are_refused_at_once(node: Node) -> None
     assert client.status(node.socket) == []
 
 
-def test_a_checkpoint_s_name_is_one_pod_s_while_it_is_taken(tmp_path: Path) -> None:
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    """Jobs that do nothing until they are to stop."""
     may_end = Event()
 
     def work(_progress: Progress, _slots: Slots) -> None:
         may_end.wait()
 
     jobs = Jobs(str(tmp_path), work, 1, lambda *_: None)
+    yield jobs
+    may_end.set()
+    assert jobs.stop(10)
+
+
+def test_a_checkpoint_s_name_is_one_pod_s_while_it_is_taken(jobs: Jobs) -> None:
     wanted = Job("", job.CHECKPOINT, made.ROOT, "one", target="default/counter", uid="uid-1")
     first = jobs.submit(wanted)
     assert jobs.submit(wanted) == first
     for other in (wanted._replace(target="default/other"), wanted._replace(uid="uid-2")):
         with pytest.raises(AlreadyExistsError, match=f"of another pod, by job {first.id}"):
             jobs.submit(other)
-    may_end.set()
-    assert jobs.stop(10)
+
+
+@pytest.mark.parametrize(
+    ("running", "asked", "text"),
+    [
+        (Job("", job.PREPARE, "", "", sha256="a"), {"sha256": ""}, ""),
+        (Job("", job.PREPARE, "", "", sha256="a", url="peer://a"), {"url": "peer://b"}, ""),
+        (Job("", job.PREPARE, "", "", sha256="a"), {"sha256": "b"}, "that is sha256:a, expected"),
+        (Job("", job.PREPARE, "", ""), {"sha256": "b"}, "whichever is the newest, expected"),
+        (Job("", job.PUSH, "", "", sha256="a", url="/a"), {"sha256": "b"}, "that is sha256:a, e"),
+        (Job("", job.PUSH, "", "", url="/a"), {"url": "/b"}, "puts it to /a, expected /b"),
+        (Job("", job.CHECKPOINT, "", "", url="/a"), {"url": ""}, ""),
+        (Job("", job.CHECKPOINT, "", ""), {"url": "/b"}, "puts it nowhere, expected /b"),
+    ],
+)
+def test_a_job_is_joined_by_who_gets_from_it_what_he_asks_for(
+    jobs: Jobs, running: Job, asked: dict[str, str], text: str
+) -> None:
+    running = running._replace(namespace=made.ROOT, name="one")
+    first = jobs.submit(running)
+    if not text:
+        assert jobs.submit(running._replace(**asked)) == first  # type: ignore[arg-type]
+        return
+    with pytest.raises(StoreBusyError, match=f"default/one: job {first.id} .*{text}.*; wait until"):
+        jobs.submit(running._replace(**asked))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 
 from grit_runtime import paths
 from grit_runtime.agent import copies
-from grit_runtime.errors import FailedPreconditionError
+from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError, ImageError
 from grit_runtime.files import arrivals
 from grit_runtime.host import journal
 from grit_runtime.model import outcomes
@@ -22,6 +22,9 @@ from tests.store import made
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from grit_runtime.host.journal import Journal
+    from grit_runtime.model.restore_steps import Step
 
 HOUR_S = 3600.0
 
@@ -73,6 +76,19 @@ def outcome(sha256: str) -> Outcome:
     )
 
 
+def hold_for(sha256: str) -> None:
+    pod = (made.ROOT, "counter", "uid-1", "sandbox", "/run/runc")
+    held_pods.keep(Hold("2026-11-29T00:00:00Z", *pod, "", sha256, {}, is_whole=True))
+
+
+def restoring_from(sha256: str) -> Journal[Step]:
+    """What a container has that is restored and not started."""
+    attempt = journal.begin(f"{journal.PODS_DIR}/sandbox/container/attempt.journal", STEPS)
+    attempt.record(Begin(outcome(sha256)))
+    attempt.record(Restored(outcome(sha256)))
+    return attempt
+
+
 def test_the_least_recently_used_go_until_the_rest_fits(root: Path) -> None:
     copies.evict(str(root), 3000)
     assert names(root) == ["c0", "c1", "c2", "own"]
@@ -93,10 +109,43 @@ def test_what_is_announced_stays(root: Path) -> None:
     assert names(root) == ["c0", "own"]
 
 
+def test_what_does_not_come_any_more_needs_nothing(root: Path) -> None:
+    def bring() -> None:
+        with arrivals.announced(str(root), made.ROOT, "c0", "", 1000, "node-a"):
+            raise ImageError("piece 7 is damaged")
+
+    with pytest.raises(ImageError):
+        bring()
+    copies.evict(str(root), 2000)
+    assert names(root) == ["c1", "c2", "own"]
+
+
+def test_a_copy_makes_way_for_another_checkpoint_of_its_name(root: Path) -> None:
+    copies.make_way(str(root), made.ROOT, "c0", sha256_of("c0"))
+    copies.make_way(str(root), made.ROOT, "none", "ab" * 32)
+    assert names(root) == ["c0", "c1", "c2", "own"]
+    copies.make_way(str(root), made.ROOT, "c0", "ab" * 32)
+    assert names(root) == ["c1", "c2", "own"]
+    assert {copy.name for copy in copies.every()} == {"c1", "c2"}
+
+
+def test_what_was_taken_here_or_is_used_makes_no_way(root: Path) -> None:
+    hold_for(sha256_of("c0"))
+    restoring_from(sha256_of("c1")).close()
+    copies.note(made.ROOT, "c2", sha256_of("c2"), 1000)
+    for name, why in {
+        "own": "was not brought by this node's agent",
+        "c0": "is what pod default/counter is held for",
+        "c1": "is what pod default/counter is just being restored from",
+        "c2": "was brought or asked for within the last ten minutes",
+    }.items():
+        with pytest.raises(AlreadyExistsError, match=f"{name} exists and is another one, .*{why}"):
+            copies.make_way(str(root), made.ROOT, name, "ab" * 32)
+    assert names(root) == ["c0", "c1", "c2", "own"]
+
+
 def test_what_a_pod_is_held_for_stays(root: Path) -> None:
-    sha256 = sha256_of("c1")
-    pod = (made.ROOT, "counter", "uid-1", "sandbox", "/run/runc")
-    held_pods.keep(Hold("2026-11-29T00:00:00Z", *pod, "", sha256, {}, is_whole=True))
+    hold_for(sha256_of("c1"))
     copies.evict(str(root), 0)
     assert names(root) == ["c1", "own"]
 
@@ -135,15 +184,12 @@ def test_a_pod_that_is_deleted_needs_no_checkpoint_whatever_is_left_of_its_logs(
 def test_what_a_container_is_restored_from_stays_until_it_has_started(
     root: Path, *, is_started: bool, age_s: float, left: list[str]
 ) -> None:
-    path = f"{journal.PODS_DIR}/sandbox/container/attempt.journal"
-    attempt = journal.begin(path, STEPS)
-    attempt.record(Begin(outcome(sha256_of("c1"))))
-    attempt.record(Restored(outcome(sha256_of("c1"))))
+    attempt = restoring_from(sha256_of("c1"))
     if is_started:
         attempt.record(Started())
     attempt.close()
     then_s = time.time() - age_s
-    os.utime(path, (then_s, then_s))
+    os.utime(attempt.path, (then_s, then_s))
     copies.evict(str(root), 0)
     assert names(root) == left
 
@@ -164,3 +210,18 @@ def test_a_copy_gives_way_to_a_checkpoint_that_is_taken_and_what_was_taken_does_
         copies.give_way(str(root), made.ROOT, name)
     assert names(root) == ["c0", "c2", "own"]
     assert {copy.name for copy in copies.every()} == {"c0", "c2"}
+
+
+@pytest.mark.parametrize("text", ["", '{"sha256": "', "[]", '{"sha256": "ab", "size_bytes": "1"}'])
+def test_a_record_that_was_cut_is_in_nobody_s_way_and_is_named(
+    root: Path, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = f"{copies.DIR}/{made.ROOT}/c0.json"
+    with open(record, "w") as file:
+        file.write(text)
+    copies.give_way(str(root), made.ROOT, "c1")
+    copies.evict(str(root), 0)
+    assert names(root) == ["c0", "own"]
+    assert record in capfd.readouterr().err
+    copies.note(made.ROOT, "c0", "ab" * 32, 1000)
+    assert [copy.name for copy in copies.every()] == ["c0"]

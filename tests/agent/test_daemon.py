@@ -8,9 +8,6 @@ import shutil
 import signal
 import socket
 import stat
-import time
-import urllib.request
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,15 +19,11 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    StoreBusyError,
     UnavailableError,
 )
-from grit_runtime.host import records
-from grit_runtime.model import outcomes
-from grit_runtime.pod import held_pods
 from grit_runtime.proto import agent_pb2
 from tests.agent import nodes
-from tests.model.test_hold import HOLD, RESUMED
-from tests.outcomes import NOW
 from tests.store import made
 
 if TYPE_CHECKING:
@@ -117,6 +110,29 @@ def test_a_checkpoint_is_announced_while_it_comes(source: Node, target: Node, pe
         assert ended(target, job).state == "done"
 
 
+def announcements(node: Node) -> list[str]:
+    return [path.name for path in (node.directory / "run/arrivals").glob("*/*")]
+
+
+def test_an_older_copy_gives_way_and_what_was_taken_here_does_not(
+    source: Node, target: Node, peer: str
+) -> None:
+    for name in ("one", "own"):
+        made.checkpoint(source.root, name, {"main/pages": b"of last night"})
+    own = made.checkpoint(target.root, "own", {"main/pages": b"taken here"})
+    record = target.directory / "state/agent/copies" / made.ROOT / "one.json"
+    with nodes.agent(target):
+        assert ended(target, prepare(target, peer)).state == "done"
+        os.utime(record, (0, 0))
+        made.checkpoint(source.root, "one", {"main/pages": b"of this night"})
+        assert ended(target, prepare(target, peer)).state == "done"
+        assert came(source, target)
+        refused = ended(target, prepare(target, peer, "own"))
+    assert (refused.state, refused.reason) == ("failed", "AlreadyExists")
+    assert (own / "main/pages").read_bytes() == b"taken here"
+    assert announcements(target) == []
+
+
 def waiting(node: Node, job: agent_pb2.Job) -> agent_pb2.Job:
     """The job, once it waits for a peer that is lost."""
     return next(now for now in client.followed(job.id, node.socket) if now.reason)
@@ -166,6 +182,7 @@ def test_a_job_that_waits_for_a_peer_is_cancelled(source: Node, target: Node) ->
         job = waiting(target, lost_in_the_middle(source, target, gate))
         *_, last = client.cancelled(job.id, target.socket)
         assert (last.state, last.text, last.reason) == ("cancelled", "", "")
+        assert announcements(target) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
@@ -185,6 +202,35 @@ def test_an_agent_that_ends_takes_its_job_up_again(
     assert (done.id, done.state) == (job.id, "done")
     assert 0 < done.moved_bytes < 60 << 20
     assert came(source, target)
+
+
+def test_an_agent_that_is_started_again_waits_for_its_peer(source: Node, target: Node) -> None:
+    checkpoint(source)
+    with nodes.Gate(source.port, 24 << 20) as gate:
+        with nodes.agent(source), nodes.agent(target):
+            job = prepare(target, f"peer://localhost:{gate.port}")
+            assert gate.is_full.wait(30)
+        gate.open()
+        with nodes.agent(target):
+            now = waiting(target, job)
+            assert (now.state, now.reason) == ("queued", "Unavailable")
+            path = target.directory / "run/arrivals" / made.ROOT / "one/announcement.json"
+            assert json.loads(path.read_bytes())["failed"] == ""
+            with nodes.agent(source):
+                done = ended(target, job)
+    assert (done.state, done.text) == ("done", "")
+    assert 0 < done.moved_bytes < 60 << 20
+    assert came(source, target)
+
+
+def test_a_peer_that_does_not_answer_at_the_beginning_is_not_waited_for(
+    source: Node, target: Node
+) -> None:
+    request = agent_pb2.PrepareRequest(namespace=made.ROOT, name="one", sha256="ab" * 32)
+    request.source = f"peer://localhost:{source.port}"
+    with nodes.agent(target):
+        job = ended(target, asked(target, "Prepare", request))
+    assert (job.state, job.reason) == ("failed", "Unavailable")
 
 
 def test_a_second_request_joins_the_first(source: Node, target: Node, peer: str) -> None:
@@ -229,6 +275,48 @@ def test_what_is_pushed_to_a_peer_is_pulled_by_its_agent(source: Node, target: N
         assert came(target, source)
         (there,) = client.status(source.socket)
         assert (there.kind, there.url) == ("prepare", f"peer://node-b:{target.port}")
+
+
+def test_a_push_is_of_the_checkpoint_that_was_there_when_it_was_asked_for(
+    source: Node, target: Node, peer: str, tmp_path: Path
+) -> None:
+    checkpoint(source)
+    checkpoint(target, "two", 1)
+    request = agent_pb2.PushRequest(namespace=made.ROOT, name="two", target=str(tmp_path / "store"))
+    with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:
+        before = prepare(target, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+        job = asked(target, "Push", request)  # which waits for its turn
+        made.checkpoint(target.root, "two", {"main/pages": b"taken since"})
+        with pytest.raises(StoreBusyError, match=f"default/two: job {job.id} is of the one"):
+            asked(target, "Push", request)
+        gate.open()
+        ended(target, before)
+        job = ended(target, job)
+    assert (job.state, job.reason) == ("failed", "FailedPrecondition")
+    assert "default/two is another one now" in job.text
+
+
+def test_a_push_to_a_peer_that_just_brings_another_of_the_name_is_refused(
+    source: Node, target: Node, tmp_path: Path
+) -> None:
+    made.checkpoint(tmp_path / "c", "one", {"main/pages": made.noise(64 * made.MIB)})
+    checkpoint(target, size_mib=1)
+    with (
+        nodes.serving(tmp_path / "c", source.own, "localhost") as address,
+        nodes.Gate(address.port, 16 << 20) as gate,
+        nodes.agent(source),
+        nodes.agent(target),
+    ):
+        brought = prepare(source, f"peer://localhost:{gate.port}")
+        assert gate.is_full.wait(30)
+        url = f"peer://localhost:{source.port}"
+        request = agent_pb2.PushRequest(namespace=made.ROOT, name="one", target=url)
+        job = ended(target, asked(target, "Push", request))
+        gate.open()
+        ended(source, brought)
+    assert (job.state, job.reason) == ("failed", "StoreBusy")
+    assert f"job {brought.id} is of the one" in job.text
 
 
 def test_a_push_to_a_peer_fails_with_the_reason_of_its_agent(source: Node, target: Node) -> None:
@@ -304,96 +392,6 @@ def test_a_dead_agent_s_socket_is_taken_over_and_a_stranger_s_is_not(tmp_path: P
     os.symlink("/etc/passwd", path)
     with pytest.raises(FailedPreconditionError, match="no socket of user 0"):
         service.take_over(path)
-
-
-def test_metrics_say_what_was_moved_and_how_jobs_ended(
-    source: Node, target: Node, peer: str
-) -> None:
-    checkpoint(source, size_mib=8)
-    with agent_with_metrics(target) as port:
-        ended(target, prepare(target, peer))
-        ended(target, prepare(target, peer, "none"))
-        text = read(port, "metrics")
-        assert read(port, "healthz") == "ok\n"
-    for line in (
-        'grit_moved_bytes_total{direction="in"} 8.388608e+06',
-        'grit_jobs_total{kind="prepare",outcome="done",reason=""} 1.0',
-        'grit_jobs_total{kind="prepare",outcome="failed",reason="NotFound"} 1.0',
-        'grit_job_seconds_count{kind="prepare"} 2.0',
-        'grit_jobs_now{state="queued"} 0.0',
-        "grit_copies_bytes 8.388608e+06",
-    ):
-        assert line in text
-
-
-def test_metrics_say_what_became_of_checkpoints_and_restores(
-    target: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "DIR", str(target.directory / "state/records"))
-    monkeypatch.setattr(held_pods, "DIR", str(target.directory / "state/held"))
-    phase = {"phase": "verify", "begin_s": 0.0, "epoch_s": 1.0, "seconds": 0.25, "size_bytes": 4096}
-    not_read = {**phase, "seconds": 0.01, "record": "unchanged"}
-    failed = NOW._replace(outcome=outcomes.FAILED, error="MountDiffers", timeline=(phase,))
-    records.append(failed)  # before there is an agent
-    with agent_with_metrics(target) as port:
-        wait_for(port, 'grit_restores_total{outcome="failed"} 0.0')
-        records.append(failed._replace(container_id="id-2"))
-        records.append(failed._replace(outcome=outcomes.COLD, binds=True))
-        records.append(NOW._replace(outcome=outcomes.COLD, reason="as it should be"))
-        records.append(NOW._replace(timeline=(not_read,), pod_uid="other"))
-        held_pods.keep(HOLD)
-        held_pods.keep(RESUMED._replace(pod_uid="resumed"))
-        records.append(NOW._replace(outcome=outcomes.SEALED, container="", pod_uid="another"))
-        wait_for(
-            port,
-            'grit_restores_total{outcome="failed"} 1.0',
-            'grit_restores_total{outcome="cold_on_failure"} 1.0',
-            'grit_restores_total{outcome="cold"} 1.0',
-            'grit_restores_total{outcome="restored"} 1.0',
-            'grit_checkpoints_total{outcome="sealed"} 1.0',
-            'grit_failures_total{act="restore",reason="MountDiffers"} 2.0',
-            'grit_phase_seconds_count{act="restore",phase="verify"} 3.0',
-            'grit_phase_seconds_sum{act="restore",phase="verify"} 0.51',
-            'grit_phase_bytes_total{act="restore",phase="verify"} 8192.0',
-            'grit_phase_seconds_count{act="restore",phase="all"} 0.0',
-            "grit_held_pods 1.0",
-        )
-
-
-@contextmanager
-def agent_with_metrics(node: Node) -> Iterator[int]:
-    """The port at which the node's agent shows them."""
-    with socket.create_server((nodes.HOST, 0)) as free:
-        port = free.getsockname()[1]
-    with nodes.agent(node, metrics=port):
-        yield port
-
-
-def test_records_that_a_newer_grit_has_written_are_passed_over(
-    target: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "DIR", str(target.directory / "state/records"))
-    records.append(NOW)
-    path = target.directory / "state/records/uid.json"
-    path.write_text(path.read_text().replace('"binds"', '"colour": 7, "binds"'))
-    with agent_with_metrics(target) as port:
-        records.append(NOW._replace(pod_uid="other"))
-        wait_for(port, 'grit_restores_total{outcome="restored"} 1.0')
-    assert "has the field 'colour'" in (target.directory / "log").read_text()
-
-
-def wait_for(port: int, *lines: str) -> None:
-    """Wait until the metrics have these lines."""
-    deadline_s = time.monotonic() + 30
-    while missing := [line for line in lines if line not in read(port, "metrics")]:
-        assert time.monotonic() < deadline_s, missing
-        time.sleep(0.02)
-
-
-def read(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://{nodes.HOST}:{port}/{path}", timeout=10) as answer:
-        text: str = answer.read().decode()
-        return text
 
 
 def port_of(peer: str) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from grit_runtime.agent import helpers, peers
 from grit_runtime.agent.peers import Address
 from grit_runtime.agent.serving import listening_at
-from grit_runtime.errors import CommandError, DamagedError
+from grit_runtime.errors import CommandError, DamagedError, RoomError
 from grit_runtime.store.pull import bring
 from tests.agent import nodes
 from tests.store import made
@@ -101,6 +103,40 @@ def test_a_process_that_is_killed_fails_the_pull(
         bring(source, entry, str(tmp_path / "b"), told)
     with peers.PeerSource(apart, own, entry) as source:
         bring(source, entry, str(tmp_path / "b"), made.ignore)
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_a_disk_that_becomes_full_meanwhile_is_said_to_be(
+    apart: Address, own: Identity, tmp_path: Path
+) -> None:
+    memory = {"main/checkpoint/parent/pages-1.img": made.noise(SIZE_BYTES, 1)}
+    made.checkpoint(tmp_path / "a", "one", {**memory, "main/core.img": b"core"})
+    entry, _ = peers.find(apart, own, made.ROOT, "one")
+    small = tmp_path / "b"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", small], check=True)
+    try:
+        with (
+            peers.PeerSource(apart, own, entry) as source,
+            pytest.raises(RoomError, match="checkpoint default/one: its filesystem has become fu"),
+        ):
+            bring(source, entry, str(small), made.ignore, announced=Filling(small / "other"))
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+class Filling(NamedTuple):
+    """Fills the disk when all but memory is there."""
+
+    path: Path
+
+    def is_ready(self, _directory: str) -> None:
+        with suppress(OSError), self.path.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(made.MIB))
+
+    def is_whole(self) -> None:
+        pytest.fail("there was no room for it")
 
 
 def children() -> list[int]:

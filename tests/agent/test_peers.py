@@ -169,6 +169,23 @@ def test_a_node_of_another_name_is_refused(peer: Address, own: Identity) -> None
         peers.listing(peer._replace(node="node-c"), own)
 
 
+def test_a_node_may_be_named_by_its_address(tmp_path: Path) -> None:
+    theirs, ours = nodes.certified(tmp_path, "127.0.0.1"), nodes.certified(tmp_path, "10.0.0.5")
+    named: list[str] = []
+
+    def name(one: Connection) -> None:
+        named.append(one.peer)
+        one.receive_request()
+
+    with nodes.serving(tmp_path, theirs, "127.0.0.1") as peer:
+        assert peers.listing(peer, ours) == []
+        with pytest.raises(PeerError, match=r"IP address mismatch.*127\.0\.0\.2"):
+            peers.listing(peer._replace(node="127.0.0.2"), ours)
+    with nodes.answering(theirs, "127.0.0.1", name) as peer, pytest.raises(UnavailableError):
+        peers.listing(peer, ours)
+    assert named == ["10.0.0.5"]
+
+
 def test_an_expired_certificate_is_refused_until_it_is_replaced(
     tmp_path: Path, own: Identity, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

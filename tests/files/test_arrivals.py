@@ -8,7 +8,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError, ImageError
+from grit_runtime.errors import (
+    AlreadyExistsError,
+    CancelledError,
+    FailedPreconditionError,
+    ImageError,
+)
 from grit_runtime.files import arrivals
 from tests import forked
 
@@ -103,6 +108,17 @@ def test_one_that_fails_stays_and_says_why() -> None:
         again = arrivals.of(*NIGHTLY)
         assert again is not None
         assert again.failed == ""
+
+
+def test_one_that_is_cancelled_is_withdrawn(directory: Path) -> None:
+    def bring() -> None:
+        with arrivals.announced(*NIGHTLY, SHA256, 1000, "peer node-b"):
+            raise CancelledError("job 1 was cancelled")
+
+    with pytest.raises(CancelledError):
+        bring()
+    assert arrivals.of(*NIGHTLY) is None
+    assert not directory.exists()
 
 
 def test_one_whose_writer_is_killed_stays_without_its_lock() -> None:

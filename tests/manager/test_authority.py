@@ -39,10 +39,10 @@ def request(node: str = "node-a", *conditions: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def signing() -> AsyncIterator[Server]:
+async def signing(node: str = "node-a") -> AsyncIterator[Server]:
     async with api_server.serving() as (server, cluster):
         agent = {"metadata": {"name": "agent-a", "namespace": NAMESPACE}}
-        server.put("pods", {**agent, "spec": {"nodeName": "node-a"}})
+        server.put("pods", {**agent, "spec": {"nodeName": node}})
         own = authority.Authority(PEM, KEY)
         task = asyncio.ensure_future(authority.sign_agents(cluster, own, NAMESPACE))
         try:
@@ -79,6 +79,19 @@ def test_one_that_is_approved_and_not_signed_is_signed(conditions: tuple[str, ..
             assert kinds(status) == ["Approved"]
             signed = x509.load_pem_x509_certificate(base64.b64decode(status["certificate"]))
             assert signed.issuer == x509.load_pem_x509_certificate(PEM).subject
+
+    asyncio.run(sign())
+
+
+@pytest.mark.parametrize("node", ["node-a", "10.0.0.5"])
+def test_what_is_signed_is_of_the_node_as_its_agent_and_its_peers_see_it(node: str) -> None:
+    async def sign() -> None:
+        async with signing(node) as server:
+            server.put("certificatesigningrequests", request(node))
+            status = await until(is_signed, server)
+            signed = x509.load_pem_x509_certificate(base64.b64decode(status["certificate"]))
+            assert enrolment._is_for(signed, node)
+            assert not enrolment._is_for(signed, "10.0.0.6")
 
     asyncio.run(sign())
 

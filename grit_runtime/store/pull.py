@@ -103,9 +103,14 @@ def bring(
         room.named_if_full(f"checkpoint {final}"),
         _staging(root, entry) as (parent_fd, staging_fd, staging),
     ):
-        if _is_here(parent_fd, final, entry, replace=replace):
+        seen = _there(parent_fd, entry.name, final)
+        if seen == entry.sha256:
             confine.remove_tree(parent_fd, staging)  # a killed pull may have left something
             return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
+        if seen is not None and not replace:
+            raise AlreadyExistsError(
+                f"{final} exists and is another checkpoint; remove it or say --replace"
+            )
 
         def without_memory() -> None:
             _write_manifest(staging_fd, source)
@@ -119,7 +124,7 @@ def bring(
         linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
         # Before it has its name: a restore that waits for that looks for the record at once.
         verified.keep(staging_fd, final, verified.fingerprint(staging_fd))
-        _publish(parent_fd, staging, entry.name)
+        _publish(parent_fd, staging, final, seen)
     return Pulled(final, entry.sha256, size_bytes, received_bytes)
 
 
@@ -191,23 +196,15 @@ def _is_still(parent_fd: int, name: str, fd: int) -> bool:
     return os.path.samestat(status, os.fstat(fd))
 
 
-def _is_here(parent_fd: int, final: str, entry: Entry, *, replace: bool) -> bool:
+def _there(parent_fd: int, name: str, path: str) -> str | None:
+    """Which checkpoint has the *name*: "" for what is none, None if nothing has it."""
     try:
-        dir_fd = confine.descend(parent_fd, [entry.name])
+        with closing_fd(confine.descend(parent_fd, [name])) as dir_fd:
+            return checkpoint_dir.read_manifest(dir_fd, path).sha256
     except FileNotFoundError:
-        return False
-    with closing_fd(dir_fd):
-        try:
-            sha256 = checkpoint_dir.read_manifest(dir_fd, final).sha256
-        except GritError:
-            sha256 = ""
-    if sha256 == entry.sha256:
-        return True
-    if not replace:
-        raise AlreadyExistsError(
-            f"{final} exists and is another checkpoint; remove it or say --replace"
-        )
-    return False
+        return None
+    except GritError:
+        return ""
 
 
 def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
@@ -235,11 +232,24 @@ def _write_manifest(staging_fd: int, source: Source) -> None:
                 file.write(data)
 
 
-def _publish(parent_fd: int, staging: str, name: str) -> None:
-    here = f"/proc/self/fd/{parent_fd}"
-    if os.path.lexists(f"{here}/{name}"):
-        linux.exchange(f"{here}/{staging}", f"{here}/{name}")
+def _publish(parent_fd: int, staging: str, final: str, seen: str | None) -> None:
+    """Give the checkpoint its name, in place of the one that was *seen* to have it before."""
+    places = [f"/proc/self/fd/{parent_fd}/{name}" for name in (staging, os.path.basename(final))]
+    try:
+        linux.rename_new(*places)
+    except FileExistsError:
+        if seen is None:
+            raise _made_meanwhile(final) from None
+        linux.exchange(*places)
+        if _there(parent_fd, staging, final) != seen:
+            linux.exchange(*places)
+            raise _made_meanwhile(final) from None
         confine.remove_tree(parent_fd, staging)
-    else:
-        os.rename(staging, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     os.fsync(parent_fd)
+
+
+def _made_meanwhile(final: str) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"{final} was made while another checkpoint was brought to that name; remove it, or pull "
+        "again with --replace"
+    )

@@ -253,6 +253,31 @@ def test_another_checkpoint_of_the_name_is_not_replaced_unasked(
     assert (tmp_path / "b" / made.ROOT / "one/main/pages").read_bytes() == b"second"
 
 
+@pytest.mark.parametrize("there", ["nothing", "another"])
+def test_a_checkpoint_that_got_the_name_during_a_pull_stays(
+    store: Backend, tmp_path: Path, there: str
+) -> None:
+    pushed(store, made.checkpoint(tmp_path / "a", "one", {"main/pages": b"from the store"}))
+    if there == "another":
+        made.checkpoint(tmp_path / "b", "one", {"main/pages": b"an older one"})
+    place = tmp_path / "b" / made.ROOT / "one"
+
+    def sealed_meanwhile(*_: int) -> None:
+        if place.exists():
+            place.rename(tmp_path / "old")
+        made.checkpoint(tmp_path / "b", "one", {"main/pages": b"the only copy"})
+
+    entry = catalog.find(store, made.ROOT, "one")
+    taken = pytest.raises(AlreadyExistsError, match="was made while")
+    with stored(store, entry, None) as source, taken:
+        bring(source, entry, str(tmp_path / "b"), sealed_meanwhile, replace=there == "another")
+    assert (place / "main/pages").read_bytes() == b"the only copy"
+    with stored(store, entry, None) as source:
+        again = bring(source, entry, str(tmp_path / "b"), made.ignore, replace=True)
+    assert again.received_bytes == 0
+    assert (place / "main/pages").read_bytes() == b"from the store"
+
+
 def test_of_each_pod_the_newest_are_kept(store: Backend, tmp_path: Path) -> None:
     for number in range(4):
         data = made.noise(5 * made.MIB, seed=number)

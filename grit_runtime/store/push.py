@@ -58,7 +58,9 @@ def push(
     packs that it has *begun*, is not sent again.
     """
     with closing_fd(confine.open_dir(path)) as dir_fd:
-        sealed = checkpoint_dir.read_manifest(dir_fd, path)
+        data = checkpoint_dir.manifest_bytes(dir_fd, path)
+        signature = checkpoint_dir.read_optional(dir_fd, manifests.SIGNATURE_NAME) or b""
+        sealed = checkpoint_dir.of_manifest(data)
         manifest = sealed.manifest
         namespace = checkpoint_name(manifest.pod.namespace)
         entry = Entry(namespace, checkpoint_name(manifest.name), sealed.sha256, 0.0)
@@ -73,7 +75,11 @@ def push(
             sending.run(sources.portions(manifest.files))
             for file, read in zip(manifest.files, sending.read, strict=True):
                 sources.check_digest(path, file, read)
-            index = _index(dir_fd, sealed, sending)
+            if checkpoint_dir.read_optional(dir_fd, manifests.FILE_NAME) != data:
+                raise NotFoundError(
+                    f"checkpoint {path} went while it was pushed; push the one that is there now"
+                )
+            index = Index(data, signature, sending.packs, _stored(manifest.files, sending))
             header = _header(sealed, target, sending.sent_bytes)
             catalog.write(store, entry, header, index, target.data_key)
             for prefix in {target.prefix, begun} - {""}:
@@ -167,14 +173,11 @@ def _in_packs_left(
     return known
 
 
-def _index(dir_fd: int, sealed: Checkpoint, sending: Sending) -> Index:
-    files = tuple(
+def _stored(files: Sequence[File], sending: Sending) -> tuple[StoredFile, ...]:
+    return tuple(
         StoredFile(file.path, tuple(read.chunks[number] for number in sorted(read.chunks)))
-        for file, read in zip(sealed.manifest.files, sending.read, strict=True)
+        for file, read in zip(files, sending.read, strict=True)
     )
-    data = checkpoint_dir.read_optional(dir_fd, manifests.FILE_NAME) or b""
-    signature = checkpoint_dir.read_optional(dir_fd, manifests.SIGNATURE_NAME) or b""
-    return Index(data, signature, sending.packs, files)
 
 
 def _header(sealed: Checkpoint, target: Target, sent_bytes: int) -> store_pb2.Header:

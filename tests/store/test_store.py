@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -166,6 +167,22 @@ def test_a_damaged_checkpoint_is_not_pushed(store: Backend, tmp_path: Path) -> N
         file.write(b"damage")
     with pytest.raises(DigestError, match="main/pages is damaged"):
         pushed(store, path)
+    assert catalog.entries(store) == []
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_checkpoint_that_goes_while_it_is_pushed_is_not_in_the_store(
+    store: Backend, tmp_path: Path, how: str
+) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": b"all of it"})
+
+    def gone(*_: int) -> None:
+        shutil.rmtree(path)
+        if how == "replaced":
+            made.checkpoint(tmp_path / "a", "one", {"main/pages": b"another"})
+
+    with pytest.raises(NotFoundError, match="went while it was pushed"):
+        push(str(path), store, None, gone)
     assert catalog.entries(store) == []
 
 

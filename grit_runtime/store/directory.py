@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from grit_runtime.errors import NoStoreError, NotFoundError
+from grit_runtime.errors import NoStoreError, NotFoundError, UnavailableError
 from grit_runtime.files import confine, room
 from grit_runtime.files.direct import DirectFile
 from grit_runtime.host import process
@@ -157,13 +157,21 @@ class _File:
                     if kind is None:
                         self._file.sync()
                 if kind is None:
-                    os.rename(
-                        self._temporary, self._name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd
-                    )
+                    self._rename(parent_fd)
                     os.fsync(parent_fd)
             except BaseException:
                 kind = BaseException
                 raise
             finally:
                 if kind is not None:
-                    os.unlink(self._temporary, dir_fd=parent_fd)
+                    with suppress(FileNotFoundError):  # a collection has removed it
+                        os.unlink(self._temporary, dir_fd=parent_fd)
+
+    def _rename(self, parent_fd: int) -> None:
+        try:
+            os.rename(self._temporary, self._name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        except FileNotFoundError:
+            raise UnavailableError(
+                f"{self._name} was removed while it was put into the store: that stood still for "
+                "so long that a collection took it for dead; try again"
+            ) from None

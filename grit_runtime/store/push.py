@@ -8,7 +8,14 @@ that was killed is gone on with: its packs say what is in them.
 from __future__ import annotations
 
 from grit_runtime import log
-from grit_runtime.errors import DamagedError, GritError, NotFoundError, TamperedError, WrongKeyError
+from grit_runtime.errors import (
+    DamagedError,
+    GritError,
+    NotFoundError,
+    TamperedError,
+    UnavailableError,
+    WrongKeyError,
+)
 from grit_runtime.files import checkpoint_dir, confine
 from grit_runtime.host import process
 from grit_runtime.host.descriptor import closing_fd
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from grit_runtime.model.manifest import File
     from grit_runtime.store.backend import Backend
     from grit_runtime.store.keys import DataKey, FileKey
+    from grit_runtime.store.locks import Lock
     from grit_runtime.store.sending import Told
 
 # So many of the namespace's newest checkpoints are looked at for chunks to refer to.
@@ -47,6 +55,17 @@ class Pushed(NamedTuple):
     was_there: bool = False
 
 
+class _Local(NamedTuple):
+    """A checkpoint of this node, as it was when its push began."""
+
+    dir_fd: int
+    path: str
+    manifest: bytes
+    signature: bytes
+    sealed: Checkpoint
+    entry: Entry
+
+
 def push(
     path: str, store: Backend, file_key: FileKey | None, told: Told, *, begun: str = ""
 ) -> Pushed:
@@ -54,34 +73,22 @@ def push(
 
     Blocks until it is durable there. *told* is called, from any thread, with bytes of the
     checkpoint that are done and bytes that were sent. DigestError if the checkpoint is damaged,
-    OSError from the store; what was sent is used by the next push of it. What `begin` has sent, in
-    packs that it has *begun*, is not sent again.
+    OSError from the store, UnavailableError if that was cut off, or this process stopped, for so
+    long that others may have removed what was sent. What is left of that is used by the next push
+    of it. What `begin` has sent, in packs that it has *begun*, is not sent again.
     """
     with closing_fd(confine.open_dir(path)) as dir_fd:
-        data = checkpoint_dir.manifest_bytes(dir_fd, path)
-        signature = checkpoint_dir.read_optional(dir_fd, manifests.SIGNATURE_NAME) or b""
-        sealed = checkpoint_dir.of_manifest(data)
-        manifest = sealed.manifest
-        namespace = checkpoint_name(manifest.pod.namespace)
-        entry = Entry(namespace, checkpoint_name(manifest.name), sealed.sha256, 0.0)
-        size_bytes = manifest.size_bytes
-        sources.check_listing(dir_fd, path, sealed)
-        with locks.shared(store, f"push of {namespace}/{entry.name}"):
-            there = catalog.entries(store, namespace, entry.name)
+        local = _opened(dir_fd, path)
+        entry = local.entry
+        size_bytes = local.sealed.manifest.size_bytes
+        sources.check_listing(dir_fd, path, local.sealed)
+        with locks.shared(store, f"push of {entry.namespace}/{entry.name}") as lock:
+            there = catalog.entries(store, entry.namespace, entry.name)
             if any(other.sha256 == entry.sha256 for other in there):
                 return Pushed(entry, size_bytes, 0, 0, was_there=True)
             target = _target(store, entry, file_key, begun)
-            sending = Sending(target, dir_fd, [file.path for file in manifest.files], told)
-            sending.run(sources.portions(manifest.files))
-            for file, read in zip(manifest.files, sending.read, strict=True):
-                sources.check_digest(path, file, read)
-            if checkpoint_dir.read_optional(dir_fd, manifests.FILE_NAME) != data:
-                raise NotFoundError(
-                    f"checkpoint {path} went while it was pushed; push the one that is there now"
-                )
-            index = Index(data, signature, sending.packs, _stored(manifest.files, sending))
-            header = _header(sealed, target, sending.sent_bytes)
-            catalog.write(store, entry, header, index, target.data_key)
+            sending = _sent(local, target, told)
+            _write_index(local, target, sending, lock)
             for prefix in {target.prefix, begun} - {""}:
                 store.remove(prefix + _KEY_NAME)
     return Pushed(entry, size_bytes, sending.sent_bytes, sending.reused_bytes)
@@ -99,6 +106,46 @@ def begin(directory: str, files: Sequence[File], store: Backend, file_key: FileK
         sending = Sending(target, dir_fd, [file.path for file in files], lambda _done, _sent: None)
         sending.run(sources.portions(files))
     return prefix
+
+
+def _opened(dir_fd: int, path: str) -> _Local:
+    manifest = checkpoint_dir.manifest_bytes(dir_fd, path)
+    signature = checkpoint_dir.read_optional(dir_fd, manifests.SIGNATURE_NAME) or b""
+    sealed = checkpoint_dir.of_manifest(manifest)
+    namespace = checkpoint_name(sealed.manifest.pod.namespace)
+    entry = Entry(namespace, checkpoint_name(sealed.manifest.name), sealed.sha256, 0.0)
+    return _Local(dir_fd, path, manifest, signature, sealed, entry)
+
+
+def _sent(local: _Local, target: Target, told: Told) -> Sending:
+    """All of the checkpoint's files, in packs, and compared with its manifest."""
+    files = local.sealed.manifest.files
+    sending = Sending(target, local.dir_fd, [file.path for file in files], told)
+    sending.run(sources.portions(files))
+    for file, read in zip(files, sending.read, strict=True):
+        sources.check_digest(local.path, file, read)
+    if checkpoint_dir.read_optional(local.dir_fd, manifests.FILE_NAME) != local.manifest:
+        raise NotFoundError(
+            f"checkpoint {local.path} went while it was pushed; push the one that is there now"
+        )
+    return sending
+
+
+def _write_index(local: _Local, target: Target, sending: Sending, lock: Lock) -> None:
+    """Write what refers to the packs, if none of them can have been removed meanwhile."""
+    files = tuple(
+        StoredFile(file.path, tuple(read.chunks[number] for number in sorted(read.chunks)))
+        for file, read in zip(local.sealed.manifest.files, sending.read, strict=True)
+    )
+    index = Index(local.manifest, local.signature, sending.packs, files)
+    header = _header(local.sealed, target, sending.sent_bytes)
+    lock.require()
+    catalog.write(target.store, local.entry, header, index, target.data_key)
+    try:
+        lock.require()
+    except UnavailableError:
+        target.store.remove(local.entry.object_name)
+        raise
 
 
 def _target(store: Backend, entry: Entry, file_key: FileKey | None, begun: str) -> Target:
@@ -171,13 +218,6 @@ def _in_packs_left(
             continue
         known |= {chunk.digest: (Pack(pack.name, key), chunk) for chunk in chunks}
     return known
-
-
-def _stored(files: Sequence[File], sending: Sending) -> tuple[StoredFile, ...]:
-    return tuple(
-        StoredFile(file.path, tuple(read.chunks[number] for number in sorted(read.chunks)))
-        for file, read in zip(files, sending.read, strict=True)
-    )
 
 
 def _header(sealed: Checkpoint, target: Target, sent_bytes: int) -> store_pb2.Header:

@@ -64,7 +64,12 @@ def open_store(url: str, *, make: bool = False) -> Backend:
 
     *make* makes an empty place a store. NoStoreError if it is none.
     """
-    store = _backend(url, make=make)
+    return known(_backend(url, make=make), make=make)
+
+
+def known(store: Backend, *, make: bool) -> Backend:
+    """*store*, whose place is there, if it is one; *make* and errors as of `open_store`."""
+    url = store.url
     try:
         found = json.loads(store.read(FORMAT_NAME, size_bytes=4096))
         version = found["grit-store"]

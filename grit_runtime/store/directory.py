@@ -31,16 +31,10 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 class Directory:
     pack_bytes = 64 << 20  # each costs syncs of a file and of a directory
 
-    def __init__(self, path: str, *, make: bool) -> None:
+    def __init__(self, path: str, *, make: bool, fd: int | None = None) -> None:
+        """The directory at *path*, or *fd*, which is there and is closed with the store."""
         self.url = path
-        if make:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-        try:
-            self._fd = confine.open_dir(path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NoStoreError(
-                f"{path} is no directory; is the store's volume mounted on this node?"
-            ) from None
+        self._fd = _opened(path, make=make) if fd is None else fd
         # An agent lives on, and a volume that it had open could not be unmounted.
         weakref.finalize(self, os.close, self._fd)
 
@@ -123,6 +117,17 @@ class Directory:
                     if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
                         return
                     raise
+
+
+def _opened(path: str, *, make: bool) -> int:
+    if make:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    try:
+        return confine.open_dir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStoreError(
+            f"{path} is no directory; is the store's volume mounted on this node?"
+        ) from None
 
 
 def _is_unfinished(found: Stored) -> bool:

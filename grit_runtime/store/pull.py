@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from grit_runtime.errors import (
     AlreadyExistsError,
@@ -19,7 +19,7 @@ from grit_runtime.errors import (
     TamperedError,
     WrongKeyError,
 )
-from grit_runtime.files import checkpoint_dir, confine, digest, room, verified
+from grit_runtime.files import checkpoint_dir, confine, digest, room, unfinished, verified
 from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
@@ -174,26 +174,12 @@ def _staging(root: str, entry: Entry) -> Iterator[tuple[int, int, str]]:
 
     Waits for another pull of the same checkpoint.
     """
-    name = f".{entry.name}.{entry.sha256[:16]}.pull"
     os.makedirs(f"{root}/{entry.namespace}", mode=0o700, exist_ok=True)
-    with closing_fd(confine.open_dir(root, entry.namespace)) as parent_fd:
-        while True:
-            with suppress(FileExistsError):
-                os.mkdir(name, mode=0o700, dir_fd=parent_fd)
-            with closing_fd(confine.descend(parent_fd, [name])) as staging_fd:
-                fcntl.flock(staging_fd, fcntl.LOCK_EX)
-                if _is_still(parent_fd, name, staging_fd):
-                    yield parent_fd, staging_fd, name
-                    return
-
-
-def _is_still(parent_fd: int, name: str, fd: int) -> bool:
-    """Whether *name* still leads to the directory *fd*, now that nobody else has its lock."""
-    try:
-        status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(status, os.fstat(fd))
+    with (
+        closing_fd(confine.open_dir(root, entry.namespace)) as parent_fd,
+        unfinished.locked(parent_fd, entry.name, entry.sha256) as (staging_fd, staging),
+    ):
+        yield parent_fd, staging_fd, staging
 
 
 def _there(parent_fd: int, name: str, path: str) -> str | None:

@@ -187,6 +187,16 @@ def test_an_agent_that_ends_takes_its_job_up_again(
     assert came(source, target)
 
 
+def test_what_nobody_has_gone_on_with_for_a_day_is_removed_at_the_start(target: Node) -> None:
+    old, new = (target.root / made.ROOT / f".{name}.{16 * 'a'}.pull" for name in ("old", "new"))
+    for left in (old, new):
+        left.mkdir(parents=True)
+    two_days_ago_s = time.time() - 2 * 86400
+    os.utime(old, (two_days_ago_s, two_days_ago_s))
+    with nodes.agent(target):
+        assert list((target.root / made.ROOT).iterdir()) == [new]
+
+
 def test_a_second_request_joins_the_first(source: Node, target: Node, peer: str) -> None:
     checkpoint(source)
     with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:

@@ -1,7 +1,7 @@
-"""What a store is kept in: objects with names, each written once, whole or not at all.
+"""What a store is kept in: objects with names, each written whole or not at all.
 
-Names: ``packs/PUSH/PACK``; ``checkpoints/NAMESPACE/NAME/SHA256``, an index; ``locks/TOKEN``; and
-``grit-store.json``, which says that this is a store.
+Names: ``packs/PUSH/PACK``; ``checkpoints/NAMESPACE/NAME/SHA256``, an index; ``locks/TOKEN``;
+``damaged/PUSH/PACK``, of a pack that is; and ``grit-store.json``, which says that this is a store.
 """
 
 from __future__ import annotations

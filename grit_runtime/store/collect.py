@@ -9,7 +9,7 @@ from __future__ import annotations
 from grit_runtime.errors import GritError, NotFoundError
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.store import catalog, locks
+from grit_runtime.store import catalog, damage, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def collect(
         packs = tuple(pack for pack in store.listed("packs/") if pack.name not in needed)
         garbage = Garbage(tuple(entry for entry in everything if entry.object_name in gone), packs)
         if not dry_run:
-            for name in (*gone, *(pack.name for pack in packs)):
+            notes = [note for pack, note in damage.notes(store).items() if pack not in needed]
+            for name in (*gone, *(pack.name for pack in packs), *notes):
                 lock.require(_SURE_FOR_S)
                 store.remove(name)
             lock.require(_SURE_FOR_S)

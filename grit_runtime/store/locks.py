@@ -104,8 +104,8 @@ def shared(store: Backend, purpose: str) -> Iterator[Lock]:
 
 
 @contextmanager
-def shared_if_writable(store: Backend, purpose: str) -> Iterator[None]:
-    """As `shared`; without a lock where the store lets this node only read."""
+def shared_if_writable(store: Backend, purpose: str) -> Iterator[bool]:
+    """As `shared`; false, and no lock, where the store lets this node only read."""
     try:
         with _held(store, _SHARED, purpose):
             pass
@@ -113,10 +113,10 @@ def shared_if_writable(store: Backend, purpose: str) -> Iterator[None]:
         if error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
             raise
         log.warning("the store is read-only: what is read may be removed meanwhile", url=store.url)
-        yield
+        yield False
         return
     with shared(store, purpose):
-        yield
+        yield True
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import fcntl
 import os
 from contextlib import contextmanager
 
+from grit_runtime import log
 from grit_runtime.errors import (
     AlreadyExistsError,
     DamagedError,
@@ -24,7 +25,7 @@ from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.store import catalog, locks
+from grit_runtime.store import catalog, damage, locks
 from grit_runtime.store.receiving import Into, Receiving
 from grit_runtime.store.records import Unlocked
 from grit_runtime.store.stored_source import StoredSource
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol
 
-    from grit_runtime.model.manifest import File
+    from grit_runtime.model.manifest import File, Manifest
     from grit_runtime.store.backend import Backend
     from grit_runtime.store.catalog import Entry
     from grit_runtime.store.keys import FileKey
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
             """It has memory too, and is not durable yet."""
 
 
+_MEANWHILE = "was made while another checkpoint was brought to that name"
 _SPARE_BYTES = 64 << 20  # for what else is written to the disk meanwhile
 
 
@@ -68,11 +70,18 @@ class Pulled(NamedTuple):
 def stored(store: Backend, entry: Entry, file_key: FileKey | None) -> Iterator[Source]:
     """The checkpoint *entry* of a store, which stays there while the block runs.
 
-    DamagedError, TamperedError and WrongKeyError say what is wrong with it.
+    DamagedError, TamperedError and WrongKeyError say what is wrong with it. What was found damaged
+    is noted in the store, for the next push.
     """
-    with locks.shared_if_writable(store, f"pull of {entry.namespace}/{entry.name}"):
+    purpose = f"pull of {entry.namespace}/{entry.name}"
+    with locks.shared_if_writable(store, purpose) as is_writable:
         unlocked = Unlocked(file_key)
-        yield StoredSource(store, entry, catalog.read(store, entry, unlocked), unlocked)
+        source = StoredSource(store, entry, catalog.read(store, entry, unlocked), unlocked)
+        try:
+            yield source
+        finally:
+            if is_writable:
+                damage.note(store, source.damaged)
 
 
 def bring(
@@ -87,9 +96,10 @@ def bring(
     """Bring the checkpoint *entry* into its place below *root*.
 
     Blocks until it is there, verified and durable. AlreadyExistsError if another one has the name,
-    unless it is to be *replace*d; RoomError before anything is received; DamagedError if the source
-    gives another. *told* is as for a push; what it raises ends the pull, which a later one goes on
-    with. Who is *announced* it to hears how far it is verified.
+    unless that is to be *replace*d; then this one is read if it is here, and replaced if it is
+    damaged. RoomError before anything is received; DamagedError if the source gives another.
+    *told* is as for a push; what it raises ends the pull, which a later one goes on with. Who is
+    *announced* it to hears how far it is verified.
     """
     manifest = manifests.parse(source.manifest)
     size_bytes = manifest.size_bytes
@@ -104,13 +114,11 @@ def bring(
         _staging(root, entry) as (parent_fd, staging_fd, staging),
     ):
         seen = _there(parent_fd, entry.name, final)
-        if seen == entry.sha256:
+        if seen == entry.sha256 and not (replace and _is_damaged(parent_fd, final, manifest)):
             confine.remove_tree(parent_fd, staging)  # a killed pull may have left something
             return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
         if seen is not None and not replace:
-            raise AlreadyExistsError(
-                f"{final} exists and is another checkpoint; remove it or say --replace"
-            )
+            raise _taken(final, "exists and is another checkpoint")
 
         def without_memory() -> None:
             _write_manifest(staging_fd, source)
@@ -193,6 +201,15 @@ def _there(parent_fd: int, name: str, path: str) -> str | None:
         return ""
 
 
+def _is_damaged(parent_fd: int, final: str, manifest: Manifest) -> bool:
+    """Whether the checkpoint that is here is not what its manifest says; reads all of it."""
+    with closing_fd(confine.descend(parent_fd, [os.path.basename(final)])) as dir_fd:
+        wrong = checkpoint_dir.differences(dir_fd, manifest)
+    if wrong:
+        log.info("a damaged checkpoint is replaced", path=final, reason=wrong[0])
+    return bool(wrong)
+
+
 def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
     disk = os.statvfs(staging_fd)
     free_bytes = disk.f_bavail * disk.f_frsize
@@ -225,17 +242,14 @@ def _publish(parent_fd: int, staging: str, final: str, seen: str | None) -> None
         linux.rename_new(*places)
     except FileExistsError:
         if seen is None:
-            raise _made_meanwhile(final) from None
+            raise _taken(final, _MEANWHILE) from None
         linux.exchange(*places)
         if _there(parent_fd, staging, final) != seen:
             linux.exchange(*places)
-            raise _made_meanwhile(final) from None
+            raise _taken(final, _MEANWHILE) from None
         confine.remove_tree(parent_fd, staging)
     os.fsync(parent_fd)
 
 
-def _made_meanwhile(final: str) -> AlreadyExistsError:
-    return AlreadyExistsError(
-        f"{final} was made while another checkpoint was brought to that name; remove it, or pull "
-        "again with --replace"
-    )
+def _taken(final: str, what: str) -> AlreadyExistsError:
+    return AlreadyExistsError(f"{final} {what}; remove it or say --replace")

@@ -11,6 +11,7 @@ from grit_runtime import log
 from grit_runtime.errors import (
     DamagedError,
     GritError,
+    NewerFormatError,
     NotFoundError,
     TamperedError,
     UnavailableError,
@@ -24,14 +25,15 @@ from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.model.stored import VERSION, Chunk, Index, Key, Pack, StoredFile
 from grit_runtime.proto import store_pb2
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.store import backend, catalog, locks, packs, sources
+from grit_runtime.store import backend, catalog, damage, locks, packs, sources
 from grit_runtime.store.catalog import Entry
 from grit_runtime.store.records import Unlocked
 from grit_runtime.store.sending import Sending, Target
+from grit_runtime.store.stored_source import StoredSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from grit_runtime.files.checkpoint_dir import Checkpoint
     from grit_runtime.model.manifest import File
@@ -83,10 +85,10 @@ def push(
         size_bytes = local.sealed.manifest.size_bytes
         sources.check_listing(dir_fd, path, local.sealed)
         with locks.shared(store, f"push of {entry.namespace}/{entry.name}") as lock:
-            there = catalog.entries(store, entry.namespace, entry.name)
-            if any(other.sha256 == entry.sha256 for other in there):
+            undamaged = damage.undamaged(store)
+            if _is_there(store, local, Unlocked(file_key), undamaged):
                 return Pushed(entry, size_bytes, 0, 0, was_there=True)
-            target = _target(store, entry, file_key, begun)
+            target = _target(store, entry, file_key, begun, undamaged)
             sending = _sent(local, target, told)
             _write_index(local, target, sending, lock)
             for prefix in {target.prefix, begun} - {""}:
@@ -148,13 +150,40 @@ def _write_index(local: _Local, target: Target, sending: Sending, lock: Lock) ->
         raise
 
 
-def _target(store: Backend, entry: Entry, file_key: FileKey | None, begun: str) -> Target:
+def _is_there(
+    store: Backend, local: _Local, unlocked: Unlocked, undamaged: Mapping[str, int]
+) -> bool:
+    """Whether it can be pulled from there, as far as that can be said without reading its packs."""
+    entry = local.entry
+    there = catalog.entries(store, entry.namespace, entry.name)
+    if all(other.sha256 != entry.sha256 for other in there):
+        return False
+    try:
+        index = catalog.read(store, entry, unlocked)
+        source = StoredSource(store, entry, index, unlocked)
+        for file in local.sealed.manifest.files:
+            source.digests(file)
+    except (WrongKeyError, NewerFormatError):
+        return True
+    except (DamagedError, TamperedError) as error:
+        log.info("it is pushed again", checkpoint=entry.name, reason=error)
+        return False
+    return len(damage.usable(index, undamaged)) == len(index.packs)
+
+
+def _target(
+    store: Backend,
+    entry: Entry,
+    file_key: FileKey | None,
+    begun: str,
+    undamaged: Mapping[str, int],
+) -> Target:
     prefix = f"packs/{entry.sha256[:32]}/"
     key, data_key = _data_key(store, prefix, file_key)
-    known = _in_checkpoints(store, entry, Unlocked(file_key))
-    known |= _in_packs_left(store, prefix, key, data_key)
+    known = _in_checkpoints(store, entry, Unlocked(file_key), undamaged)
+    known |= _in_packs_left(store, undamaged, prefix, key, data_key)
     if begun:
-        known |= _in_packs_left(store, begun, *_data_key(store, begun, file_key))
+        known |= _in_packs_left(store, undamaged, begun, *_data_key(store, begun, file_key))
     return Target(store, prefix, key, data_key, known)
 
 
@@ -176,7 +205,7 @@ def _data_key(
 
 
 def _in_checkpoints(
-    store: Backend, entry: Entry, unlocked: Unlocked
+    store: Backend, entry: Entry, unlocked: Unlocked, undamaged: Mapping[str, int]
 ) -> dict[bytes, tuple[Pack, Chunk]]:
     """The chunks of the namespace's newest checkpoints, by their digests.
 
@@ -184,7 +213,6 @@ def _in_checkpoints(
     not referred to either: a reader of one has only its key.
     """
     known: dict[bytes, tuple[Pack, Chunk]] = {}
-    there = {pack.name for pack in store.listed("packs/")}
     for other in catalog.entries(store, entry.namespace)[:_LOOK_AT_NEWEST]:
         try:
             index = catalog.read(store, other, unlocked)
@@ -193,8 +221,8 @@ def _in_checkpoints(
             continue
         usable = {
             number
-            for number, pack in enumerate(index.packs)
-            if pack.name in there and (pack.key is not None) == unlocked.has_key
+            for number in damage.usable(index, undamaged)
+            if (index.packs[number].key is not None) == unlocked.has_key
         }
         for file in index.files:
             for chunk in file.chunks:
@@ -204,12 +232,16 @@ def _in_checkpoints(
 
 
 def _in_packs_left(
-    store: Backend, prefix: str, key: Key | None, data_key: DataKey | None
+    store: Backend,
+    undamaged: Mapping[str, int],
+    prefix: str,
+    key: Key | None,
+    data_key: DataKey | None,
 ) -> dict[bytes, tuple[Pack, Chunk]]:
     """The chunks that a killed push of the same checkpoint has left in the store."""
     known: dict[bytes, tuple[Pack, Chunk]] = {}
     for pack in store.listed(prefix):
-        if pack.name == prefix + _KEY_NAME:
+        if pack.name == prefix + _KEY_NAME or pack.name not in undamaged:
             continue
         try:
             chunks = packs.read_contents(store, pack, data_key)

@@ -190,7 +190,7 @@ class ResourceExhaustedError(GritError):
 
 
 class UnavailableError(GritError):
-    """The other side is not there; asking again later may help."""
+    """The other side is not there, or was away for too long; asking again later may help."""
 
     reason = "Unavailable"
 

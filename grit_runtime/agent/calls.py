@@ -22,7 +22,6 @@ from grit_runtime.model import compatibility, losses
 from grit_runtime.model.annotations import NCCL, TCP, capture, checkpoint_name, nccl, tcp
 from grit_runtime.proto import agent_pb2
 from grit_runtime.store import catalog
-from grit_runtime.store.backend import open_store
 from grit_runtime.version import VERSION
 
 TYPE_CHECKING = False
@@ -189,7 +188,7 @@ def _store(url: str, sha256: str) -> Backend:
         )
     if peers.is_peer(url):
         raise InvalidArgumentError(f"{url[:200]!r} is a peer, expected a store")
-    return open_store(pod_volumes.resolved(_url(url)))
+    return pod_volumes.open_store(_url(url))
 
 
 def _target(target: str) -> tuple[str, str]:

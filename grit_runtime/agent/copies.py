@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from grit_runtime import log, paths
 from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError
-from grit_runtime.files import arrivals, checkpoint_dir, confine, verified
+from grit_runtime.files import arrivals, checkpoint_dir, confine, unfinished, verified
 from grit_runtime.host import durable, journal
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model.restore_steps import STEPS, Started
@@ -63,9 +63,16 @@ def every() -> list[Copy]:
 
 
 def evict(root: str, quota_bytes: int) -> None:
-    """Remove copies until the rest is within the quota, as far as none of them is in use."""
-    copies = every()
+    """Remove copies until the rest is within the quota, as far as none of them is in use.
+
+    What pulls have left goes first.
+    """
+    copies, left = every(), unfinished.left(root)
     over_bytes = sum(copy.size_bytes for copy in copies) - quota_bytes
+    over_bytes += sum(one.size_bytes for one in left)
+    for one in left:
+        if over_bytes > 0 and unfinished.remove(root, one):
+            over_bytes -= one.size_bytes
     for copy in copies:
         if over_bytes <= 0:
             return
@@ -105,14 +112,17 @@ def make_way(root: str, namespace: str, name: str, sha256: str) -> None:
 def remove(root: str, namespace: str, name: str, deleted_pod_uid: str = "") -> None:
     """Remove this node's checkpoint of that name, brought or taken here; nothing if it has none.
 
-    FailedPreconditionError if something still needs it, such as a pod that is held for it, unless
-    it is *deleted* and its sandbox gone.
+    What a pull of it has left goes too. FailedPreconditionError if something still needs it,
+    such as a pod that is held for it, unless it is *deleted* and its sandbox gone.
     """
     held_pods.drop_gone()
     path = f"{root}/{namespace}/{name}"
     copy = Copy(namespace, name, _sha256_of(root, namespace, name), 0, 0.0)
     if use := _use(copy, 0.0, deleted_pod_uid) or _remove(root, copy, 0.0, deleted_pod_uid):
         raise FailedPreconditionError(f"checkpoint {path} {use}: remove it when that is over")
+    for one in unfinished.left(root):
+        if (one.namespace, one.name) == (namespace, name):
+            unfinished.remove(root, one)
 
 
 def _remove(root: str, copy: Copy, settled_s: float, deleted_pod_uid: str = "") -> str:

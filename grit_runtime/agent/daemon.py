@@ -30,6 +30,7 @@ from grit_runtime.agent.kubernetes import ApiServer
 from grit_runtime.agent.serving import Server, listening_at
 from grit_runtime.agent.work import Work
 from grit_runtime.errors import FailedPreconditionError, GritError, one_line
+from grit_runtime.files import unfinished
 from grit_runtime.host import linux
 from grit_runtime.model.annotations import checkpoint_name
 from grit_runtime.pod import held_pods
@@ -67,6 +68,7 @@ def run(config: Config, service_account: str = "") -> None:
             linux.setns("/proc/1/ns/cgroup")
         node = os.environ.get("NODE_NAME") or socket.gethostname()
         service.take_over(service.SOCKET)
+        unfinished.remove_old(config.checkpoint_root)
         jobs = _jobs(config, stack, node, in_pod=api is not None)
         jobs.resume(_undo)  # before anybody asks for the same again
         calls = Calls(jobs, config, node)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from grit_runtime.agent import peers, pod_volumes
+from grit_runtime.agent import peers
+from grit_runtime.agent.pod_volumes import open_store
 from grit_runtime.files import checkpoint_dir
 from grit_runtime.store import catalog, pull, push
-from grit_runtime.store.backend import open_store
 from grit_runtime.store.catalog import Entry
 from grit_runtime.store.push import Pushed
 
@@ -48,7 +48,7 @@ def remote(url: str, config: Config, file_key: FileKey | None, host: str = "") -
     if peers.is_peer(url):
         address = peers.address(url)
         return _Peer(address._replace(host=host or address.host), config)
-    return _Store(pod_volumes.resolved(url), config, file_key)
+    return _Store(url, config, file_key)
 
 
 class _Store:

@@ -7,52 +7,65 @@ getPodVolumeDir, pkg/volume/csi/csi_mounter.go GetPath.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from grit_runtime.errors import NoStoreError
 from grit_runtime.files import confine
 from grit_runtime.host import kubelet
 from grit_runtime.host.descriptor import closing_fd
+from grit_runtime.store import backend
+from grit_runtime.store.directory import Directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from grit_runtime.store.backend import Backend
 
 SCHEME = "volume://"
 
 _CSI = "kubernetes.io~csi"
 
 
-def resolved(url: str) -> str:
-    """The store's URL: the directory of the volume, if it is one."""
-    return directory(url) if url.startswith(SCHEME) else url
+def open_store(url: str, *, make: bool = False) -> Backend:
+    """As `backend.open_store`, which *url* may be for too.
+
+    NoStoreError for a volume that is not mounted: what lies there is the node's own disk.
+    """
+    if not url.startswith(SCHEME):
+        return backend.open_store(url, make=make)
+    return backend.known(_mounted(url), make=make)
 
 
-def directory(url: str) -> str:
-    """Where the volume is mounted. NoStoreError if it is not.
+def _mounted(url: str) -> Directory:
+    """The root of the volume.
 
-    All names up to a mount are root's: no symbolic link is followed, and what is not mounted would
-    be the node's own disk.
+    All names up to a mount are root's: no symbolic link is followed. While the root is open, it
+    stays the volume's, whatever becomes of the mount.
     """
     uid, _, volume = url.removeprefix(SCHEME).partition("/")
     pods = kubelet.pods_dir()
-    try:
-        with closing_fd(confine.open_dir(pods, uid, "volumes")) as volumes_fd:
-            for kind in sorted(os.listdir(volumes_fd)):
-                names = [kind, volume, "mount"] if kind == _CSI else [kind, volume]
-                if _is_mounted(volumes_fd, names):
-                    return "/".join((pods, uid, "volumes", *names))
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), closing_fd(confine.open_dir(pods, uid, "volumes")) as fd:
+        for kind in sorted(os.listdir(fd)):
+            names = [kind, volume, "mount"] if kind == _CSI else [kind, volume]
+            root_fd = _root(fd, names)
+            if root_fd is not None:
+                path = "/".join((pods, uid, "volumes", *names))
+                return Directory(path, make=False, fd=root_fd)
     raise NoStoreError(
         f"volume {volume[:80]} of pod {uid[:80]} is not mounted on this node; is the pod running?"
     )
 
 
-def _is_mounted(volumes_fd: int, names: list[str]) -> bool:
-    try:
-        with (
-            closing_fd(confine.descend(volumes_fd, names[:-1])) as parent_fd,
-            closing_fd(confine.descend(parent_fd, names[-1:])) as fd,
-        ):
-            return _mount_id(fd) != _mount_id(parent_fd)
-    except FileNotFoundError:
-        return False
+def _root(volumes_fd: int, names: list[str]) -> int | None:
+    """Fd of what is mounted there; None if nothing is."""
+    with (
+        suppress(FileNotFoundError),
+        closing_fd(confine.descend(volumes_fd, names[:-1])) as parent_fd,
+    ):
+        fd = confine.descend(parent_fd, names[-1:])
+        if _mount_id(fd) != _mount_id(parent_fd):
+            return fd
+        os.close(fd)
+    return None
 
 
 def _mount_id(fd: int) -> str:

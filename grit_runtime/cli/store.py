@@ -94,7 +94,11 @@ def told_of(pushed: Pushed, path: str, store: str) -> str:
 @click.command()
 @click.argument("checkpoint", metavar="NAMESPACE/NAME[@SHA256]")
 @_STORE
-@click.option("--replace", is_flag=True, help="Replace another checkpoint of that name.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace what has that name: another checkpoint, or this one, damaged.",
+)
 @_KEY
 @_JSON
 @_DRY_RUN

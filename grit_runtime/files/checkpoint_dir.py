@@ -124,6 +124,16 @@ def is_private(root: str, names: Sequence[str], dir_fd: int) -> bool:
 
 def read_manifest(dir_fd: int, path: str) -> Checkpoint:
     """The manifest; ImageError if the checkpoint was never sealed or the manifest is not one."""
+    return of_manifest(manifest_bytes(dir_fd, path))
+
+
+def of_manifest(data: bytes) -> Checkpoint:
+    """The checkpoint whose manifest is *data*; ImageError if that is none."""
+    return Checkpoint(manifests.parse(data), hashlib.sha256(data).hexdigest())
+
+
+def manifest_bytes(dir_fd: int, path: str) -> bytes:
+    """The manifest as it is; ImageError if the checkpoint was never sealed."""
     try:
         fd = confine.open_regular(dir_fd, manifests.FILE_NAME)
     except FileNotFoundError:
@@ -132,8 +142,7 @@ def read_manifest(dir_fd: int, path: str) -> Checkpoint:
             "written or copied, or take it again"
         ) from None
     with open(fd, "rb") as file:
-        data = file.read(_MANIFEST_LIMIT_BYTES)
-    return Checkpoint(manifests.parse(data), hashlib.sha256(data).hexdigest())
+        return file.read(_MANIFEST_LIMIT_BYTES)
 
 
 def read(dir_fd: int, path: str) -> Checkpoint:

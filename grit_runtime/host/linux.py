@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _SYNC_FILE_RANGE_WRITE = 2
 # NFS, SMB 1 to 3, Ceph, 9p, Lustre, FUSE. Source: linux include/uapi/linux/magic.h.
 _SHARED_FILESYSTEMS = (
@@ -84,8 +84,26 @@ def start_writing(fd: int, offset: int, size_bytes: int) -> None:
 
 def exchange(one: str, other: str) -> None:
     """Swap two paths of one filesystem in one step."""
-    paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
-    call("renameat2", other, *paths, _RENAME_EXCHANGE)
+    _rename(one, other, _RENAME_EXCHANGE)
+
+
+def rename_new(source: str, target: str) -> None:
+    """Give the directory *source* the name *target*; FileExistsError if that is taken.
+
+    A filesystem may refuse to be told so (NFS, 9p). The kernel has looked at the name then, and
+    rename(2) itself replaces no directory that has anything in it.
+    """
+    try:
+        _rename(source, target, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        os.rename(source, target)
+
+
+def _rename(source: str, target: str, flags: int) -> None:
+    paths = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target))
+    call("renameat2", target, *paths, flags)
 
 
 def is_shared(path: str) -> bool:

@@ -1,7 +1,7 @@
-"""What a store is kept in: objects with names, each written once, whole or not at all.
+"""What a store is kept in: objects with names, each written whole or not at all.
 
-Names: ``packs/PUSH/PACK``; ``checkpoints/NAMESPACE/NAME/SHA256``, an index; ``locks/TOKEN``; and
-``grit-store.json``, which says that this is a store.
+Names: ``packs/PUSH/PACK``; ``checkpoints/NAMESPACE/NAME/SHA256``, an index; ``locks/TOKEN``;
+``damaged/PUSH/PACK``, of a pack that is; and ``grit-store.json``, which says that this is a store.
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ def open_store(url: str, *, make: bool = False) -> Backend:
 
     *make* makes an empty place a store. NoStoreError if it is none.
     """
-    store = _backend(url, make=make)
+    return known(_backend(url, make=make), make=make)
+
+
+def known(store: Backend, *, make: bool) -> Backend:
+    """*store*, whose place is there, if it is one; *make* and errors as of `open_store`."""
+    url = store.url
     try:
         found = json.loads(store.read(FORMAT_NAME, size_bytes=4096))
         version = found["grit-store"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from grit_runtime.errors import GritError, NotFoundError
 from grit_runtime.model import stored
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.store import catalog, locks
+from grit_runtime.store import catalog, damage, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from grit_runtime.store.catalog import Entry
     from grit_runtime.store.listed import Stored
     from grit_runtime.store.records import Unlocked
+
+_SURE_FOR_S = 5.0  # that nobody else works in the store, once that was seen
 
 
 class Kept(NamedTuple):
@@ -50,9 +52,10 @@ def collect(
     """Remove what is not *kept*, the named *entries*, and every pack that then nothing refers to.
 
     StoreBusyError if somebody reads or writes; WrongKeyError if an index that stays cannot be read,
-    since what it refers to is not known then.
+    since what it refers to is not known then; UnavailableError if it stood still for so long that
+    others may work here.
     """
-    with locks.alone(store, "collection"):
+    with locks.alone(store, "collection") as lock:
         everything = catalog.entries(store)
         gone = {entry.object_name for entry in (*entries, *_expired(store, everything, kept))}
         stay = [entry for entry in everything if entry.object_name not in gone]
@@ -62,8 +65,11 @@ def collect(
         packs = tuple(pack for pack in store.listed("packs/") if pack.name not in needed)
         garbage = Garbage(tuple(entry for entry in everything if entry.object_name in gone), packs)
         if not dry_run:
-            for name in (*gone, *(pack.name for pack in packs)):
+            notes = [note for pack, note in damage.notes(store).items() if pack not in needed]
+            for name in (*gone, *(pack.name for pack in packs), *notes):
+                lock.require(_SURE_FOR_S)
                 store.remove(name)
+            lock.require(_SURE_FOR_S)
             store.remove_unfinished()
     return garbage
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from grit_runtime.errors import NoStoreError, NotFoundError
+from grit_runtime.errors import NoStoreError, NotFoundError, UnavailableError
 from grit_runtime.files import confine, room
 from grit_runtime.files.direct import DirectFile
 from grit_runtime.host import process
@@ -31,16 +31,10 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 class Directory:
     pack_bytes = 64 << 20  # each costs syncs of a file and of a directory
 
-    def __init__(self, path: str, *, make: bool) -> None:
+    def __init__(self, path: str, *, make: bool, fd: int | None = None) -> None:
+        """The directory at *path*, or *fd*, which is there and is closed with the store."""
         self.url = path
-        if make:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-        try:
-            self._fd = confine.open_dir(path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NoStoreError(
-                f"{path} is no directory; is the store's volume mounted on this node?"
-            ) from None
+        self._fd = _opened(path, make=make) if fd is None else fd
         # An agent lives on, and a volume that it had open could not be unmounted.
         weakref.finalize(self, os.close, self._fd)
 
@@ -125,6 +119,17 @@ class Directory:
                     raise
 
 
+def _opened(path: str, *, make: bool) -> int:
+    if make:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    try:
+        return confine.open_dir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStoreError(
+            f"{path} is no directory; is the store's volume mounted on this node?"
+        ) from None
+
+
 def _is_unfinished(found: Stored) -> bool:
     return found.name.rpartition("/")[2].startswith(".")
 
@@ -157,13 +162,21 @@ class _File:
                     if kind is None:
                         self._file.sync()
                 if kind is None:
-                    os.rename(
-                        self._temporary, self._name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd
-                    )
+                    self._rename(parent_fd)
                     os.fsync(parent_fd)
             except BaseException:
                 kind = BaseException
                 raise
             finally:
                 if kind is not None:
-                    os.unlink(self._temporary, dir_fd=parent_fd)
+                    with suppress(FileNotFoundError):  # a collection has removed it
+                        os.unlink(self._temporary, dir_fd=parent_fd)
+
+    def _rename(self, parent_fd: int) -> None:
+        try:
+            os.rename(self._temporary, self._name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        except FileNotFoundError:
+            raise UnavailableError(
+                f"{self._name} was removed while it was put into the store: that stood still for "
+                "so long that a collection took it for dead; try again"
+            ) from None

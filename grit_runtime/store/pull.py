@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
+from grit_runtime import log
 from grit_runtime.errors import (
     AlreadyExistsError,
     DamagedError,
@@ -19,12 +20,12 @@ from grit_runtime.errors import (
     TamperedError,
     WrongKeyError,
 )
-from grit_runtime.files import checkpoint_dir, confine, digest, room, verified
+from grit_runtime.files import checkpoint_dir, confine, digest, room, unfinished, verified
 from grit_runtime.host import linux
 from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import manifest as manifests
 from grit_runtime.startup.named import NamedTuple
-from grit_runtime.store import catalog, locks
+from grit_runtime.store import catalog, damage, locks
 from grit_runtime.store.receiving import Into, Receiving
 from grit_runtime.store.records import Unlocked
 from grit_runtime.store.stored_source import StoredSource
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol
 
-    from grit_runtime.model.manifest import File
+    from grit_runtime.model.manifest import File, Manifest
     from grit_runtime.store.backend import Backend
     from grit_runtime.store.catalog import Entry
     from grit_runtime.store.keys import FileKey
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
             """It has memory too, and is not durable yet."""
 
 
+_MEANWHILE = "was made while another checkpoint was brought to that name"
 _SPARE_BYTES = 64 << 20  # for what else is written to the disk meanwhile
 
 
@@ -68,11 +70,18 @@ class Pulled(NamedTuple):
 def stored(store: Backend, entry: Entry, file_key: FileKey | None) -> Iterator[Source]:
     """The checkpoint *entry* of a store, which stays there while the block runs.
 
-    DamagedError, TamperedError and WrongKeyError say what is wrong with it.
+    DamagedError, TamperedError and WrongKeyError say what is wrong with it. What was found damaged
+    is noted in the store, for the next push.
     """
-    with locks.shared_if_writable(store, f"pull of {entry.namespace}/{entry.name}"):
+    purpose = f"pull of {entry.namespace}/{entry.name}"
+    with locks.shared_if_writable(store, purpose) as is_writable:
         unlocked = Unlocked(file_key)
-        yield StoredSource(store, entry, catalog.read(store, entry, unlocked), unlocked)
+        source = StoredSource(store, entry, catalog.read(store, entry, unlocked), unlocked)
+        try:
+            yield source
+        finally:
+            if is_writable:
+                damage.note(store, source.damaged)
 
 
 def bring(
@@ -87,9 +96,10 @@ def bring(
     """Bring the checkpoint *entry* into its place below *root*.
 
     Blocks until it is there, verified and durable. AlreadyExistsError if another one has the name,
-    unless it is to be *replace*d; RoomError before anything is received; DamagedError if the source
-    gives another. *told* is as for a push; what it raises ends the pull, which a later one goes on
-    with. Who is *announced* it to hears how far it is verified.
+    unless that is to be *replace*d; then this one is read if it is here, and replaced if it is
+    damaged. RoomError before anything is received; DamagedError if the source gives another.
+    *told* is as for a push; what it raises ends the pull, which a later one goes on with. Who is
+    *announced* it to hears how far it is verified.
     """
     manifest = manifests.parse(source.manifest)
     size_bytes = manifest.size_bytes
@@ -103,9 +113,12 @@ def bring(
         room.named_if_full(f"checkpoint {final}"),
         _staging(root, entry) as (parent_fd, staging_fd, staging),
     ):
-        if _is_here(parent_fd, final, entry, replace=replace):
+        seen = _there(parent_fd, entry.name, final)
+        if seen == entry.sha256 and not (replace and _is_damaged(parent_fd, final, manifest)):
             confine.remove_tree(parent_fd, staging)  # a killed pull may have left something
             return Pulled(final, entry.sha256, size_bytes, 0, was_here=True)
+        if seen is not None and not replace:
+            raise _taken(final, "exists and is another checkpoint")
 
         def without_memory() -> None:
             _write_manifest(staging_fd, source)
@@ -119,7 +132,7 @@ def bring(
         linux.sync_filesystem(f"/proc/self/fd/{staging_fd}")
         # Before it has its name: a restore that waits for that looks for the record at once.
         verified.keep(staging_fd, final, verified.fingerprint(staging_fd))
-        _publish(parent_fd, staging, entry.name)
+        _publish(parent_fd, staging, final, seen)
     return Pulled(final, entry.sha256, size_bytes, received_bytes)
 
 
@@ -169,45 +182,32 @@ def _staging(root: str, entry: Entry) -> Iterator[tuple[int, int, str]]:
 
     Waits for another pull of the same checkpoint.
     """
-    name = f".{entry.name}.{entry.sha256[:16]}.pull"
     os.makedirs(f"{root}/{entry.namespace}", mode=0o700, exist_ok=True)
-    with closing_fd(confine.open_dir(root, entry.namespace)) as parent_fd:
-        while True:
-            with suppress(FileExistsError):
-                os.mkdir(name, mode=0o700, dir_fd=parent_fd)
-            with closing_fd(confine.descend(parent_fd, [name])) as staging_fd:
-                fcntl.flock(staging_fd, fcntl.LOCK_EX)
-                if _is_still(parent_fd, name, staging_fd):
-                    yield parent_fd, staging_fd, name
-                    return
+    with (
+        closing_fd(confine.open_dir(root, entry.namespace)) as parent_fd,
+        unfinished.locked(parent_fd, entry.name, entry.sha256) as (staging_fd, staging),
+    ):
+        yield parent_fd, staging_fd, staging
 
 
-def _is_still(parent_fd: int, name: str, fd: int) -> bool:
-    """Whether *name* still leads to the directory *fd*, now that nobody else has its lock."""
+def _there(parent_fd: int, name: str, path: str) -> str | None:
+    """Which checkpoint has the *name*: "" for what is none, None if nothing has it."""
     try:
-        status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        with closing_fd(confine.descend(parent_fd, [name])) as dir_fd:
+            return checkpoint_dir.read_manifest(dir_fd, path).sha256
     except FileNotFoundError:
-        return False
-    return os.path.samestat(status, os.fstat(fd))
+        return None
+    except GritError:
+        return ""
 
 
-def _is_here(parent_fd: int, final: str, entry: Entry, *, replace: bool) -> bool:
-    try:
-        dir_fd = confine.descend(parent_fd, [entry.name])
-    except FileNotFoundError:
-        return False
-    with closing_fd(dir_fd):
-        try:
-            sha256 = checkpoint_dir.read_manifest(dir_fd, final).sha256
-        except GritError:
-            sha256 = ""
-    if sha256 == entry.sha256:
-        return True
-    if not replace:
-        raise AlreadyExistsError(
-            f"{final} exists and is another checkpoint; remove it or say --replace"
-        )
-    return False
+def _is_damaged(parent_fd: int, final: str, manifest: Manifest) -> bool:
+    """Whether the checkpoint that is here is not what its manifest says; reads all of it."""
+    with closing_fd(confine.descend(parent_fd, [os.path.basename(final)])) as dir_fd:
+        wrong = checkpoint_dir.differences(dir_fd, manifest)
+    if wrong:
+        log.info("a damaged checkpoint is replaced", path=final, reason=wrong[0])
+    return bool(wrong)
 
 
 def _require_room(staging_fd: int, final: str, size_bytes: int) -> None:
@@ -235,11 +235,21 @@ def _write_manifest(staging_fd: int, source: Source) -> None:
                 file.write(data)
 
 
-def _publish(parent_fd: int, staging: str, name: str) -> None:
-    here = f"/proc/self/fd/{parent_fd}"
-    if os.path.lexists(f"{here}/{name}"):
-        linux.exchange(f"{here}/{staging}", f"{here}/{name}")
+def _publish(parent_fd: int, staging: str, final: str, seen: str | None) -> None:
+    """Give the checkpoint its name, in place of the one that was *seen* to have it before."""
+    places = [f"/proc/self/fd/{parent_fd}/{name}" for name in (staging, os.path.basename(final))]
+    try:
+        linux.rename_new(*places)
+    except FileExistsError:
+        if seen is None:
+            raise _taken(final, _MEANWHILE) from None
+        linux.exchange(*places)
+        if _there(parent_fd, staging, final) != seen:
+            linux.exchange(*places)
+            raise _taken(final, _MEANWHILE) from None
         confine.remove_tree(parent_fd, staging)
-    else:
-        os.rename(staging, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     os.fsync(parent_fd)
+
+
+def _taken(final: str, what: str) -> AlreadyExistsError:
+    return AlreadyExistsError(f"{final} {what}; remove it or say --replace")

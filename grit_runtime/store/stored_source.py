@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from itertools import groupby
 
-from grit_runtime.errors import DamagedError, GritError, NotFoundError
+from grit_runtime.errors import DamagedError, GritError, NotFoundError, WrongKeyError
 from grit_runtime.files import checkpoint_dir, digest
 from grit_runtime.model import manifest as manifests
 from grit_runtime.model import stored
@@ -40,6 +40,7 @@ class StoredSource:
         self.name = f"store {store.url}"
         self.manifest = index.manifest
         self.signature = index.signature
+        self.damaged: set[str] = set()  # packs in which something was found that is not right
         self._store = store
         self._packs = index.packs
         self._unlocked = unlocked
@@ -115,6 +116,8 @@ class StoredSource:
             if len(data) != wanted.size_bytes:
                 raise DamagedError(f"a chunk has {len(data)} bytes, expected {wanted.size_bytes}")
         except GritError as error:
+            if not isinstance(error, WrongKeyError):
+                self.damaged.add(pack.name)
             where = f"{self.name}: {pack.name} at byte {chunk.offset}"
             raise type(error)(f"{where}, for {wanted.file.path}: {error}") from None
         return data

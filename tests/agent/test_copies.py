@@ -11,8 +11,9 @@ import pytest
 from grit_runtime import paths
 from grit_runtime.agent import copies
 from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError, ImageError
-from grit_runtime.files import arrivals
+from grit_runtime.files import arrivals, confine, unfinished
 from grit_runtime.host import journal
+from grit_runtime.host.descriptor import closing_fd
 from grit_runtime.model import outcomes
 from grit_runtime.model.hold import Hold
 from grit_runtime.model.outcomes import Outcome
@@ -101,6 +102,42 @@ def test_what_was_used_a_moment_ago_stays(root: Path) -> None:
     copies.note(made.ROOT, "c0", sha256_of("c0"), 1000)
     copies.evict(str(root), 0)
     assert names(root) == ["c0", "own"]
+
+
+def left_by_a_pull(root: Path, name: str) -> Path:
+    """What a pull of the checkpoint has left, of 8000 bytes."""
+    path = root / made.ROOT / f".{name}.{16 * 'a'}.pull"
+    (path / "main").mkdir(parents=True)
+    (path / "main/pages").write_bytes(bytes(8000))
+    return path
+
+
+def test_what_a_pull_has_left_counts_and_goes_first(root: Path) -> None:
+    left = left_by_a_pull(root, "c3.old")
+    copies.evict(str(root), 30000)
+    assert left.exists()
+    copies.evict(str(root), 8000)
+    assert names(root) == ["c0", "c1", "c2", "own"]
+
+
+def test_what_a_pull_goes_on_with_stays(root: Path) -> None:
+    coming, awaited = left_by_a_pull(root, "c3"), left_by_a_pull(root, "c4")
+    with (
+        arrivals.announced(str(root), made.ROOT, "c4", "", 1000, "node-a"),
+        closing_fd(confine.open_dir(str(root), made.ROOT)) as parent_fd,
+        unfinished.locked(parent_fd, "c3", 64 * "a"),
+    ):
+        copies.evict(str(root), 3000)
+        assert coming.exists()
+        assert awaited.exists()
+
+
+def test_what_a_pull_has_left_is_removed_with_the_checkpoint_of_its_name(root: Path) -> None:
+    other = left_by_a_pull(root, "c1")
+    for name in ("c0", "c3"):
+        left_by_a_pull(root, name)
+        copies.remove(str(root), made.ROOT, name)
+    assert names(root) == [other.name, "c1", "c2", "own"]
 
 
 def test_what_is_announced_stays(root: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from grit_runtime.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
-    StoreBusyError,
     UnavailableError,
 )
 from grit_runtime.proto import agent_pb2
@@ -233,6 +233,16 @@ def test_a_peer_that_does_not_answer_at_the_beginning_is_not_waited_for(
     assert (job.state, job.reason) == ("failed", "Unavailable")
 
 
+def test_what_nobody_has_gone_on_with_for_a_day_is_removed_at_the_start(target: Node) -> None:
+    old, new = (target.root / made.ROOT / f".{name}.{16 * 'a'}.pull" for name in ("old", "new"))
+    for left in (old, new):
+        left.mkdir(parents=True)
+    two_days_ago_s = time.time() - 2 * 86400
+    os.utime(old, (two_days_ago_s, two_days_ago_s))
+    with nodes.agent(target):
+        assert list((target.root / made.ROOT).iterdir()) == [new]
+
+
 def test_a_second_request_joins_the_first(source: Node, target: Node, peer: str) -> None:
     checkpoint(source)
     with nodes.agent(target), nodes.Gate(port_of(peer), 16 << 20) as gate:
@@ -288,8 +298,6 @@ def test_a_push_is_of_the_checkpoint_that_was_there_when_it_was_asked_for(
         assert gate.is_full.wait(30)
         job = asked(target, "Push", request)  # which waits for its turn
         made.checkpoint(target.root, "two", {"main/pages": b"taken since"})
-        with pytest.raises(StoreBusyError, match=f"default/two: job {job.id} is of the one"):
-            asked(target, "Push", request)
         gate.open()
         ended(target, before)
         job = ended(target, job)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from grit_runtime.agent import pod_volumes
+from grit_runtime.agent import moving, pod_volumes
+from grit_runtime.config import Config
 from grit_runtime.errors import ImageError, InvalidArgumentError, NoStoreError
 from tests.host.test_kubelet import KUBELET, running
+from tests.store import made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,28 +41,49 @@ def test_it_is_where_its_kind_of_volume_is_mounted(volumes: Path, place: str) ->
     (volumes / "kubernetes.io~projected/token").mkdir(parents=True)
     subprocess.run(["mount", "--bind", mounted, mounted], check=True)
     try:
-        assert pod_volumes.directory(URL) == str(mounted)
+        assert pod_volumes.open_store(URL, make=True).url == str(mounted)
     finally:
         subprocess.run(["umount", mounted], check=True)
     with pytest.raises(NoStoreError, match="pv-1 of pod uid-1 is not mounted on this node"):
-        pod_volumes.directory(URL)
+        pod_volumes.open_store(URL)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.parametrize("left", ["its directory", "nothing"])
+def test_a_push_that_has_waited_until_its_volume_was_unmounted_writes_nothing(
+    volumes: Path, tmp_path: Path, left: str
+) -> None:
+    made.checkpoint(tmp_path / "root", "one", {"main/pages": b"state"})
+    mounted = volumes / NFS
+    mounted.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-", mounted], check=True)
+    try:
+        remote = moving.remote(URL, Config(checkpoint_root=str(tmp_path / "root")), None)
+        remote.reach()
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+    if left == "nothing":
+        mounted.rmdir()
+    with pytest.raises(NoStoreError, match="is not mounted on this node"):
+        remote.push(made.ROOT, "one", made.ignore)
+    assert made.content(volumes) == {}
 
 
 def test_a_pod_that_is_not_there_has_none(volumes: Path) -> None:
     volumes.rmdir()
     with pytest.raises(NoStoreError, match="is the pod running"):
-        pod_volumes.directory(URL)
+        pod_volumes.open_store(URL)
 
 
 def test_no_link_is_followed_to_it(volumes: Path, tmp_path: Path) -> None:
     (volumes / "kubernetes.io~nfs").mkdir()
     (volumes / "kubernetes.io~nfs/pv-1").symlink_to(tmp_path)
     with pytest.raises(ImageError, match="symbolic link"):
-        pod_volumes.directory(URL)
+        pod_volumes.open_store(URL)
 
 
 @pytest.mark.parametrize("url", ["volume://../../etc", "volume://uid-1/../../x", "volume://uid-1/"])
 def test_a_name_that_leads_elsewhere_means_nothing(volumes: Path, url: str) -> None:
     (volumes / "kubernetes.io~nfs").mkdir()
     with pytest.raises((InvalidArgumentError, NoStoreError)):
-        pod_volumes.directory(url)
+        pod_volumes.open_store(url)

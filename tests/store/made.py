@@ -10,6 +10,7 @@ from grit_runtime.files import checkpoint_dir
 from grit_runtime.model import manifest as manifests
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 ROOT = "default"
@@ -19,7 +20,7 @@ MIB = 1 << 20
 def checkpoint(
     root: Path,
     name: str,
-    files: dict[str, bytes | list[tuple[int, bytes]]],
+    files: Mapping[str, bytes | list[tuple[int, bytes]]],
     *,
     size_bytes: dict[str, int] | None = None,
 ) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -169,6 +170,22 @@ def test_a_damaged_checkpoint_is_not_pushed(store: Backend, tmp_path: Path) -> N
     assert catalog.entries(store) == []
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_checkpoint_that_goes_while_it_is_pushed_is_not_in_the_store(
+    store: Backend, tmp_path: Path, how: str
+) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": b"all of it"})
+
+    def gone(*_: int) -> None:
+        shutil.rmtree(path)
+        if how == "replaced":
+            made.checkpoint(tmp_path / "a", "one", {"main/pages": b"another"})
+
+    with pytest.raises(NotFoundError, match="went while it was pushed"):
+        push(str(path), store, None, gone)
+    assert catalog.entries(store) == []
+
+
 def test_a_flipped_bit_in_a_pack_is_called_damage(store: Backend, tmp_path: Path) -> None:
     path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(20 * made.MIB)})
     pushed(store, path)
@@ -176,6 +193,77 @@ def test_a_flipped_bit_in_a_pack_is_called_damage(store: Backend, tmp_path: Path
     with pytest.raises(DamagedError, match=r"packs/.* at byte \d+, for main/pages: .*checksum"):
         pulled(store, tmp_path / "b", "one")
     assert not (tmp_path / "b" / made.ROOT / "one").exists()
+
+
+@pytest.mark.parametrize("is_encrypted", [True, False])
+@pytest.mark.parametrize("damage", ["a bit", "cut", "removed"])
+def test_what_is_damaged_in_a_store_is_right_when_it_is_pushed_again(
+    store: Backend, tmp_path: Path, key: FileKey, damage: str, *, is_encrypted: bool
+) -> None:
+    own_key = key if is_encrypted else None
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(5 * made.MIB)})
+    pushed(store, path, own_key)
+    pushed(store, made.checkpoint(tmp_path / "a", "two", made.content(path)), own_key)
+    pack = tmp_path / "store" / packs(store)[0]
+    if damage == "a bit":
+        _flip(pack, 5000)
+    elif damage == "cut":
+        os.truncate(pack, pack.stat().st_size // 2)
+    else:
+        pack.unlink()
+    with pytest.raises(DamagedError):
+        pulled(store, tmp_path / "b", "one", own_key)
+    for name in ("one", "two"):
+        assert not pushed(store, tmp_path / "a" / made.ROOT / name, own_key).was_there
+        assert pushed(store, tmp_path / "a" / made.ROOT / name, own_key).was_there
+        pulled(store, tmp_path / "b", name, own_key)
+    assert made.content(tmp_path / "b") == made.content(tmp_path / "a")
+    collect.collect(store, Unlocked(own_key), collect.Kept())
+    assert not pack.exists()
+    assert store.listed("damaged/") == []
+
+
+def test_what_was_found_damaged_is_sent_again_after_its_removal_too(
+    store: Backend, tmp_path: Path
+) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(5 * made.MIB)})
+    pushed(store, path)
+    pushed(store, made.checkpoint(tmp_path / "a", "two", made.content(path)))
+    _flip(tmp_path / "store" / packs(store)[0], 5000)
+    with pytest.raises(DamagedError):
+        pulled(store, tmp_path / "b", "one")
+    entry = catalog.find(store, made.ROOT, "one")
+    collect.collect(store, Unlocked(None), collect.Kept(), entries=[entry])
+    pushed(store, path)
+    pulled(store, tmp_path / "b", "one")
+
+
+def test_an_index_that_is_damaged_is_right_when_it_is_pushed_again(
+    store: Backend, tmp_path: Path
+) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(5 * made.MIB)})
+    index = tmp_path / "store" / pushed(store, path).entry.object_name
+    _flip(index, index.stat().st_size // 2)
+    assert pushed(store, path).reused_bytes == 5 * made.MIB
+    pulled(store, tmp_path / "b", "one")
+
+
+def test_a_checkpoint_that_is_damaged_here_is_replaced_by_itself(
+    store: Backend, tmp_path: Path
+) -> None:
+    path = made.checkpoint(tmp_path / "a", "one", {"main/pages": made.noise(5 * made.MIB)})
+    pushed(store, path)
+    entry = catalog.find(store, made.ROOT, "one")
+
+    def again() -> Pulled:
+        with stored(store, entry, None) as source:
+            return bring(source, entry, str(tmp_path / "b"), made.ignore, replace=True)
+
+    assert not again().was_here
+    assert again().was_here
+    _flip(tmp_path / "b" / made.ROOT / "one/main/pages", 5000)
+    assert not again().was_here
+    assert made.content(tmp_path / "b") == made.content(tmp_path / "a")
 
 
 def test_a_pull_goes_on_where_another_was_interrupted(store: Backend, tmp_path: Path) -> None:
@@ -251,6 +339,31 @@ def test_another_checkpoint_of_the_name_is_not_replaced_unasked(
     with stored(store, entry, None) as source:
         bring(source, entry, str(tmp_path / "b"), made.ignore, replace=True)
     assert (tmp_path / "b" / made.ROOT / "one/main/pages").read_bytes() == b"second"
+
+
+@pytest.mark.parametrize("there", ["nothing", "another"])
+def test_a_checkpoint_that_got_the_name_during_a_pull_stays(
+    store: Backend, tmp_path: Path, there: str
+) -> None:
+    pushed(store, made.checkpoint(tmp_path / "a", "one", {"main/pages": b"from the store"}))
+    if there == "another":
+        made.checkpoint(tmp_path / "b", "one", {"main/pages": b"an older one"})
+    place = tmp_path / "b" / made.ROOT / "one"
+
+    def sealed_meanwhile(*_: int) -> None:
+        if place.exists():
+            place.rename(tmp_path / "old")
+        made.checkpoint(tmp_path / "b", "one", {"main/pages": b"the only copy"})
+
+    entry = catalog.find(store, made.ROOT, "one")
+    taken = pytest.raises(AlreadyExistsError, match="was made while")
+    with stored(store, entry, None) as source, taken:
+        bring(source, entry, str(tmp_path / "b"), sealed_meanwhile, replace=there == "another")
+    assert (place / "main/pages").read_bytes() == b"the only copy"
+    with stored(store, entry, None) as source:
+        again = bring(source, entry, str(tmp_path / "b"), made.ignore, replace=True)
+    assert again.received_bytes == 0
+    assert (place / "main/pages").read_bytes() == b"from the store"
 
 
 def test_of_each_pod_the_newest_are_kept(store: Backend, tmp_path: Path) -> None:

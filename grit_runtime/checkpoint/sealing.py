@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from grit_runtime import log
 from grit_runtime.checkpoint.dumping import Dumps, exited
+from grit_runtime.errors import AlreadyExistsError
 from grit_runtime.files import checkpoint_dir
 from grit_runtime.host import criu, linux, runc
 from grit_runtime.host import node as this_node
@@ -92,6 +93,7 @@ def _sign(manifest: Manifest, staging_dir: str, signing_key: str) -> None:
 def seal(context: Context, manifest: Manifest) -> None:
     """Write the manifest last and give the directory its name; synced if the source ends.
 
+    AlreadyExistsError if another checkpoint has got that name meanwhile, and none is to be replaced.
     Until the caller has recorded that the checkpoint is final, an undo takes the name back, and
     what had it before is in the staging directory.
     """
@@ -107,6 +109,12 @@ def seal(context: Context, manifest: Manifest) -> None:
     if context.order.replace and os.path.lexists(final_dir):
         linux.exchange(staging_dir, final_dir)
     else:
-        os.rename(staging_dir, final_dir)
+        try:
+            linux.rename_new(staging_dir, final_dir)
+        except FileExistsError:
+            raise AlreadyExistsError(
+                f"checkpoint {final_dir} was made while this one was taken; choose another name or "
+                "--replace"
+            ) from None
     if is_last:
         linux.sync_filesystem(os.path.dirname(final_dir))

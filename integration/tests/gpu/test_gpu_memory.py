@@ -190,7 +190,7 @@ def being_sent(gpus: Gpus, source: Pod, name: str) -> Iterator[Popen[str]]:
 
 
 def is_sending(pid: int) -> bool:
-    return "early_push" in Path(f"/proc/{pid}/cmdline").read_text()
+    return "early_push" in procfs.text(pid, "cmdline")
 
 
 def test_a_held_pod_can_be_resumed_while_its_memory_is_sent(gpus: Gpus, source: Pod) -> None:

@@ -93,7 +93,7 @@ def _sign(manifest: Manifest, staging_dir: str, signing_key: str) -> None:
 def seal(context: Context, manifest: Manifest) -> None:
     """Write the manifest last and give the directory its name; synced if the source ends.
 
-    AlreadyExistsError if another checkpoint has got that name meanwhile, and none is to be replaced.
+    AlreadyExistsError if another checkpoint has got it meanwhile, and none is to be replaced.
     Until the caller has recorded that the checkpoint is final, an undo takes the name back, and
     what had it before is in the staging directory.
     """

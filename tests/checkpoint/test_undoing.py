@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,13 +26,10 @@ from grit_runtime.model import outcomes, restore_steps
 from grit_runtime.nvidia import suspension
 from grit_runtime.pod import held_pods, lives
 from tests.model.test_hold import HOLD
-from tests.plain_node import RUNC
 from tests.store import made
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from grit_runtime.host.journal import Journal
     from tests.plain_node import Node
 
@@ -218,14 +216,14 @@ def test_what_is_not_thawed_is_not_asked_for_its_gpus_and_stays_for_the_next_und
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(suspension, "bring_back_pids", lambda *call: asked.append(call))
-    node.write("bin/runc", "#!/bin/sh\necho out of memory >&2\nexit 1\n")
+    failing = Path(node.write("failing", "out of memory"))
     held = begun(node)
     held.record(steps.Gpu((os.getpid(),)))
     held.record(steps.Freeze("c1"))
     with pytest.raises(CommandError, match="out of memory"):
         undoing.undo(held)
     assert asked == []
-    node.write("bin/runc", RUNC)
+    failing.unlink()
     assert undoing.recover().undone == [held.path]
     assert len(asked) == 1
 

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import os
-import signal
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -152,8 +151,7 @@ def play(directory: Path, scene: Callable[[Stage], Coroutine[object, object, Non
     try:
         asyncio.run(asyncio.wait_for(_play(directory, scene, token), TIMEOUT_S))
     finally:
-        for pid in process.carrying(token):
-            os.kill(pid, signal.SIGKILL)
+        process.wait_gone(token, deadline_s=0)
 
 
 async def _play(

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 def begin(pod: Pod) -> Journal[steps.Step]:
     """The pod's journal, with the supervisor watching it."""
     _refuse_awaited(pod)
-    path = f"{journal.PODS_DIR}/{pod.sandbox_id}/{journal.CHECKPOINT}"
-    return undoing.begin(path, f"pod {pod.namespace}/{pod.name}")
+    return undoing.begin(_journal_path(pod.sandbox_id), f"pod {pod.namespace}/{pod.name}")
 
 
 def warn(pod: Pod) -> None:
@@ -123,7 +122,7 @@ def _let_go(hold: Hold) -> None:
 
 def _adopted(hold: Hold) -> Journal[steps.Step] | None:
     """What is to be given back to the pod; None if its containers are gone, and that with them."""
-    path = f"{journal.PODS_DIR}/{hold.sandbox_id}/{journal.CHECKPOINT}"
+    path = _journal_path(hold.sandbox_id)
     held = undoing.adopt(path)
     if held is None and os.path.exists(path):
         raise UnavailableError(f"pod {hold.name}: another grit command works on it; try again")
@@ -175,3 +174,7 @@ def _require_sealed(tool: Runc, hold: Hold) -> None:
             f"pod {hold.name}: container {killed[0]} was killed and is in checkpoint "
             f"{hold.checkpoint} only: {reason}; put it back, or delete the pod"
         )
+
+
+def _journal_path(sandbox_id: str) -> str:
+    return f"{journal.PODS_DIR}/{sandbox_id}/{journal.CHECKPOINT}"

@@ -356,15 +356,16 @@ def _recover_held(held: Journal[steps.Step]) -> bool:
             outcome = _outcome(held.steps())
             if outcome and outcome.outcome == outcomes.SEALED and not _is_recorded(outcome):
                 records.append(outcome)
-        if _is_sandbox_gone(held):  # it may have been deleted meanwhile
-            _forget(held)
-            held_pods.drop_gone()
-            return True
+        is_gone = _is_sandbox_gone(held)  # it may have been deleted meanwhile
     except BaseException:
         held.close()
         raise
-    held.close()
-    return False
+    if is_gone:
+        _forget(held)
+        held_pods.drop_gone()
+    else:
+        held.close()
+    return is_gone
 
 
 def _is_recorded(outcome: Outcome) -> bool:

@@ -14,17 +14,17 @@ from grit_runtime.errors import AlreadyExistsError, FailedPreconditionError, Ima
 from grit_runtime.files import arrivals, confine, unfinished
 from grit_runtime.host import journal
 from grit_runtime.host.descriptor import closing_fd
-from grit_runtime.model import outcomes
 from grit_runtime.model.hold import Hold
-from grit_runtime.model.outcomes import Outcome
 from grit_runtime.model.restore_steps import STEPS, Begin, Restored, Started
 from grit_runtime.pod import held_pods
+from tests.outcomes import NOW
 from tests.store import made
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from grit_runtime.host.journal import Journal
+    from grit_runtime.model.outcomes import Outcome
     from grit_runtime.model.restore_steps import Step
 
 HOUR_S = 3600.0
@@ -62,19 +62,7 @@ def sha256_of(name: str) -> str:
 
 
 def outcome(sha256: str) -> Outcome:
-    return Outcome(
-        time="2026-11-29T00:00:00Z",
-        outcome=outcomes.RESTORED,
-        reason="",
-        namespace=made.ROOT,
-        pod="counter",
-        pod_uid="uid-1",
-        sandbox_id="sandbox",
-        container="main",
-        container_id="container",
-        checkpoint="",
-        manifest_sha256=sha256,
-    )
+    return NOW._replace(manifest_sha256=sha256)
 
 
 def hold_for(sha256: str) -> None:

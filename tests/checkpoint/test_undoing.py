@@ -26,6 +26,7 @@ from grit_runtime.model import outcomes, restore_steps
 from grit_runtime.nvidia import suspension
 from grit_runtime.pod import held_pods, lives
 from tests.model.test_hold import HOLD
+from tests.outcomes import NOW
 from tests.store import made
 
 TYPE_CHECKING = False
@@ -33,17 +34,8 @@ if TYPE_CHECKING:
     from grit_runtime.host.journal import Journal
     from tests.plain_node import Node
 
-OUTCOME = outcomes.Outcome(
-    time="2026-12-01T10:00:00Z",
-    outcome=outcomes.FAILED,
-    reason="the engine was killed",
-    namespace="shop",
-    pod="cart-7",
-    pod_uid="5f0c",
-    sandbox_id="sandbox-7",
-    container="",
-    container_id="",
-    checkpoint="nightly",
+OUTCOME = NOW._replace(
+    outcome=outcomes.FAILED, pod_uid="5f0c", manifest_sha256="", namespace="shop", pod="cart-7"
 )
 
 

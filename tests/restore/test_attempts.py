@@ -6,8 +6,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from grit_runtime.host import journal
-from grit_runtime.model import outcomes, restore_steps
+from grit_runtime.model import restore_steps
 from grit_runtime.restore import attempts
+from tests.outcomes import NOW
 from tests.plain_node import PATIENCE_S, wait_until_it_waits
 
 TYPE_CHECKING = False
@@ -18,25 +19,12 @@ if TYPE_CHECKING:
 
     from tests.plain_node import Node
 
-OUTCOME = outcomes.Outcome(
-    time="2026-12-01T10:00:00Z",
-    outcome=outcomes.RESTORED,
-    reason="",
-    namespace="shop",
-    pod="cart-7",
-    pod_uid="5f0c",
-    sandbox_id="5a1e",
-    container="app",
-    container_id="c1",
-    checkpoint="nightly",
-)
-
 
 def restored(node: Node) -> journal.Journal[restore_steps.Step]:
     path = f"{node.path}/pods/5a1e/c1/{attempts.JOURNAL}"
     attempt = journal.begin(path, restore_steps.STEPS)
-    attempt.record(restore_steps.Begin(OUTCOME))
-    attempt.record(restore_steps.Restored(OUTCOME))
+    attempt.record(restore_steps.Begin(NOW))
+    attempt.record(restore_steps.Restored(NOW))
     return attempt
 
 
